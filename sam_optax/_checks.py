@@ -1,0 +1,46 @@
+"""Clear errors for hyperparameters out of range."""
+
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def interval(name: str, value: Any, bounds: str) -> None:
+    """Raises unless value is inside bounds, such as "[0, 1)", or cannot be known yet.
+
+    Schedules and arrays pass: a schedule is known only when it runs, and
+    `optax.inject_hyperparams` hands over arrays, whose values would have to be waited for.
+    """
+    if callable(value) or isinstance(value, (jax.Array, np.ndarray)):
+        return
+    if not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{name} must be a number or an Optax schedule (a function of the step), got {value!r}."
+        )
+    low, high = map(float, bounds[1:-1].split(","))
+    above = value >= low if bounds[0] == "[" else value > low
+    below = value <= high if bounds[-1] == "]" else value < high
+    if not (above and below):
+        raise ValueError(
+            f"{name} must lie in {bounds}, got {value!r}: pass a number from that interval, or a "
+            "schedule with such values."
+        )
+
+
+def whole(name: str, value: Any, low: int) -> None:
+    """Raises unless value is an integer of at least low, or an array."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}: pass a larger number.")
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises unless value is one of choices."""
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ValueError(f"{name} must be {listed}, got {value!r}.")

@@ -1,0 +1,69 @@
+"""What the parts of a sharpness-aware method look like.
+
+Every function of a part takes `step`, the link's own step count (int32, from 0), which its
+schedules are evaluated at, and accepts the extra arguments of the update.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import optax
+
+# A number, or a function of the link's own step count.
+Schedulable = optax.ScalarOrSchedule
+
+
+@runtime_checkable
+class StartState(Protocol):
+    """State of a `Start`: a NamedTuple that knows its offset."""
+
+    def offset(self, params: optax.Params) -> optax.Updates:
+        """δ0, shaped like params, from this state and the current params alone."""
+
+
+class Start(NamedTuple):
+    """Where the first gradient is taken.
+
+    Attributes:
+      init: `init(params) -> state`, a `StartState`.
+      update: `update(direction, state, params, *, step, **extra) -> state`, called at the end of
+        each step with the direction that is handed on.
+    """
+
+    init: Callable[[optax.Params], Any]
+    update: Callable[..., Any]
+
+
+class When(NamedTuple):
+    """Whether the second gradient is worth its cost at this step.
+
+    Attributes:
+      init: `init(params) -> state`.
+      update: `update(first, state, params, *, step, **extra) -> (fire, state)`; fire is a boolean
+        scalar, or the Python constant True of a policy that never skips. It must be equal on all
+        devices.
+    """
+
+    init: Callable[[optax.Params], Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+class Combine(NamedTuple):
+    """What is handed on to the rest of the chain.
+
+    Attributes:
+      init: `init(params) -> state`.
+      fresh: `fresh(first, second, state, params, *, step, **extra) -> (direction, state)`, at the
+        steps with a second gradient.
+      stale: `stale(first, state, params, *, step, **extra) -> (direction, state)`, at the others.
+    """
+
+    init: Callable[[optax.Params], Any]
+    fresh: Callable[..., tuple[optax.Updates, Any]]
+    stale: Callable[..., tuple[optax.Updates, Any]]
+
+
+def value_at(hyperparameter: Schedulable, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """The hyperparameter at a step."""
+    return hyperparameter(step) if callable(hyperparameter) else hyperparameter

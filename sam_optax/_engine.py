@@ -1,0 +1,364 @@
+"""One step of every sharpness-aware method: four slots, one second gradient, one decision."""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+import warnings
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_optax import _checks, _tree
+from sam_optax import combine as combining
+from sam_optax import when as deciding
+from sam_optax._contracts import Combine, Start, StartState, When
+
+GradFn = Callable[[optax.Params], optax.Updates]
+
+
+class SharpnessAwareState(NamedTuple):
+    """State of every sharpness-aware method.
+
+    Attributes:
+      steps: int32, the steps taken.
+      ascents: int32, the second gradients taken; ascents / steps is the share of SAM steps.
+      start: state of the part that places the first gradient.
+      perturb: state of the part that places the second.
+      when: state of the part that decides.
+      combine: state of the part that combines.
+    """
+
+    steps: jax.Array
+    ascents: jax.Array
+    start: Any
+    perturb: optax.OptState
+    when: Any
+    combine: Any
+
+
+def sharpness_aware(
+    perturb: optax.GradientTransformation | None = None,
+    *,
+    start: Start | None = None,
+    when: When | None = None,
+    combine: Combine | None = None,
+    updates_at: str = "params",
+) -> optax.GradientTransformationExtraArgs:
+    """A sharpness-aware method, as one link of an Optax chain, from four parts.
+
+    One step, at parameters w::
+
+        δ0        = start.offset(w)                  no offset by default
+        first     = gradient at w + δ0               `updates`, where there is no offset
+        fire      = when(first)                      always by default
+        ε         = perturb(first)
+        direction = combine(first, grad_fn(w + ε))   grad_fn(w + ε) by default
+                    or, where fire is false, combine(first)
+
+    The direction takes the place of the gradient in the rest of the chain. Only the second gradient
+    sits behind the decision; the parts' statistics follow every step. Its update is
+    `update(updates, state, params, *, grad_fn, **extra_args)`: `updates` is the gradient at
+    `params`, and `grad_fn(params) -> gradient` a pure function of the parameters alone, with batch,
+    dropout key, model state and cross-device means closed over. Extra arguments go on to the parts.
+
+    Inside `jit` the decision is a `lax.cond`. Where the update is called outside `jit` it is taken
+    in Python and `grad_fn`, which the caller has compiled, is called or not: the way to train
+    convolutions on CPU, because XLA compiles convolution gradients inside a conditional to code
+    40 times slower there. Lowered for CPU with a convolution in `grad_fn`, the update inside `jit`
+    takes the second gradient always, selects, and warns.
+
+    Args:
+      perturb: an Optax transformation, gradient ↦ ε (`sam_optax.perturb`), or None for a method
+        without a second gradient, whose direction is the first.
+      start: where the first gradient is taken (`sam_optax.start`); None for the parameters.
+      when: whether to take the second gradient (`sam_optax.when`); None for always.
+      combine: what to hand on (`sam_optax.combine`); None for the second gradient.
+      updates_at: "params", the safe default, or "gradient_point" where the caller takes `updates`
+        at `gradient_point(opt_state, params)`, which saves one gradient where there is a start.
+
+    Returns:
+      A transformation with state `SharpnessAwareState`. Directions have the dtypes of `updates`.
+
+    Raises:
+      ValueError: at construction, updates_at is neither of the two, or when or combine are given
+        without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
+        params are missing.
+      TypeError: perturb is no Optax transformation.
+
+    Example:
+      >>> import jax, optax, sam_optax
+      >>> from sam_optax import perturb, when
+      >>> link = sam_optax.sharpness_aware(perturb.loss_ball(0.3), when=when.every(2))
+      >>> tx = optax.chain(link, optax.sgd(0.1))
+      >>> grad_fn = jax.grad(lambda w: (w**2).sum())
+      >>> w = jax.numpy.array([1.0, 2.0])
+      >>> updates, state = tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
+      >>> int(optax.tree.get(state, "ascents"))
+      1
+    """
+    _checks.choice("updates_at", updates_at, ("params", "gradient_point"))
+    if perturb is None:
+        if when is not None or combine is not None:
+            raise ValueError(
+                "when and combine act on a second gradient, and without perturb there is none: "
+                "pass perturb, such as sam_optax.perturb.ball(0.05)."
+            )
+    elif not isinstance(perturb, optax.GradientTransformation):
+        raise TypeError(f"perturb must be an Optax transformation, got {perturb!r}.")
+    ascent = optax.with_extra_args_support(perturb or optax.identity())
+    start = start or Start(optax.init_empty_state, lambda direction, state, params, **extra: state)
+    when = when or deciding.always()
+    combine = combine or combining.perturbed()
+
+    def init(params):
+        _check_params(params)
+        return SharpnessAwareState(
+            steps=jnp.zeros([], jnp.int32),
+            ascents=jnp.zeros([], jnp.int32),
+            start=start.init(params),
+            perturb=ascent.init(params),
+            when=when.init(params),
+            combine=combine.init(params),
+        )
+
+    # The pieces of a step. Outside jit each is compiled on its own.
+
+    @_piece
+    def decide(grad_fn, first, state, params, extra):
+        del grad_fn
+        fire, when_state = when.update(first, state.when, params, step=state.steps, **extra)
+        # A constant True becomes None, which stays a constant through jit.
+        return None if fire is True else fire, state._replace(when=when_state)
+
+    @_piece
+    def ascend(grad_fn, first, state, params, extra):
+        engine = {"step": state.steps, "grad_fn": grad_fn, "offset": _offset(state, params)}
+        epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
+        return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
+
+    def join(first, second, state, params, extra):
+        if second is None:
+            joined = combine.stale(first, state.combine, params, step=state.steps, **extra)
+        else:
+            joined = combine.fresh(first, second, state.combine, params, step=state.steps, **extra)
+        direction, combine_state = joined
+        return _tree.cast_like(direction, first), combine_state
+
+    def finish(fire, joined, state, params, extra):
+        direction, combine_state = joined
+        start_state = start.update(direction, state.start, params, step=state.steps, **extra)
+        return direction, state._replace(
+            steps=optax.safe_increment(state.steps),
+            ascents=jnp.where(fire, optax.safe_increment(state.ascents), state.ascents),
+            start=start_state,
+            combine=combine_state,
+        )
+
+    @_piece
+    def conclude(grad_fn, first, second, state, params, extra):
+        del grad_fn
+        joined = join(first, second, state, params, extra)
+        return finish(second is not None, joined, state, params, extra)
+
+    @_piece
+    def skip(grad_fn, first, state, params, extra):
+        _, state = ascend.plain(grad_fn, first, state, params, extra)
+        return conclude.plain(grad_fn, first, None, state, params, extra)
+
+    def update(updates, state, params=None, *, grad_fn=None, **extra):
+        _check_params(params)
+        replaces = isinstance(state.start, StartState) and updates_at == "params"
+        if grad_fn is None and (replaces or perturb is not None):
+            raise ValueError(
+                "a sharpness-aware update needs grad_fn, the gradient as a function of the "
+                "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
+                "loss(p, batch)))."
+            )
+        gradient = functools.partial(_gradient, grad_fn, updates)
+        first = gradient(_offset_params(state, params)) if replaces else updates
+        if perturb is None:
+            return conclude(gradient, first, None, state, params, extra)
+        fire, state = decide(gradient, first, state, params, extra)
+        if isinstance(fire, jax.core.Tracer):
+            point, state = ascend(gradient, first, state, params, extra)
+            joined = _on_device(
+                fire,
+                gradient,
+                lambda second: join(first, second, state, params, extra),
+                point,
+            )
+            return finish(fire, joined, state, params, extra)
+        if fire is None or fire:
+            point, state = ascend(gradient, first, state, params, extra)
+            return conclude(gradient, first, gradient(point), state, params, extra)
+        return skip(gradient, first, state, params, extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+    """The parameters at which the coming update expects its first gradient.
+
+    They are w + δ0 for a method with a start (r_sam, r_gsam), and w itself for every other
+    optimizer. With `updates_at="gradient_point"` the caller takes its gradient there, and no
+    gradient is wasted::
+
+        grads = grad_fn(sam_optax.gradient_point(opt_state, params))
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+
+    Args:
+      opt_state: the state of the whole optimizer, with the method's state anywhere inside.
+      params: the current parameters.
+
+    Returns:
+      Parameters of the same structure, shapes and dtypes.
+
+    Raises:
+      ValueError: more than one sharpness-aware method is inside.
+    """
+
+    def is_ours(node):
+        return isinstance(node, SharpnessAwareState)
+
+    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]
+    if len(states) > 1:
+        raise ValueError(
+            f"gradient_point found {len(states)} sharpness-aware methods in opt_state; pass the "
+            "state of one."
+        )
+    return _offset_params(states[0], params) if states else params
+
+
+def average(axis_name: str | tuple[str, ...]) -> optax.GradientTransformation:
+    """The mean of the updates over devices, as a link.
+
+    Behind a sharpness-aware link that is fed local gradients it gives m-sharpness, a perturbation
+    for each device, as in the papers of SAM and GSAM::
+
+        optax.chain(sam_optax.sam(0.05), sam_optax.average("batch"), optax.sgd(0.1))
+
+    Args:
+      axis_name: the mapped axis or axes of `jax.pmap`, `jax.vmap` or `jax.shard_map`.
+
+    Returns:
+      A stateless transformation.
+    """
+    return optax.stateless(lambda updates, params: jax.lax.pmean(updates, axis_name))
+
+
+class _AsksForGradientError(Exception):
+    """Raised while a piece is traced that calls grad_fn."""
+
+
+def _piece(function):
+    """function(grad_fn, *args), compiled where its arguments are concrete, from the second call on.
+
+    The first call runs op by op, because `optax.inject_hyperparams` builds a link anew for each
+    call, and compiling every one would cost far more than it saves. A piece stays uncompiled where
+    it calls grad_fn, which is a new closure over a batch at each step, or where an extra argument
+    is no array.
+    """
+
+    def ask(params):
+        raise _AsksForGradientError
+
+    compiled = jax.jit(functools.partial(function, ask))
+    calls = 0
+
+    @functools.wraps(function)
+    def call(grad_fn, *args):
+        nonlocal compiled, calls
+        leaves = jax.tree.leaves(args)
+        if compiled and not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            calls += 1
+            if calls > 1 and all(isinstance(leaf, jax.typing.ArrayLike) for leaf in leaves):
+                try:
+                    return compiled(*args)
+                except _AsksForGradientError:
+                    compiled = None
+        return function(grad_fn, *args)
+
+    call.plain = function
+    return call
+
+
+def _on_device(fire, gradient, join, point):
+    """join(gradient(point)) where fire is true, else join(None), without leaving the device."""
+    gradient = jax.jit(gradient)  # traced once, for the branches and for the look inside
+
+    def conditional(fire, point):
+        return jax.lax.cond(fire, lambda p: join(gradient(p)), lambda p: join(None), point)
+
+    def select(fire, point):
+        return optax.tree.where(fire, join(gradient(point)), join(None))
+
+    if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):
+        return conditional(fire, point)
+    if jax.default_backend() == "cpu":
+        warnings.warn(
+            "A convolution's gradient inside a conditional runs about 40 times slower on CPU, so "
+            "this update takes the second gradient at every step and selects. To skip it for real, "
+            "compile grad_fn and call the optimizer's update outside jit: the decision is then "
+            "taken on the host.",
+            stacklevel=2,
+        )
+    return jax.lax.platform_dependent(fire, point, cpu=select, default=conditional)
+
+
+def _has_convolution(jaxpr):
+    """Whether a convolution is anywhere in the jaxpr."""
+
+    def is_jaxpr(node):
+        return hasattr(node, "eqns") or hasattr(node, "jaxpr")
+
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        for node in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(node) and _has_convolution(getattr(node, "jaxpr", node)):
+                return True
+    return False
+
+
+def _offset(state, params):
+    """δ0, or None where the first gradient is taken at the parameters."""
+    return state.start.offset(params) if isinstance(state.start, StartState) else None
+
+
+def _offset_params(state, params):
+    """The parameters at which the first gradient is taken."""
+    offset = _offset(state, params)
+    return params if offset is None else _tree.add(params, offset)
+
+
+def _gradient(grad_fn, like, params):
+    """grad_fn(params), checked and cast to be exchangeable with `like`."""
+    gradient = grad_fn(params)
+    expected, got = jax.tree.structure(like), jax.tree.structure(gradient)
+    if got != expected:
+        raise ValueError(
+            "grad_fn must return the gradient alone, with the structure of updates: use jax.grad, "
+            f"or drop the value and aux. Expected {expected}, got {got}."
+        )
+    return _tree.cast_like(gradient, like)
+
+
+def _check_params(params):
+    """Raises where the parameters are missing or masked."""
+    if params is None:
+        raise ValueError(
+            "a sharpness-aware update needs the parameters: call update(grads, opt_state, params, "
+            "grad_fn=grad_fn)."
+        )
+
+    def is_masked(node):
+        return isinstance(node, optax.MaskedNode)
+
+    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
+        raise ValueError(
+            "params hold an optax.MaskedNode, so grad_fn cannot be evaluated: put the mask in the "
+            "perturb slot instead, as in sharpness_aware(optax.chain(optax.masked("
+            "optax.set_to_zero(), frozen), sam_optax.perturb.ball(rho))), and leave this link "
+            "outside optax.masked and optax.partition."
+        )

@@ -1,0 +1,62 @@
+"""Global inner products and norms over whole pytrees, in float32 at least."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# The smallest norm that is divided by: unit(0) is 0 and not NaN.
+TINY = 1e-12
+
+
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
+    """x in float32 at least; float64 stays float64."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def combine(function: Callable[..., jax.Array], *trees: Any) -> Any:
+    """function, leaf by leaf, of the widened leaves."""
+    return jax.tree.map(lambda *leaves: function(*map(widen, leaves)), *trees)
+
+
+def vdot(a: Any, b: Any) -> jax.Array:
+    """⟨a, b⟩ over all leaves."""
+    products = jax.tree.leaves(combine(lambda x, y: jnp.sum(x * y), a, b))
+    return sum(products, jnp.zeros([], jnp.float32))
+
+
+def norm(a: Any) -> jax.Array:
+    """‖a‖ over all leaves."""
+    return jnp.sqrt(vdot(a, a))
+
+
+def unit_scale(a: Any) -> jax.Array:
+    """1 / max(‖a‖, TINY), the factor that makes `a` a unit vector."""
+    return 1 / jnp.maximum(norm(a), TINY)
+
+
+def reject(a: Any, b: Any) -> Any:
+    """The part of `a` orthogonal to `b`: a − ⟨a, unit(b)⟩ unit(b), and `a` where b = 0."""
+    scale = unit_scale(b)
+    along = vdot(a, b) * scale * scale
+    return combine(lambda x, y: x - along * y, a, b)
+
+
+def add(params: optax.Params, delta: Any) -> optax.Params:
+    """params + delta, each leaf in the dtype of the parameters."""
+    return jax.tree.map(lambda p, d: p + d.astype(jnp.result_type(p)), params, delta)
+
+
+def cast_like(tree: Any, reference: Any) -> Any:
+    """tree in the dtypes of reference."""
+    return jax.tree.map(lambda x, r: x.astype(jnp.result_type(r)), tree, reference)
+
+
+def scalar(value: jax.typing.ArrayLike, params: optax.Params) -> jax.Array:
+    """value as a scalar in the dtype of the statistics: float32, or float64 for float64 params."""
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
+    return jnp.asarray(value, functools.reduce(jnp.promote_types, dtypes, jnp.float32))

@@ -1,0 +1,268 @@
+"""What is handed on: with a second gradient (`fresh`), and without one (`stale`).
+
+g is the first gradient, g' the second. Sums and norms are taken in float32 at least; the engine
+returns the direction in the dtype of the gradient.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_optax import _checks, _tree
+from sam_optax._contracts import Combine, Schedulable, value_at
+
+
+def _hand_on_first(first, state, params, **extra):
+    """The stale step of the base optimizer alone: d = g."""
+    del params, extra
+    return first, state
+
+
+def perturbed() -> Combine:
+    """d = g'; without a second gradient d = g.
+
+    Returns:
+      A stateless `Combine`.
+    """
+
+    def fresh(first, second, state, params, **extra):
+        del first, params, extra
+        return second, state
+
+    return Combine(optax.init_empty_state, fresh, _hand_on_first)
+
+
+class MixState(NamedTuple):
+    """State of `mix`; both float32, or float64 for float64 parameters.
+
+    Attributes:
+      lambda_k: λ_k, the weight of g' at the coming step.
+      previous_norm: ‖g_{k−1}‖ (of g' where ratio is "perturbed"), 0 before the first step.
+    """
+
+    lambda_k: jax.Array
+    previous_norm: jax.Array
+
+
+def mix(
+    gamma: Schedulable = 1.4,
+    chi: Schedulable = 1.05,
+    lambda_0: float = 1.0,
+    delta: float = 0.01,
+    *,
+    ratio: str = "clean",
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Combine:
+    """d = (1 − λ_k) g + λ_k g', with λ_k led by the ratio of consecutive gradient norms.
+
+    With r_k = ‖g_k‖ / ‖g_{k−1}‖: λ_{k+1} = clip(γ λ_k, δ, 1 − δ) if k = 0 or r_k ≥ χ, else
+    clip(λ_k / γ, δ, 1 − δ). λ_0 itself is not clipped. Without a second gradient d = g, and λ and
+    the previous norm stay as they are.
+
+    Args:
+      gamma: the factor γ > 1 by which λ grows and shrinks, or a schedule of it.
+      chi: the threshold χ ≥ 0 of r_k, or a schedule of it.
+      lambda_0: λ_0 in [0, 1].
+      delta: δ in [0, 0.5], the distance that λ keeps from 0 and 1.
+      ratio: "clean" takes r_k of ‖g‖, "perturbed" of ‖g'‖.
+      axis_name: the mapped axes over which the norm is averaged, so that λ is equal on all devices
+        where each feeds its own gradient.
+
+    Returns:
+      A `Combine` with state `MixState`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+      TypeError: an argument is no number.
+
+    References:
+      SAMAR: Sharpness-Aware Minimization with Adaptive Regularization, Algorithm 1.
+    """
+    _checks.interval("gamma", gamma, "(1, inf)")
+    _checks.interval("chi", chi, "[0, inf)")
+    _checks.interval("lambda_0", lambda_0, "[0, 1]")
+    _checks.interval("delta", delta, "[0, 0.5]")
+    _checks.choice("ratio", ratio, ("clean", "perturbed"))
+
+    def init(params):
+        return MixState(_tree.scalar(lambda_0, params), _tree.scalar(0, params))
+
+    def fresh(first, second, state, params, *, step, **extra):
+        del extra
+        lambda_k = state.lambda_k
+        direction = _tree.combine(lambda g, h: (1 - lambda_k) * g + lambda_k * h, first, second)
+        norm = _tree.norm(first if ratio == "clean" else second)
+        if axis_name is not None:
+            norm = jax.lax.pmean(norm, axis_name)
+        factor = value_at(gamma, step)
+        # r_k ≥ χ without the division, so that a zero gradient gives no NaN; the previous norm of 0
+        # before the first step makes this hold at k = 0, as it should.
+        grows = norm >= value_at(chi, step) * state.previous_norm
+        moved = jnp.where(grows, factor * lambda_k, lambda_k / factor)
+        following = jnp.clip(moved, delta, 1 - delta)
+        return direction, MixState(_tree.scalar(following, params), _tree.scalar(norm, params))
+
+    return Combine(init, fresh, _hand_on_first)
+
+
+class WeighState(NamedTuple):
+    """State of `weigh`.
+
+    Attributes:
+      base: the state of the base transformation.
+    """
+
+    base: optax.OptState
+
+
+def weigh(gamma: Schedulable, base: optax.GradientTransformation | None = None) -> Combine:
+    """d = base(g) + γ/(1 − γ) (g' − g), the base fed the clean gradient alone.
+
+    Without a second gradient d = base(g).
+
+    Args:
+      gamma: the weight γ of the sharpness in [0, 1), or a schedule of it. ½ hands on
+        base(g) + g' − g, 0 (the neutral setting) base(g).
+      base: an Optax transformation that gives a direction, without the learning rate; None for the
+        identity, with which this is the coupled form.
+
+    Returns:
+      A `Combine` with state `WeighState`.
+
+    Raises:
+      ValueError: gamma is outside [0, 1).
+      TypeError: gamma is no number or schedule, or base no Optax transformation.
+
+    References:
+      Yue et al., Sharpness-Aware Minimization Revisited, 2023, Algorithms 2 and 4.
+    """
+    _checks.interval("gamma", gamma, "[0, 1)")
+    if base is None:
+        base = optax.identity()
+    if not isinstance(base, optax.GradientTransformation):
+        raise TypeError(
+            "base must be an Optax transformation without the learning rate, such as "
+            f"optax.trace(0.9) or optax.scale_by_adam(), got {base!r}."
+        )
+    base = optax.with_extra_args_support(base)
+
+    def init(params):
+        return WeighState(base.init(params))
+
+    def stale(first, state, params, **extra):
+        direction, base_state = base.update(first, state.base, params, **extra)
+        return direction, WeighState(base_state)
+
+    def fresh(first, second, state, params, *, step, **extra):
+        direction, state = stale(first, state, params, step=step, **extra)
+        gamma_t = value_at(gamma, step)
+        weight = gamma_t / (1 - gamma_t)
+        return _tree.combine(lambda u, g, h: u + weight * (h - g), direction, first, second), state
+
+    return Combine(init, fresh, stale)
+
+
+def extrapolate(alpha: Schedulable) -> Combine:
+    """d = g' − α g, without rescaling; without a second gradient d = g.
+
+    Args:
+      alpha: the weight α ≥ 0 of the clean gradient, or a schedule of it. 0 is the neutral setting.
+
+    Returns:
+      A stateless `Combine`.
+
+    Raises:
+      ValueError: alpha is negative.
+      TypeError: alpha is neither a number nor a schedule.
+
+    References:
+      Fix the Loss, Not the Radius (LE-SAM+), Section 6.1.
+    """
+    _checks.interval("alpha", alpha, "[0, inf)")
+
+    def fresh(first, second, state, params, *, step, **extra):
+        del params, extra
+        weight = value_at(alpha, step)
+        return _tree.combine(lambda g, h: h - weight * g, first, second), state
+
+    return Combine(optax.init_empty_state, fresh, _hand_on_first)
+
+
+def surrogate_gap(alpha: Schedulable) -> Combine:
+    """d = g' − α reject(g, g'); without a second gradient d = g.
+
+    The rejected part is the first gradient's, orthogonal to the second, and it is subtracted:
+    that descends the surrogate gap without changing the perturbed loss to first order.
+
+    Args:
+      alpha: the weight α ≥ 0 of the rejected part, or a schedule of it. 0 is the neutral setting.
+
+    Returns:
+      A stateless `Combine`.
+
+    Raises:
+      ValueError: alpha is negative.
+      TypeError: alpha is neither a number nor a schedule.
+
+    References:
+      Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, 2022,
+      Algorithm 1.
+    """
+    _checks.interval("alpha", alpha, "[0, inf)")
+
+    def fresh(first, second, state, params, *, step, **extra):
+        del params, extra
+        weight = value_at(alpha, step)
+        rejected = _tree.reject(first, second)
+        return _tree.combine(lambda h, r: h - weight * r, second, rejected), state
+
+    return Combine(optax.init_empty_state, fresh, _hand_on_first)
+
+
+class ReuseState(NamedTuple):
+    """State of `reuse`.
+
+    Attributes:
+      v: reject(g', g) of the last step with a second gradient, 0 before; shaped and typed like the
+        parameters.
+    """
+
+    v: optax.Updates
+
+
+def reuse(alpha: Schedulable) -> Combine:
+    """d = g', storing v = reject(g', g); without a second gradient d = g + α ‖g‖ unit(v).
+
+    Global vectors, not one per tensor. v = 0 (before the first second gradient) gives d = g.
+
+    Args:
+      alpha: the weight α ≥ 0 of the reused direction, or a schedule of it; 0 hands on g.
+
+    Returns:
+      A `Combine` with state `ReuseState`, one copy of the parameters.
+
+    Raises:
+      ValueError: alpha is negative.
+      TypeError: alpha is neither a number nor a schedule.
+
+    References:
+      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (LookSAM), 2022,
+      Algorithm 1; Jiang et al., 2023, Algorithm 1, lines 8 and 11.
+    """
+    _checks.interval("alpha", alpha, "[0, inf)")
+
+    def init(params):
+        return ReuseState(v=optax.tree.zeros_like(params))
+
+    def fresh(first, second, state, params, **extra):
+        del params, extra
+        return second, ReuseState(v=_tree.cast_like(_tree.reject(second, first), state.v))
+
+    def stale(first, state, params, *, step, **extra):
+        del params, extra
+        scale = value_at(alpha, step) * _tree.norm(first) * _tree.unit_scale(state.v)
+        return _tree.combine(lambda g, v: g + scale * v, first, state.v), state
+
+    return Combine(init, fresh, stale)

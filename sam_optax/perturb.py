@@ -1,0 +1,134 @@
+"""Where the second gradient is taken: first gradient ↦ ε, each an ordinary Optax transformation.
+
+`update` gets the engine's extra arguments: `step` (the link's step count), `offset` (δ0, or None
+where the first gradient is taken at the parameters) and `grad_fn`. ε comes in float32 at least and
+is added in the parameters' dtype.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_optax import _checks, _tree
+from sam_optax._contracts import Schedulable, value_at
+
+
+def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
+    """ε = ρ unit(g): the steepest ascent in a Euclidean ball over the whole tree.
+
+    Args:
+      rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it. 0 is the neutral
+        setting.
+
+    Returns:
+      A stateless transformation; a zero gradient gives ε = 0.
+
+    Raises:
+      ValueError: rho is negative.
+      TypeError: rho is neither a number nor a schedule.
+
+    References:
+      Foret et al., Sharpness-Aware Minimization, 2021, Equation 2 with p = 2.
+    """
+    _checks.interval("rho", rho, "[0, inf)")
+
+    def update(first, state, params=None, *, step, **extra):
+        del params, extra
+        scale = value_at(rho, step) * _tree.unit_scale(first)
+        return _tree.combine(lambda g: scale * g, first), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+class LossBallState(NamedTuple):
+    """State of `loss_ball`.
+
+    Attributes:
+      rho: ρ_t, the radius in force at the last step, 0 before the first; float32, or float64 for
+        float64 parameters.
+    """
+
+    rho: jax.Array
+
+
+def loss_ball(
+    budget: Schedulable, rho_max: Schedulable | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """ε = ρ_t g / N, ρ_t = min(budget_t / N, ρ_max), N = √(‖g‖² + 1e-12).
+
+    The radius that raises the linearised loss by the budget: ⟨g, ε⟩ = budget where ρ_max does not
+    bind.
+
+    Args:
+      budget: the loss budget ≥ 0, in the units of the loss, or a schedule of it. 0 is the neutral
+        setting. Not invariant to the scale of the loss.
+      rho_max: the largest radius, in the units of the parameters, or a schedule of it; None for no
+        bound.
+
+    Returns:
+      A transformation whose state holds ρ_t as `rho`; a zero gradient gives ε = 0.
+
+    Raises:
+      ValueError: budget or rho_max is negative.
+      TypeError: budget or rho_max is neither a number nor a schedule.
+
+    References:
+      Fix the Loss, Not the Radius (LE-SAM), Equations 11 and 12, Sections 4.3 and B.1.
+    """
+    _checks.interval("budget", budget, "[0, inf)")
+    if rho_max is not None:
+        _checks.interval("rho_max", rho_max, "[0, inf)")
+
+    def init(params):
+        return LossBallState(rho=_tree.scalar(0, params))
+
+    def update(first, state, params=None, *, step, **extra):
+        del state, extra
+        n = jnp.sqrt(_tree.vdot(first, first) + 1e-12)
+        rho = value_at(budget, step) / n
+        if rho_max is not None:
+            rho = jnp.minimum(rho, value_at(rho_max, step))
+        epsilon = _tree.combine(lambda g: rho / n * g, first)
+        return epsilon, LossBallState(rho=_tree.scalar(rho, params))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def noisy_ball(
+    rho: Schedulable, lambda_: Schedulable = 1.0, *, normalize_gradient: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """ε = ρ unit(δ0 + λ g), around the parameters, with g taken at the parameters + δ0.
+
+    Args:
+      rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it.
+      lambda_: the weight λ ≥ 0 of the gradient against the noise, or a schedule of it.
+      normalize_gradient: whether λ weighs unit(g) in place of g.
+
+    Returns:
+      A stateless transformation. Without an offset it is `ball`, where λ > 0.
+
+    Raises:
+      ValueError: rho or lambda_ is negative.
+      TypeError: rho or lambda_ is neither a number nor a schedule.
+
+    References:
+      Liu et al., Random Sharpness-Aware Minimization, 2022, Equation 7; the normalised gradient is
+      the reading of Section 4.6.
+    """
+    _checks.interval("rho", rho, "[0, inf)")
+    _checks.interval("lambda_", lambda_, "[0, inf)")
+
+    def update(first, state, params=None, *, step, offset=None, **extra):
+        del params, extra
+        weight = value_at(lambda_, step)
+        if normalize_gradient:
+            weight = weight * _tree.unit_scale(first)
+        ascent = _tree.combine(lambda g: weight * g, first)
+        if offset is not None:
+            ascent = _tree.combine(jnp.add, offset, ascent)
+        scale = value_at(rho, step) * _tree.unit_scale(ascent)
+        return _tree.combine(lambda a: scale * a, ascent), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -1,0 +1,150 @@
+"""Schedules of radii, budgets and thresholds, in steps of the link's own count."""
+
+import math
+import numbers
+
+import jax.numpy as jnp
+import optax
+
+from sam_optax import _checks
+
+
+def rho_from_learning_rate(
+    learning_rate: optax.Schedule, *, rho_max: float, rho_min: float, lr_max: float, lr_min: float
+) -> optax.Schedule:
+    """ρ_t = ρ_min + (ρ_max − ρ_min)(lr_t − lr_min)/(lr_max − lr_min).
+
+    The radius follows the learning rate, unclamped; it is ρ_max where lr_max = lr_min.
+
+    Args:
+      learning_rate: the schedule that the optimizer uses, in the same count of steps.
+      rho_max: ρ at lr_max.
+      rho_min: ρ at lr_min.
+      lr_max: the learning rate that maps to rho_max.
+      lr_min: the learning rate that maps to rho_min, at most lr_max.
+
+    Returns:
+      A schedule of ρ.
+
+    Raises:
+      ValueError: a radius is negative, or lr_min exceeds lr_max.
+      TypeError: learning_rate is no schedule.
+
+    Example:
+      >>> import optax, sam_optax
+      >>> lr = optax.linear_schedule(1.0, 0.0, 100)
+      >>> rho = sam_optax.schedules.rho_from_learning_rate(
+      ...     lr, rho_max=0.6, rho_min=0.2, lr_max=1.0, lr_min=0.0)
+      >>> print(f"{rho(50):.2f}")
+      0.40
+
+    References:
+      Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, 2022, Section 4
+      and Algorithm 1.
+    """
+    if not callable(learning_rate):
+        raise TypeError(
+            f"learning_rate must be a schedule, got {learning_rate!r}: pass the optimizer's own, "
+            "or optax.constant_schedule(...)."
+        )
+    _checks.interval("rho_max", rho_max, "[0, inf)")
+    _checks.interval("rho_min", rho_min, "[0, inf)")
+    if lr_min > lr_max:
+        raise ValueError(f"lr_min must be at most lr_max, got {lr_min!r} > {lr_max!r}.")
+    if lr_max == lr_min:
+        return optax.constant_schedule(rho_max)
+    slope = (rho_max - rho_min) / (lr_max - lr_min)
+    return lambda step: rho_min + slope * (learning_rate(step) - lr_min)
+
+
+def budget_annealing(
+    budget: float,
+    anneal_from: int,
+    total: int,
+    final: float = 0.0,
+    warmup: int = 0,
+    *,
+    steps_per_epoch: int = 1,
+) -> optax.Schedule:
+    """Constant, then a cosine to `final`: final + ½(budget − final)(1 + cos πτ).
+
+    τ = (e − anneal_from)/(total − anneal_from − 1) at index e, so that the last index, total − 1,
+    has `final`; so have all after it.
+
+    Args:
+      budget: the budget of the constant part, ≥ 0.
+      anneal_from: the index of the first annealed step or epoch; total or more for no annealing.
+      total: the number of steps or epochs, ≥ 1.
+      final: the budget at the last index, ≥ 0.
+      warmup: the length of a linear rise from 0, whose index e has budget · e / warmup; 0 for none.
+      steps_per_epoch: 1 where the indices count steps; otherwise they count epochs of so many
+        steps, within which the budget is constant.
+
+    Returns:
+      A schedule over steps.
+
+    Raises:
+      ValueError: a budget is negative, or an index or count is out of range.
+      TypeError: a count is no integer.
+
+    References:
+      Fix the Loss, Not the Radius (LE-SAM), Section 4.3. The paper gives no formula: the indices
+      and the end point are those of the authors' code.
+    """
+    _checks.interval("budget", budget, "[0, inf)")
+    _checks.interval("final", final, "[0, inf)")
+    _checks.whole("total", total, 1)
+    _checks.whole("anneal_from", anneal_from, 0)
+    _checks.whole("warmup", warmup, 0)
+    _checks.whole("steps_per_epoch", steps_per_epoch, 1)
+
+    def schedule(step):
+        index = jnp.asarray(step) // steps_per_epoch
+        value = jnp.where(index < warmup, budget * index / max(warmup, 1), budget)
+        if anneal_from >= total:
+            return value
+        tau = (index - anneal_from) / max(total - anneal_from - 1, 1)
+        cosine = final + 0.5 * (budget - final) * (1 + jnp.cos(jnp.pi * tau))
+        annealed = jnp.where(index >= total - 1, final, cosine)
+        return jnp.where(index >= anneal_from, annealed, value)
+
+    return schedule
+
+
+def linear_threshold(lambda_1: float, lambda_2: float, total_steps: int) -> optax.Schedule:
+    """c_t = (t/T) λ1 + (1 − t/T) λ2: from λ2 at step 0 to λ1 at step T, and λ1 after it.
+
+    Args:
+      lambda_1: λ1, the threshold at the end; may be infinite.
+      lambda_2: λ2, the threshold at the beginning; may be infinite.
+      total_steps: T ≥ 1.
+
+    Returns:
+      A schedule of c_t.
+
+    Raises:
+      ValueError: total_steps is less than 1, a threshold is NaN, or the two are infinities of
+        opposite sign.
+      TypeError: a threshold is no number, or total_steps no integer.
+
+    References:
+      Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Section 3.2.
+    """
+    _checks.interval("lambda_1", lambda_1, "[-inf, inf]")
+    _checks.interval("lambda_2", lambda_2, "[-inf, inf]")
+    _checks.whole("total_steps", total_steps, 1)
+    concrete = isinstance(lambda_1, numbers.Real) and isinstance(lambda_2, numbers.Real)
+    if concrete and math.isinf(lambda_1) and lambda_1 == -lambda_2:
+        raise ValueError(
+            f"lambda_1 and lambda_2 must not be opposite infinities, got {lambda_1!r} and "
+            f"{lambda_2!r}: between them the threshold is undefined."
+        )
+
+    def schedule(step):
+        share = jnp.minimum(jnp.asarray(step) / total_steps, 1)
+        # 0 · inf would be NaN: a term of weight 0 is 0.
+        last = jnp.where(share > 0, share * lambda_1, 0)
+        first = jnp.where(share < 1, (1 - share) * lambda_2, 0)
+        return last + first
+
+    return schedule

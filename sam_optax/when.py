@@ -1,0 +1,143 @@
+"""Whether the second gradient is worth its cost at this step: first gradient ↦ fire.
+
+What decides must be equal on all devices, or the program hangs: a counter, a shared key, or a norm
+that was averaged.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_optax import _checks, _random, _tree
+from sam_optax._contracts import Schedulable, When, value_at
+
+
+def always() -> When:
+    """A second gradient at every step.
+
+    Returns:
+      A stateless `When`, and the only one that costs no conditional.
+    """
+    return When(optax.init_empty_state, lambda first, state, params, **extra: (True, state))
+
+
+def every(period: int) -> When:
+    """A second gradient at every `period`-th step, step 0 included.
+
+    Args:
+      period: the period ≥ 1; 1 is the neutral setting, a second gradient at every step.
+
+    Returns:
+      A stateless `When`.
+
+    Raises:
+      ValueError: period is less than 1.
+      TypeError: period is no integer.
+
+    References:
+      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (LookSAM), 2022,
+      Algorithm 1.
+    """
+    _checks.whole("period", period, 1)
+
+    def update(first, state, params, *, step, **extra):
+        del first, params, extra
+        return step % period == 0, state
+
+    return When(optax.init_empty_state, update)
+
+
+def bernoulli(probability: Schedulable, *, key: _random.Key = 0) -> When:
+    """A second gradient with a probability, by a coin that all devices share.
+
+    Args:
+      probability: of a second gradient, in [0, 1], or a schedule of it. 1 is the neutral setting.
+      key: an int or a `jax.random.key`; step t tosses with `jax.random.fold_in(key, t)`.
+
+    Returns:
+      A stateless `When`: the coin follows from the key and the step count.
+
+    Raises:
+      ValueError: probability is outside [0, 1].
+      TypeError: probability is no number or schedule, or key is no int or key.
+
+    References:
+      Zhao et al., SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization, 2022, Section 3.
+    """
+    _checks.interval("probability", probability, "[0, 1]")
+    data = _random.key_data(key)
+
+    def update(first, state, params, *, step, **extra):
+        del first, params, extra
+        return jax.random.bernoulli(_random.fold(data, step), value_at(probability, step)), state
+
+    return When(optax.init_empty_state, update)
+
+
+class AdaptiveState(NamedTuple):
+    """State of `adaptive`; both float32, or float64 for float64 parameters.
+
+    Attributes:
+      mean: μ_t, the moving average of ‖g‖².
+      variance: σ_t², the moving variance of ‖g‖².
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+def adaptive(
+    threshold: Schedulable,
+    *,
+    decay: float = 0.9,
+    initial_variance: float = math.exp(-10),
+    axis_name: str | tuple[str, ...] | None = None,
+) -> When:
+    """A second gradient where ‖g‖² is large for its recent course: s ≥ μ_t + c_t σ_t.
+
+    With s = ‖g‖², μ_t = δ μ + (1 − δ) s, then σ_t² = δ σ² + (1 − δ)(s − μ_t)² with the NEW μ_t,
+    both before the test and without bias correction; μ starts at 0.
+
+    Args:
+      threshold: c_t, or a schedule of it. −inf is the neutral setting (a second gradient at every
+        step), inf never fires.
+      decay: δ in [0, 1].
+      initial_variance: σ² before the first step, ≥ 0. The paper prints e^(−10).
+      axis_name: the mapped axes over which s is averaged; needed where each device feeds its own
+        gradient, so that all decide alike.
+
+    Returns:
+      A `When` with state `AdaptiveState`. The statistics follow every step.
+
+    Raises:
+      ValueError: decay is outside [0, 1], initial_variance is negative, or threshold is NaN.
+      TypeError: one of them is no number.
+
+    References:
+      Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Equations 4 and
+      5 and Algorithm 1, lines 4 to 6.
+    """
+    _checks.interval("threshold", threshold, "[-inf, inf]")
+    _checks.interval("decay", decay, "[0, 1]")
+    _checks.interval("initial_variance", initial_variance, "[0, inf)")
+
+    def init(params):
+        return AdaptiveState(_tree.scalar(0, params), _tree.scalar(initial_variance, params))
+
+    def update(first, state, params, *, step, **extra):
+        del extra
+        s = _tree.vdot(first, first)
+        if axis_name is not None:
+            s = jax.lax.pmean(s, axis_name)
+        mean = decay * state.mean + (1 - decay) * s
+        variance = decay * state.variance + (1 - decay) * jnp.square(s - mean)
+        c = jnp.asarray(value_at(threshold, step))
+        # An infinite c decides alone: ±inf times a σ of 0 would be NaN.
+        bound = jnp.where(jnp.isinf(c), c, mean + c * jnp.sqrt(variance))
+        state = AdaptiveState(_tree.scalar(mean, params), _tree.scalar(variance, params))
+        return s >= bound, state
+
+    return When(init, update)
