@@ -10,25 +10,36 @@ IMPLEMENTATION = "threefry2x32"
 Key = int | jax.Array
 
 
-def key_data(key: Key) -> jax.Array:
-    """uint32[2], the threefry key of an int, a `jax.random.key` or a `jax.random.PRNGKey`."""
+def check(key: Key) -> None:
+    """Raises unless key is an int, a `jax.random.key` or a `jax.random.PRNGKey`."""
     if isinstance(key, numbers.Integral):
-        key = jnp.asarray(key)
+        return
     if not isinstance(key, jax.Array):
         raise TypeError(f"key must be an int or a jax.random.key, got {key!r}.")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if jax.random.key_impl(key) == IMPLEMENTATION:
-            return jax.random.key_data(key)
+    raw = key.shape == (2,) and key.dtype == jnp.uint32
+    seed = key.shape == () and jnp.issubdtype(key.dtype, jnp.integer)
+    if not (raw or seed or (_is_typed(key) and key.shape == ())):
+        raise TypeError(
+            f"key must be an int or one jax.random.key, got an array {key.dtype}{list(key.shape)}."
+        )
+
+
+def key_data(key: Key) -> jax.Array:
+    """A new uint32[2], the threefry key of a key that `check` accepts."""
+    if isinstance(key, numbers.Integral) or (key.shape == () and not _is_typed(key)):
+        key = jax.random.key(key, impl=IMPLEMENTATION)
+    if not _is_typed(key):
+        return jnp.array(key)
+    if jax.random.key_impl(key) != IMPLEMENTATION:
         return jax.random.bits(key, (2,), jnp.uint32)
-    if key.shape == (2,) and key.dtype == jnp.uint32:
-        return key
-    if key.shape == () and jnp.issubdtype(key.dtype, jnp.integer):
-        return jax.random.key_data(jax.random.key(key, impl=IMPLEMENTATION))
-    raise TypeError(
-        f"key must be an int or a jax.random.key, got an array of {key.dtype}{key.shape}."
-    )
+    # a copy, so that a caller who donates the state keeps the key
+    return jnp.array(jax.random.key_data(key))
 
 
 def fold(data: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     """The key number `count` of the stream that starts at key data."""
     return jax.random.fold_in(jax.random.wrap_key_data(data, impl=IMPLEMENTATION), count)
+
+
+def _is_typed(key):
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

@@ -57,6 +57,6 @@ def cast_like(tree: Any, reference: Any) -> Any:
 
 
 def scalar(value: jax.typing.ArrayLike, params: optax.Params) -> jax.Array:
-    """value as a scalar in the dtype of the statistics: float32, or float64 for float64 params."""
+    """A new scalar in the dtype of the statistics: float32, or float64 for float64 params."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
-    return jnp.asarray(value, functools.reduce(jnp.promote_types, dtypes, jnp.float32))
+    return jnp.array(value, functools.reduce(jnp.promote_types, dtypes, jnp.float32))

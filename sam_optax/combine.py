@@ -78,7 +78,8 @@ def mix(
       TypeError: an argument is no number.
 
     References:
-      SAMAR: Sharpness-Aware Minimization with Adaptive Regularization, Algorithm 1.
+      Zou et al., Sharpness-Aware Minimization with Adaptive Regularization for Training Deep Neural
+      Networks (SAMAR), 2024, Algorithm 1.
     """
     _checks.interval("gamma", gamma, "(1, inf)")
     _checks.interval("chi", chi, "[0, inf)")
@@ -178,7 +179,7 @@ def extrapolate(alpha: Schedulable) -> Combine:
       TypeError: alpha is neither a number nor a schedule.
 
     References:
-      Fix the Loss, Not the Radius (LE-SAM+), Section 6.1.
+      Wang et al., Fix the Loss, Not the Radius (LE-SAM+), 2026, Section 6.1.
     """
     _checks.interval("alpha", alpha, "[0, inf)")
 

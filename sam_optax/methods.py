@@ -242,8 +242,9 @@ def samar(
       TypeError: an argument is no number.
 
     References:
-      SAMAR: Sharpness-Aware Minimization with Adaptive Regularization, Algorithm 1. The authors'
-      code leaves λ unchanged where it should clip below; that is not reproduced.
+      Zou et al., `Sharpness-Aware Minimization with Adaptive Regularization for Training Deep
+      Neural Networks <https://arxiv.org/abs/2412.16854>`_, 2024, Algorithm 1. The authors' code
+      leaves λ unchanged where it should clip below; that is not reproduced.
     """
     return sharpness_aware(ball(rho), combine=mix(gamma, chi, lambda_0, delta, ratio=ratio))
 
@@ -273,9 +274,8 @@ def le_sam(
       TypeError: one of them is neither a number nor a schedule.
 
     References:
-      Fix the Loss, Not the Radius: Rethinking the Adversarial Perturbation of Sharpness-Aware
-      Minimization, Algorithm 1. Where the text lost its symbols, N and the clip are those of the
-      authors' code.
+      Wang et al., `Fix the Loss, Not the Radius <https://arxiv.org/abs/2605.10183>`_, 2026,
+      Algorithm 1. Where the text lost its symbols, N and the clip are those of the authors' code.
     """
     return sharpness_aware(loss_ball(budget, rho_max))
 
@@ -303,8 +303,8 @@ def le_sam_plus(
       TypeError: an argument is neither a number nor a schedule.
 
     References:
-      Fix the Loss, Not the Radius: Rethinking the Adversarial Perturbation of Sharpness-Aware
-      Minimization, Section 6.1.
+      Wang et al., `Fix the Loss, Not the Radius <https://arxiv.org/abs/2605.10183>`_, 2026, Section
+      6.1.
     """
     return sharpness_aware(loss_ball(budget, rho_max), combine=extrapolate(alpha))
 

@@ -75,7 +75,8 @@ def loss_ball(
       TypeError: budget or rho_max is neither a number nor a schedule.
 
     References:
-      Fix the Loss, Not the Radius (LE-SAM), Equations 11 and 12, Sections 4.3 and B.1.
+      Wang et al., Fix the Loss, Not the Radius (LE-SAM), 2026, Equations 11 and 12, Sections 4.3
+      and B.1.
     """
     _checks.interval("budget", budget, "[0, inf)")
     if rho_max is not None:

@@ -88,8 +88,8 @@ def budget_annealing(
       TypeError: a count is no integer.
 
     References:
-      Fix the Loss, Not the Radius (LE-SAM), Section 4.3. The paper gives no formula: the indices
-      and the end point are those of the authors' code.
+      Wang et al., Fix the Loss, Not the Radius (LE-SAM), 2026, Section 4.3. The paper gives no
+      formula: the indices and the end point are those of the authors' code.
     """
     _checks.interval("budget", budget, "[0, inf)")
     _checks.interval("final", final, "[0, inf)")

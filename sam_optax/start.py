@@ -75,6 +75,7 @@ def noise(gamma: Schedulable, *, key: _random.Key = 0, power: float = 1.0) -> St
     """
     _checks.interval("gamma", gamma, "[0, inf)")
     _checks.interval("power", power, "[0, inf)")
+    _random.check(key)
 
     def init(params):
         return NoiseState(

@@ -50,15 +50,26 @@ def every(period: int) -> When:
     return When(optax.init_empty_state, update)
 
 
+class BernoulliState(NamedTuple):
+    """State of `bernoulli`.
+
+    Attributes:
+      key_data: uint32[2], the key of the stream of coins.
+    """
+
+    key_data: jax.Array
+
+
 def bernoulli(probability: Schedulable, *, key: _random.Key = 0) -> When:
     """A second gradient with a probability, by a coin that all devices share.
 
     Args:
       probability: of a second gradient, in [0, 1], or a schedule of it. 1 is the neutral setting.
-      key: an int or a `jax.random.key`; step t tosses with `jax.random.fold_in(key, t)`.
+      key: an int or a `jax.random.key`; step t tosses with `jax.random.fold_in(key, t)`. Keys are
+        threefry keys; one of another implementation seeds one.
 
     Returns:
-      A stateless `When`: the coin follows from the key and the step count.
+      A `When` with state `BernoulliState`.
 
     Raises:
       ValueError: probability is outside [0, 1].
@@ -68,13 +79,14 @@ def bernoulli(probability: Schedulable, *, key: _random.Key = 0) -> When:
       Zhao et al., SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization, 2022, Section 3.
     """
     _checks.interval("probability", probability, "[0, 1]")
-    data = _random.key_data(key)
+    _random.check(key)
 
     def update(first, state, params, *, step, **extra):
         del first, params, extra
-        return jax.random.bernoulli(_random.fold(data, step), value_at(probability, step)), state
+        coin = _random.fold(state.key_data, step)
+        return jax.random.bernoulli(coin, value_at(probability, step)), state
 
-    return When(optax.init_empty_state, update)
+    return When(lambda params: BernoulliState(_random.key_data(key)), update)
 
 
 class AdaptiveState(NamedTuple):

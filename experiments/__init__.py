@@ -1,0 +1,1 @@
+"""Training scripts that reproduce the papers' experiments with `sam_optax`."""

@@ -1,0 +1,194 @@
+"""Compare methods on the same seeds, data order and initial weights.
+
+    python -m experiments.compare [RECIPE] --methods sgd sam ae_sam … [--seeds 10] [options]
+
+Writes <out>/<name>/: config.json, table.json, table.md, comparison.png; after each method, so that
+an interrupted comparison keeps what is done.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from pathlib import Path
+import statistics
+from typing import Any
+
+import rich
+from rich.markdown import Markdown
+
+from experiments import cli, plots, runs
+from experiments.train import DivergedError, train
+from experiments.training import SGD
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(cli.Options):
+    """Compare methods on the same seeds, data order and initial weights."""
+
+    methods: tuple[str, ...] = (SGD, "sam", "ae_sam")
+    """sgd and methods of sam_optax, with the recipe's settings; sgd is added where missing."""
+    seeds: int = 10
+    """Seeds 0 to this number less one."""
+    equal_gradients: bool = False
+    """Compare at equal numbers of gradients too: sgd gets twice the epochs of sam."""
+    name: str | None = None
+    """The comparison's folder inside --out; RECIPE-comparison where left out."""
+    overwrite: bool = False
+    """Replace a comparison of the same name that had other options."""
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    if options.seeds < 2:
+        raise cli.UserError(f"--seeds must be at least 2 for a deviation, got {options.seeds}.")
+    recipe = options.resolve()
+    names = options.methods if SGD in options.methods else (SGD, *options.methods)
+    settings = {name: cli.method_settings(recipe, name) for name in names}
+    config = {
+        **dataclasses.asdict(dataclasses.replace(recipe, settings={})),
+        **dataclasses.asdict(options),
+        "model": recipe.model.__name__,
+        "methods": settings,
+    }
+    for ignored in ("settings", "overwrite", "out", "data_dir", "name"):
+        config.pop(ignored)
+    name = options.name or f"{options.recipe}-comparison"
+    path = runs.folder(options.out, name, config, overwrite=options.overwrite)
+
+    data = [options.load(recipe, seed) for seed in range(options.seeds)]
+    finished = {"equal epochs": {}}
+    for method in names:
+        finished["equal epochs"][method] = _runs(options, recipe, method, settings[method], data)
+        _write(path, options, config, finished)
+    if options.equal_gradients:
+        finished["equal gradients"] = {}
+        for method in names:
+            per_step = _mean(finished["equal epochs"][method], "gradients_per_step")
+            longer = dataclasses.replace(recipe, epochs=round(2 * recipe.epochs / per_step))
+            result = _runs(options, longer, method, settings[method], data)
+            finished["equal gradients"][method] = result
+            _write(path, options, config, finished)
+    rich.print(Markdown((path / "table.md").read_text()))
+    rich.print(f"written to {path}/")
+
+
+def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """A row a method: accuracy, paired difference from SGD and its standard error, cost.
+
+    Accuracies and differences are in percent; the deviation is that of a sample. A run that
+    diverged counts with the accuracy of a guess of one class in so many, 0.
+    """
+    baseline = [run["test_accuracy"] for run in results[SGD]]
+    rows = []
+    for method, method_runs in results.items():
+        accuracies = [100 * run["test_accuracy"] for run in method_runs]
+        pairs = zip(method_runs, baseline, strict=True)
+        differences = [100 * (run["test_accuracy"] - base) for run, base in pairs]
+        mean = statistics.fmean(differences)
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        rows.append(
+            {
+                "method": method,
+                "test_accuracy_mean": statistics.fmean(accuracies),
+                "test_accuracy_std": statistics.stdev(accuracies),
+                "difference_mean": mean,
+                "difference_error": error,
+                "beats_sgd": _verdict(method, mean, error),
+                "epochs": method_runs[0]["epochs"],
+                "gradients_per_step": _mean(method_runs, "gradients_per_step"),
+                "sam_fraction": _mean(method_runs, "sam_fraction"),
+                # the median leaves out the compilation, which the first run pays
+                "seconds": statistics.median(run["seconds"] for run in method_runs),
+                "diverged": sum(run["diverged"] for run in method_runs),
+            }
+        )
+    return rows
+
+
+def _verdict(method, mean, error):
+    """Whether a method beats SGD by more than two standard errors of the paired difference."""
+    if method == SGD:
+        return "baseline"
+    if mean > 2 * error:
+        return "yes"
+    return "no" if mean < -2 * error else "not shown"
+
+
+def _runs(options, recipe, method, settings, data):
+    """One run a seed, by one compiled trainer."""
+    trainer = options.trainer(recipe, method, settings, data[0])
+    results = []
+    for seed, seed_data in enumerate(data):
+        try:
+            figures = train(trainer, seed_data, epochs=recipe.epochs, seed=seed)
+            results.append({**figures, "diverged": False})
+        except DivergedError:
+            failed = dict.fromkeys(("test_accuracy", "train_accuracy", "seconds"), 0.0)
+            plain = {"gradients_per_step": 1.0, "sam_fraction": 0.0}
+            results.append(
+                {"seed": seed, "epochs": recipe.epochs, "diverged": True} | failed | plain
+            )
+        rich.print(f"{method}, seed {seed}: {100 * results[-1]['test_accuracy']:.2f} %")
+    return results
+
+
+def _write(path: Path, options, config, finished):
+    tables = {budget: summarize(results) for budget, results in finished.items()}
+    flipped = f", {100 * options.label_noise:g} % of the training labels flipped"
+    title = f"{options.recipe}, {options.seeds} seeds{flipped if options.label_noise else ''}"
+    runs.write_json(
+        path / "table.json",
+        {"config": config, "tables": tables, "runs": finished, **runs.provenance()},
+    )
+    runs.write_text(path / "table.md", markdown(title, config, tables))
+    plots.comparison(path / "comparison.png", tables, title=title)
+
+
+def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequence[Any]]) -> str:
+    """The tables as Markdown, with the settings and what the columns mean."""
+    lines = [f"# {title}", ""]
+    for budget, rows in tables.items():
+        lines += [
+            f"## At {budget}",
+            "",
+            "| method | epochs | test accuracy (%) | minus SGD, paired | beats SGD "
+            "| gradients per step | seconds |",
+            "|---|--:|--:|--:|---|--:|--:|",
+        ]
+        for row in rows:
+            difference = f"{row['difference_mean']:+.2f} ± {row['difference_error']:.2f}"
+            verdict = row["beats_sgd"] + (
+                f", {row['diverged']} diverged" if row["diverged"] else ""
+            )
+            lines.append(
+                f"| {row['method']} | {row['epochs']} "
+                f"| {row['test_accuracy_mean']:.2f} ± {row['test_accuracy_std']:.2f} "
+                f"| {'' if row['method'] == SGD else difference} | {verdict} "
+                f"| {row['gradients_per_step']:.2f} | {row['seconds']:.1f} |"
+            )
+        lines.append("")
+    lines += [
+        "Accuracy after the last epoch: mean ± standard deviation over the seeds. Every method "
+        "has the same seeds, data order, flipped labels and initial weights; the difference from "
+        "SGD is paired by seed, ± its standard error, and a method beats SGD where it exceeds two "
+        "of them. Seconds are the median over the runs.",
+        "",
+        f"Shared: learning rate {config['learning_rate']}, momentum {config['momentum']}, weight "
+        f"decay {config['weight_decay']}, batch {config['batch_size']}.",
+        "",
+        "Settings: "
+        + "; ".join(
+            f"{method} " + (", ".join(f"{k} {v}" for k, v in kwargs.items()) or "none")
+            for method, kwargs in config["methods"].items()
+        )
+        + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _mean(results, key):
+    return statistics.fmean(run[key] for run in results)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,131 @@
+"""Pictures of runs."""
+
+from collections.abc import Mapping, Sequence
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")  # pictures are written, never shown
+from matplotlib import pyplot as plt
+
+# Counters and settings that a method's state holds beside the paper's quantities.
+_PLAIN = {"steps", "ascents", "draw", "gamma", "power"}
+_SHARED = {
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "learning_rate",
+}
+
+
+def curves(path: Path, rows: Sequence[Mapping[str, float]], *, title: str) -> None:
+    """Loss, accuracy and the method's own quantities over the epochs."""
+    own = [name for name in rows[0] if name not in _SHARED | _PLAIN]
+    figure, axes = plt.subplots(
+        1, 2 + len(own), figsize=(4.2 * (2 + len(own)), 3.4), layout="constrained"
+    )
+    epochs = [row["epoch"] for row in rows]
+    for axis, quantity in zip(axes, ("loss", "accuracy"), strict=False):
+        for split in ("train", "test"):
+            scale = 100 if quantity == "accuracy" else 1
+            values = [scale * row[f"{split}_{quantity}"] for row in rows]
+            axis.plot(epochs, values, label=split)
+        axis.set(xlabel="epoch", ylabel="accuracy (%)" if quantity == "accuracy" else quantity)
+        axis.legend()
+    for axis, name in zip(axes[2:], own, strict=True):
+        axis.plot(epochs, [row[name] for row in rows], color="tab:green")
+        axis.set(xlabel="epoch", ylabel=name)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a PNG whole or not at all, and closes the figure."""
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, dpi=120, format="png")
+    plt.close(figure)
+    os.replace(part, path)
+
+
+def comparison(
+    path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str
+) -> None:
+    """Accuracy of each method, mean and deviation, and its paired difference from SGD."""
+    figure, panels = plt.subplots(
+        len(tables),
+        2,
+        figsize=(10, (0.9 + 0.32 * len(next(iter(tables.values())))) * len(tables)),
+        layout="constrained",
+        sharey="row",
+        squeeze=False,
+    )
+    for (budget, rows), (accuracy, difference) in zip(tables.items(), panels, strict=True):
+        names = [f"{row['method']} ({row['gradients_per_step']:.2f})" for row in rows]
+        places = range(len(rows))
+        accuracy.errorbar(
+            [row["test_accuracy_mean"] for row in rows],
+            places,
+            xerr=[row["test_accuracy_std"] for row in rows],
+            fmt="o",
+            capsize=3,
+        )
+        accuracy.set_yticks(places, names)
+        accuracy.invert_yaxis()
+        accuracy.set(xlabel="test accuracy (%), mean ± std", title=f"at {budget}")
+        difference.errorbar(
+            [row["difference_mean"] for row in rows],
+            places,
+            xerr=[2 * row["difference_error"] for row in rows],
+            fmt="o",
+            capsize=3,
+            color="tab:green",
+        )
+        difference.axvline(0, color="grey", linewidth=0.8)
+        difference.set(xlabel="paired difference from SGD (points), mean ± 2 standard errors")
+        for axis in (accuracy, difference):
+            axis.grid(axis="x", alpha=0.3)
+    figure.suptitle(f"{title} (gradients per step in brackets)")
+    save(figure, path)
+
+
+def toy(
+    path: Path,
+    loss: Any,
+    paths: Mapping[tuple[str, float | None], np.ndarray],
+    ends: Sequence[Mapping[str, Any]],
+    minima: Mapping[str, tuple[float, float]],
+    *,
+    note: str,
+) -> None:
+    """Contours of the loss over (μ, σ), a panel a path."""
+    mu, sigma = np.meshgrid(np.linspace(-45, 45, 181), np.linspace(2, 55, 161))
+    surface = jax.vmap(jax.vmap(loss))(np.stack([mu, sigma], -1))
+    figure, axes = plt.subplots(
+        2, 3, figsize=(12, 7.2), layout="constrained", sharex=True, sharey=True
+    )
+    for axis, ((method, gamma), points), end in zip(axes.flat, paths.items(), ends, strict=True):
+        levels = axis.contourf(mu, sigma, surface, levels=np.linspace(0.25, 1.6, 28), extend="both")
+        axis.plot(*points.T, color="white", linewidth=1.2, marker=".", markersize=3)
+        axis.plot(*points[0], "o", color="white", markersize=7, label="start")
+        axis.plot(*points[-1], "*", color="red", markersize=14, label="end")
+        for name, place in minima.items():
+            axis.annotate(
+                name, place, color="orange", xytext=(-14, -18), textcoords="offset points"
+            )
+            axis.plot(*place, "x", color="orange", markersize=8)
+        label = method if gamma is None else f"{method}, γ = {gamma}"
+        axis.set(title=f"{label}: loss {end['loss']:.3f}", xlim=(-45, 45), ylim=(2, 55))
+    axes[0, 0].legend(loc="upper left")
+    for axis in axes[-1]:
+        axis.set_xlabel("μ")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("σ")
+    figure.colorbar(levels, ax=axes, label="loss", shrink=0.8)
+    figure.suptitle(note)
+    save(figure, path)

@@ -1,0 +1,95 @@
+"""The folder of one run: what was asked, what came of it, and with which code."""
+
+from importlib import metadata
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+from experiments.cli import UserError
+
+PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")
+
+
+def folder(out: Path, name: str, config: dict[str, Any], *, overwrite: bool) -> Path:
+    """The folder out/name with its config.json, ready to be written.
+
+    A folder with the same config is written anew.
+
+    Raises:
+      UserError: the folder cannot be written, or holds a run with another config.
+    """
+    path = out / name
+    config_file = path / "config.json"
+    config = json.loads(_dump(config))
+    try:
+        if config_file.exists() and not overwrite:
+            held = json.loads(config_file.read_text())
+            differs = [k for k in {**held, **config} if held.get(k) != config.get(k)]
+            if differs:
+                raise UserError(
+                    f"{path} holds a run with other {', '.join(differs)}: pass --name for a new "
+                    "folder, or --overwrite."
+                )
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(config_file, config)
+        (path / "metrics.jsonl").unlink(missing_ok=True)
+        (path / "summary.json").unlink(missing_ok=True)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"cannot write to {path}: {error}. Pass another --out or --name."
+        ) from error
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    write_text(path, _dump(value) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def append_json(path: Path, value: Any) -> None:
+    """Appends one line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(value, default=str) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Device, versions and commit."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {"device": jax.devices()[0].device_kind, "versions": versions, "commit": _commit()}
+
+
+def _commit():
+    """The checked-out commit, marked where files differ from it; None outside a repository."""
+    root = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def _dump(value):
+    return json.dumps(value, indent=2, default=str)
