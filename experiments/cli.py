@@ -16,11 +16,15 @@ from experiments import data
 from experiments.recipes import RECIPES, Recipe
 from experiments.training import SGD, Trainer, optimizer
 import sam_optax
-from sam_optax import methods as _methods
+from sam_optax import methods
 
 METHODS = (
     SGD,
-    *(n for n in sam_optax.__all__ if getattr(sam_optax, n) is getattr(_methods, n, None)),
+    *(
+        name
+        for name, function in inspect.getmembers(methods, inspect.isfunction)
+        if function.__module__ == methods.__name__ and not name.startswith("_")
+    ),
 )
 
 

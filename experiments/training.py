@@ -97,7 +97,7 @@ class Trainer:
           settings: the method's keyword arguments.
           classes: the number of classes.
           total_steps: the length of the learning rate's schedule.
-          on_host: whether the method decides on the host.
+          on_host: whether the method decides on the host in `epochs`.
 
         Raises:
           ValueError, TypeError: the method does not take these settings.
@@ -109,11 +109,12 @@ class Trainer:
         self.optimizer = build()
         # A method keeps its random key in its state, so that one compiled step serves all seeds.
         self._init_method = lambda params, seed: build(seed=seed).method.init(params)
-        self._scan = jax.jit(self._scan, donate_argnums=0)
-        self._first = jax.jit(self._first)
-        self._second = jax.jit(self._second)
-        self._apply = jax.jit(self._apply, donate_argnums=1)
-        self._evaluate = jax.jit(self._evaluate)
+        self.jit_step = jax.jit(self._step, donate_argnums=0)
+        self._jit_scan = jax.jit(self._scan, donate_argnums=0)
+        self._jit_first = jax.jit(self._first)
+        self._jit_second = jax.jit(self._second)
+        self._jit_apply = jax.jit(self._apply, donate_argnums=1)
+        self._jit_evaluate = jax.jit(self._evaluate)
 
     def init(self, images: jax.typing.ArrayLike, seed: int) -> TrainState:
         """The state before the first step; seed draws the weights and the method's numbers."""
@@ -147,7 +148,7 @@ class Trainer:
     def evaluate(self, state: TrainState, split: Any, batch_size: int = 1024) -> dict[str, float]:
         """Mean loss and accuracy over a split, with the running statistics."""
         totals = [
-            self._evaluate(state, *(a[i : i + batch_size] for a in split))
+            self._jit_evaluate(state, *(a[i : i + batch_size] for a in split))
             for i in range(0, len(split.labels), batch_size)
         ]
         loss, correct = (
@@ -196,24 +197,37 @@ class Trainer:
         order = jax.random.permutation(key, examples)
         return order[: steps * self.batch_size].reshape(steps, self.batch_size)
 
+    def _update(self, state, images, labels, first, second):
+        """The method's link: the first gradient, and the second where the method takes it."""
+        grads, model_state, metrics = first(state, images, labels)
+        updates, method_state = self.optimizer.method.update(
+            grads,
+            state.method_state,
+            state.params,
+            grad_fn=functools.partial(second, state.model_state, images, labels),
+        )
+        return updates, state._replace(model_state=model_state, method_state=method_state), metrics
+
+    def _step(self, state, images, labels):
+        updates, state, metrics = self._update(state, images, labels, self._first, self._second)
+        return self._apply(updates, state), metrics
+
+    def host_step(self, state: TrainState, images: jax.Array, labels: jax.Array):
+        """One step around the method's Python branch; state is donated."""
+        updates, state, metrics = self._update(
+            state, images, labels, self._jit_first, self._jit_second
+        )
+        return self._jit_apply(updates, state), metrics
+
     def _device_epoch(self, state, images, labels, key, on_step):
-        state, metrics = self._scan(state, images, labels, key)
+        state, metrics = self._jit_scan(state, images, labels, key)
         metrics = jax.block_until_ready(metrics)
         on_step(self.steps_per_epoch(len(labels)))
         return state, metrics
 
     def _scan(self, state, images, labels, key):
         def step(state, indices):
-            batch = images[indices], labels[indices]
-            grads, model_state, metrics = self._first(state, *batch)
-            updates, method_state = self.optimizer.method.update(
-                grads,
-                state.method_state,
-                state.params,
-                grad_fn=functools.partial(self._second, state.model_state, *batch),
-            )
-            state = state._replace(model_state=model_state, method_state=method_state)
-            return self._apply(updates, state), metrics
+            return self._step(state, images[indices], labels[indices])
 
         state, metrics = jax.lax.scan(step, state, self._order(key, len(labels)))
         return state, jax.tree.map(jnp.mean, metrics)
@@ -221,16 +235,7 @@ class Trainer:
     def _host_epoch(self, state, images, labels, key, on_step):
         history = []
         for indices in self._order(key, len(labels)):
-            batch = images[indices], labels[indices]
-            grads, model_state, metrics = self._first(state, *batch)
-            updates, method_state = self.optimizer.method.update(
-                grads,
-                state.method_state,
-                state.params,
-                grad_fn=functools.partial(self._second, state.model_state, *batch),
-            )
-            state = state._replace(model_state=model_state, method_state=method_state)
-            state = self._apply(updates, state)
+            state, metrics = self.host_step(state, images[indices], labels[indices])
             history.append(metrics)
             on_step(1)
         return state, jax.tree.map(lambda *m: sum(m) / len(m), *history)

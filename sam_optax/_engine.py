@@ -252,7 +252,7 @@ class _AsksForGradientError(Exception):
 
 
 def _piece(function):
-    """function(grad_fn, *args), compiled where its arguments are concrete, from the second call on.
+    """function(grad_fn, *args, extra), compiled for concrete arguments, from the second call on.
 
     The first call runs op by op, because `optax.inject_hyperparams` builds a link anew for each
     call, and compiling every one would cost far more than it saves. A piece stays uncompiled where
@@ -269,10 +269,10 @@ def _piece(function):
     @functools.wraps(function)
     def call(grad_fn, *args):
         nonlocal compiled, calls
-        leaves = jax.tree.leaves(args)
-        if compiled and not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if compiled and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
             calls += 1
-            if calls > 1 and all(isinstance(leaf, jax.typing.ArrayLike) for leaf in leaves):
+            extra = jax.tree.leaves(args[-1])
+            if calls > 1 and all(isinstance(x, jax.typing.ArrayLike) for x in extra):
                 try:
                     return compiled(*args)
                 except _AsksForGradientError:
