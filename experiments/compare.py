@@ -44,8 +44,8 @@ def main(options: Options) -> None:
     names = options.methods if SGD in options.methods else (SGD, *options.methods)
     settings = {name: cli.method_settings(recipe, name) for name in names}
     config = {
-        **dataclasses.asdict(dataclasses.replace(recipe, settings={})),
         **dataclasses.asdict(options),
+        **dataclasses.asdict(dataclasses.replace(recipe, settings={})),
         "model": recipe.model.__name__,
         "methods": settings,
     }

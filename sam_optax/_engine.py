@@ -127,27 +127,27 @@ def sharpness_aware(
     @_piece
     def decide(grad_fn, first, state, params, extra):
         del grad_fn
-        fire, when_state = when.update(first, state.when, params, step=state.steps, **extra)
+        fire, when_state = when.update(first, state.when, params, **extra)
         # A constant True becomes None, which stays a constant through jit.
         return None if fire is True else fire, state._replace(when=when_state)
 
     @_piece
     def ascend(grad_fn, first, state, params, extra):
-        engine = {"step": state.steps, "grad_fn": grad_fn, "offset": _offset(state, params)}
+        engine = {"grad_fn": grad_fn, "offset": _offset(state, params)}
         epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
         return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
 
     def join(first, second, state, params, extra):
         if second is None:
-            joined = combine.stale(first, state.combine, params, step=state.steps, **extra)
+            joined = combine.stale(first, state.combine, params, **extra)
         else:
-            joined = combine.fresh(first, second, state.combine, params, step=state.steps, **extra)
+            joined = combine.fresh(first, second, state.combine, params, **extra)
         direction, combine_state = joined
         return _tree.cast_like(direction, first), combine_state
 
     def finish(fire, joined, state, params, extra):
         direction, combine_state = joined
-        start_state = start.update(direction, state.start, params, step=state.steps, **extra)
+        start_state = start.update(direction, state.start, params, **extra)
         return direction, state._replace(
             steps=optax.safe_increment(state.steps),
             ascents=jnp.where(fire, optax.safe_increment(state.ascents), state.ascents),
@@ -175,6 +175,7 @@ def sharpness_aware(
                 "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
                 "loss(p, batch)))."
             )
+        extra = {**extra, "step": state.steps}
         gradient = functools.partial(_gradient, grad_fn, updates)
         first = gradient(_offset_params(state, params)) if replaces else updates
         if perturb is None:
