@@ -42,8 +42,9 @@ def unit_scale(a: Any) -> jax.Array:
 def reject(a: Any, b: Any) -> Any:
     """The part of `a` orthogonal to `b`: a − ⟨a, unit(b)⟩ unit(b), and `a` where b = 0."""
     scale = unit_scale(b)
-    along = vdot(a, b) * scale * scale
-    return combine(lambda x, y: x - along * y, a, b)
+    # The unit vector goes into the product, which could overflow with b itself.
+    along = vdot(a, combine(lambda y: scale * y, b))
+    return combine(lambda x, y: x - along * (scale * y), a, b)
 
 
 def add(params: optax.Params, delta: Any) -> optax.Params:

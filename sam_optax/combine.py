@@ -236,7 +236,8 @@ class ReuseState(NamedTuple):
 def reuse(alpha: Schedulable) -> Combine:
     """d = g', storing v = reject(g', g); without a second gradient d = g + α ‖g‖ unit(v).
 
-    Global vectors, not one per tensor. v = 0 (before the first second gradient) gives d = g.
+    Global vectors, not one per tensor. v = 0 (before the first second gradient, or where g' is
+    parallel to g up to 100 units of rounding) gives d = g.
 
     Args:
       alpha: the weight α ≥ 0 of the reused direction, or a schedule of it; 0 hands on g.
@@ -259,7 +260,12 @@ def reuse(alpha: Schedulable) -> Combine:
 
     def fresh(first, second, state, params, **extra):
         del params, extra
-        return second, ReuseState(v=_tree.cast_like(_tree.reject(second, first), state.v))
+        rejected = _tree.reject(second, first)
+        # Where g' is parallel to g, what is left is rounding, and unit(v) would magnify it.
+        remainder = _tree.norm(rejected)
+        rounding = 100 * jnp.finfo(remainder.dtype).eps * _tree.norm(second)
+        v = _tree.combine(lambda r: jnp.where(remainder > rounding, r, 0), rejected)
+        return second, ReuseState(v=_tree.cast_like(v, state.v))
 
     def stale(first, state, params, *, step, **extra):
         del params, extra

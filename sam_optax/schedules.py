@@ -99,7 +99,7 @@ def budget_annealing(
     _checks.whole("steps_per_epoch", steps_per_epoch, 1)
 
     def schedule(step):
-        index = jnp.asarray(step) // steps_per_epoch
+        index = jnp.asarray(jnp.asarray(step) // steps_per_epoch, float)
         value = jnp.where(index < warmup, budget * index / max(warmup, 1), budget)
         if anneal_from >= total:
             return value
@@ -141,7 +141,7 @@ def linear_threshold(lambda_1: float, lambda_2: float, total_steps: int) -> opta
         )
 
     def schedule(step):
-        share = jnp.minimum(jnp.asarray(step) / total_steps, 1)
+        share = jnp.minimum(jnp.asarray(step, float) / total_steps, 1)
         # 0 · inf would be NaN: a term of weight 0 is 0.
         last = jnp.where(share > 0, share * lambda_1, 0)
         first = jnp.where(share < 1, (1 - share) * lambda_2, 0)

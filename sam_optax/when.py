@@ -122,7 +122,8 @@ def adaptive(
         gradient, so that all decide alike.
 
     Returns:
-      A `When` with state `AdaptiveState`. The statistics follow every step.
+      A `When` with state `AdaptiveState`. The statistics follow every step, but one whose s or
+      (s − μ)² overflows or is NaN leaves them as they were.
 
     Raises:
       ValueError: decay is outside [0, 1], initial_variance is negative, or threshold is NaN.
@@ -149,7 +150,9 @@ def adaptive(
         c = jnp.asarray(value_at(threshold, step))
         # An infinite c decides alone: ±inf times a σ of 0 would be NaN.
         bound = jnp.where(jnp.isinf(c), c, mean + c * jnp.sqrt(variance))
-        state = AdaptiveState(_tree.scalar(mean, params), _tree.scalar(variance, params))
-        return s >= bound, state
+        # One overflow would stay in a moving average for ever.
+        finite = jnp.isfinite(variance)
+        following = AdaptiveState(_tree.scalar(mean, params), _tree.scalar(variance, params))
+        return s >= bound, optax.tree.where(finite, following, state)
 
     return When(init, update)

@@ -1,0 +1,28 @@
+"""Eight virtual devices, set up before JAX starts, and float64 where a test asks for it."""
+
+import os
+
+DEVICES = "--xla_force_host_platform_device_count"
+
+# Many queued collectives on few cores need a larger thread pool.
+os.environ.setdefault("NPROC", "16")
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def x64():
+    """Float64 arrays for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_configure(config):
+    """Keeps compiled programs from run to run, in pytest's own cache."""
+    if hasattr(config, "cache"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")

@@ -1,0 +1,416 @@
+"""The methods in plain NumPy float64, from their formulas, with a problem to run them on.
+
+Nothing of the library is used in a reference: a step is `step(w, gradient, t, state)` on one flat
+vector w and returns the direction and the new state, a dictionary of the papers' quantities. The
+normals of the noise alone are drawn with JAX, since only it can repeat them.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sam_optax
+
+STEPS = 10
+LEARNING_RATE = 0.1
+
+# A small network with leaves of rank 4, 1, 2 and 0, in the order of `jax.tree.leaves`.
+SHAPES = {"conv": (2, 2, 1, 3), "dense_bias": (2,), "dense_kernel": (3, 2), "scale": ()}
+
+
+def ravel(tree):
+    """The leaves of a tree as one NumPy vector."""
+    return np.concatenate([np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def unravel(flat):
+    """The tree of NumPy arrays that `ravel` made flat."""
+    ends = np.cumsum([math.prod(shape) for shape in SHAPES.values()])
+    parts = np.split(np.asarray(flat), ends[:-1])
+    return {
+        name: part.reshape(shape) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
+    }
+
+
+def initial_params():
+    """Float64 parameters of ordinary size."""
+    return unravel(np.random.default_rng(7).normal(size=21))
+
+
+def make_batch(t):
+    """The batch of step t; its targets' size varies, and with it the gradient's."""
+    rng = np.random.default_rng(100 + t)
+    size = (1.0, 3.0, 0.3, 0.2, 2.5, 0.4, 0.3, 0.2, 0.1, 4.0)[t % 10]
+    return rng.normal(size=(6, 4)), size * rng.normal(size=(6, 2))
+
+
+def loss(params, batch):
+    """A mean squared error of a network with one layer of tanh: not quadratic."""
+    x, y = batch
+    hidden = jnp.tanh(params["scale"] * (x @ params["conv"].reshape(4, 3)))
+    error = hidden @ params["dense_kernel"] + params["dense_bias"] - y
+    return 0.5 * jnp.mean(jnp.sum(error**2, axis=1))
+
+
+def loss_gradient(flat, batch):
+    """The gradient of `loss`, by hand."""
+    (x, y), p = batch, unravel(flat)
+    linear = x @ p["conv"].reshape(4, 3)
+    hidden = np.tanh(p["scale"] * linear)
+    d_out = (hidden @ p["dense_kernel"] + p["dense_bias"] - y) / len(x)
+    d_linear = (d_out @ p["dense_kernel"].T) * (1 - hidden**2)
+    d_conv = p["scale"] * x.T @ d_linear
+    return np.concatenate(
+        [
+            d_conv.ravel(),
+            d_out.sum(axis=0),
+            (hidden.T @ d_out).ravel(),
+            [np.sum(d_linear * linear)],
+        ]
+    )
+
+
+# The formulas.
+
+
+def at(hyperparameter, t):
+    return hyperparameter(t) if callable(hyperparameter) else hyperparameter
+
+
+def norm(x):
+    return math.sqrt(np.sum(x * x))
+
+
+def unit(x):
+    return x / max(norm(x), 1e-12)
+
+
+def reject(a, b):
+    return a - np.dot(a, unit(b)) * unit(b)
+
+
+def sam(rho):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        return gradient(w + at(rho, t) * unit(g)), state
+
+    return step
+
+
+def gsam(rho, alpha):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        second = gradient(w + at(rho, t) * unit(g))
+        return second - at(alpha, t) * reject(g, second), state
+
+    return step
+
+
+def looksam(rho, alpha, period):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        if t % period == 0:
+            second = gradient(w + rho * unit(g))
+            return second, {"v": reject(second, g)}
+        return g + alpha * norm(g) * unit(state["v"]), state
+
+    return step
+
+
+def adaptive(state, g, t, *, total_steps, lambda_1, lambda_2, decay, initial_variance):
+    """Whether to take the second gradient, and the statistics."""
+    s = norm(g) ** 2
+    mean = decay * state.get("mean", 0.0) + (1 - decay) * s
+    variance = state.get("variance", initial_variance)
+    variance = decay * variance + (1 - decay) * (s - mean) ** 2
+    c = t / total_steps * lambda_1 + (1 - t / total_steps) * lambda_2
+    return s >= mean + c * math.sqrt(variance), {"mean": mean, "variance": variance}
+
+
+def ae_sam(rho, **policy):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        fire, state = adaptive(state, g, t, **policy)
+        return (gradient(w + rho * unit(g)) if fire else g), state
+
+    return step
+
+
+def ae_looksam(rho, alpha, **policy):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        fire, statistics = adaptive(state, g, t, **policy)
+        v = state.get("v", np.zeros_like(g))
+        if fire:
+            second = gradient(w + rho * unit(g))
+            return second, {**statistics, "v": reject(second, g)}
+        return g + alpha * norm(g) * unit(v), {**statistics, "v": v}
+
+    return step
+
+
+def samar(rho, gamma, chi, lambda_0, delta, ratio):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        second = gradient(w + rho * unit(g))
+        lambda_k = state.get("lambda_k", lambda_0)
+        current = norm(g) if ratio == "clean" else norm(second)
+        grows = t == 0 or current / state["previous_norm"] >= chi
+        moved = gamma * lambda_k if grows else lambda_k / gamma
+        following = {"lambda_k": min(max(moved, delta), 1 - delta), "previous_norm": current}
+        return (1 - lambda_k) * g + lambda_k * second, following
+
+    return step
+
+
+def le_sam_plus(budget, alpha, rho_max=None):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        n = math.sqrt(norm(g) ** 2 + 1e-12)
+        rho = at(budget, t) / n
+        if rho_max is not None:
+            rho = min(rho, at(rho_max, t))
+        return gradient(w + rho * g / n) - alpha * g, {"rho": rho}
+
+    return step
+
+
+def le_sam(budget, rho_max=None):
+    return le_sam_plus(budget, 0.0, rho_max)
+
+
+def noise(w, t, gamma, power, key):
+    """δ0 at draw t: standard deviation γ ‖w_j‖^power in kernel j, a slice along the last axis."""
+    stream = jax.random.fold_in(jax.random.key(key, impl="threefry2x32"), t)
+    normals = optax.tree.random_like(stream, jax.tree.map(jnp.asarray, unravel(w)))
+    delta = {}
+    for name, leaf in unravel(w).items():
+        rows = leaf.reshape(-1, leaf.shape[-1]) if leaf.ndim >= 2 else leaf.reshape(-1, 1)
+        kernels = np.array([norm(rows[:, j]) for j in range(rows.shape[1])])
+        scale = gamma * kernels**power
+        normal = np.asarray(normals[name]).reshape(rows.shape)
+        delta[name] = (scale * normal).reshape(leaf.shape)
+    return ravel(delta)
+
+
+def r_gsam(
+    rho,
+    gamma,
+    lambda_,
+    alpha,
+    key,
+    noise_scale="std",
+    normalize_gradient=False,
+    updates_at="params",
+):
+    del updates_at  # where the caller takes the first gradient does not change the formula
+    power = {"std": 1.0, "variance": 0.5}[noise_scale]
+
+    def step(w, gradient, t, state):
+        delta = noise(w, t, at(gamma, t), power, key)
+        g = gradient(w + delta)
+        weighed = lambda_ * (unit(g) if normalize_gradient else g)
+        second = gradient(w + at(rho, t) * unit(delta + weighed))
+        return second - alpha * reject(g, second), state
+
+    return step
+
+
+def r_sam(rho, gamma, lambda_, key, **settings):
+    return r_gsam(rho, gamma, lambda_, 0.0, key, **settings)
+
+
+def coupled_wsam(rho, gamma):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        a = gamma / (1 - gamma)
+        return a * gradient(w + rho * unit(g)) + (1 - a) * g, state
+
+    return step
+
+
+def wsam(decay, rho, gamma):
+    """With heavy-ball momentum as the base optimizer."""
+
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        second = gradient(w + rho * unit(g))
+        trace = g + decay * state.get("trace", 0.0)
+        return trace + gamma / (1 - gamma) * (second - g), {"trace": trace}
+
+    return step
+
+
+# The table.
+
+
+class Row(NamedTuple):
+    """One method with settings away from neutral: in the library, and as a reference.
+
+    Attributes:
+      factory: the library's function.
+      settings: its keyword arguments.
+      step: the reference with the same settings.
+      momentum: of the SGD behind the link, None for none.
+    """
+
+    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    settings: dict[str, Any]
+    step: Callable[..., Any]
+    momentum: float | None = 0.9
+
+    @property
+    def at_point(self):
+        """Whether the caller takes the first gradient at `gradient_point`."""
+        return self.settings.get("updates_at") == "gradient_point"
+
+    def link(self):
+        return self.factory(**self.settings)
+
+    def optimizer(self):
+        return optax.chain(self.link(), sgd(self.momentum))
+
+
+def row(name, **settings):
+    return Row(getattr(sam_optax, name), settings, globals()[name](**settings))
+
+
+def sgd(momentum=0.9):
+    return optax.sgd(LEARNING_RATE, momentum=momentum)
+
+
+AE = {"total_steps": STEPS, "lambda_1": -1.0, "lambda_2": 1.0, "decay": 0.5}
+NOISY = {"rho": 0.4, "gamma": 0.3, "lambda_": 0.7, "key": 3}
+POINT = {"updates_at": "gradient_point"}
+
+# Powers of two, so that float32 schedules are exact.
+LINEAR = {"rho_max": 0.5, "rho_min": 0.125, "lr_max": 1.0, "lr_min": 0.25}
+
+
+def linear_rho(t):
+    learning_rate = 1.0 - t / 16
+    return 0.125 + (0.5 - 0.125) * (learning_rate - 0.25) / (1.0 - 0.25)
+
+
+def annealed_budget(t):
+    if t < 2:
+        return 0.4 * t / 2
+    tau = (t - 5) / (10 - 5 - 1)
+    return 0.4 if t < 5 else 0.1 + 0.5 * (0.4 - 0.1) * (1 + math.cos(math.pi * tau))
+
+
+METHODS = {
+    "sam": row("sam", rho=0.4),
+    "gsam": row("gsam", rho=0.4, alpha=0.6),
+    "gsam_schedule": Row(
+        sam_optax.gsam,
+        {
+            "rho": sam_optax.schedules.rho_from_learning_rate(
+                optax.linear_schedule(1.0, 0.0, 16), **LINEAR
+            ),
+            "alpha": lambda t: 0.25 * (t + 1),
+        },
+        gsam(linear_rho, lambda t: 0.25 * (t + 1)),
+    ),
+    "looksam": row("looksam", rho=0.4, alpha=0.7, period=3),
+    "ae_sam": row("ae_sam", rho=0.4, initial_variance=0.5, **AE),
+    "ae_looksam": row("ae_looksam", rho=0.4, alpha=0.3, initial_variance=0.5, **AE),
+    "samar": row("samar", rho=0.4, gamma=3.0, chi=1.1, lambda_0=1.0, delta=0.1, ratio="clean"),
+    "samar_perturbed": row(
+        "samar", rho=0.4, gamma=2.0, chi=0.9, lambda_0=0.6, delta=0.2, ratio="perturbed"
+    ),
+    "le_sam": row("le_sam", budget=0.8, rho_max=0.3),
+    "le_sam_schedule": Row(
+        sam_optax.le_sam,
+        {"budget": sam_optax.schedules.budget_annealing(0.4, 5, 10, final=0.1, warmup=2)},
+        le_sam(annealed_budget),
+    ),
+    "le_sam_plus": row("le_sam_plus", budget=0.3, alpha=0.5, rho_max=0.12),
+    "r_sam": row("r_sam", **NOISY),
+    "r_sam_variance": row("r_sam", noise_scale="variance", **NOISY),
+    "r_sam_normalized": row("r_sam", normalize_gradient=True, **NOISY),
+    "r_sam_point": row("r_sam", **NOISY, **POINT),
+    "r_sam_schedule": row(
+        "r_sam", **{**NOISY, "gamma": lambda t: 0.125 * (t + 1), "rho": lambda t: 0.25 * (t + 1)}
+    ),
+    "r_gsam": row("r_gsam", alpha=0.6, **NOISY),
+    "r_gsam_point": row(
+        "r_gsam", alpha=0.6, noise_scale="variance", normalize_gradient=True, **NOISY, **POINT
+    ),
+    "coupled_wsam": row("coupled_wsam", rho=0.4, gamma=0.8),
+    "wsam": Row(
+        sam_optax.wsam,
+        {"base": optax.trace(0.9), "rho": 0.4, "gamma": 0.8},
+        wsam(0.9, 0.4, 0.8),
+        momentum=None,
+    ),
+}
+
+# One row a method, for properties that settings do not change.
+NAMES = [
+    "sam",
+    "gsam",
+    "looksam",
+    "ae_sam",
+    "ae_looksam",
+    "samar",
+    "le_sam",
+    "le_sam_plus",
+    "r_sam",
+    "r_gsam",
+    "coupled_wsam",
+    "wsam",
+]
+
+
+# Running them.
+
+
+def run_reference(row):
+    """(w, state) after each step of SGD, with or without momentum, on the reference directions."""
+    w, state, trace, ascents = ravel(initial_params()), {}, 0.0, 0
+    for t in range(STEPS):
+        calls, batch = [], make_batch(t)
+
+        def gradient(x, batch=batch, calls=calls):
+            calls.append(x)
+            return loss_gradient(x, batch)
+
+        direction, state = row.step(w, gradient, t, state)
+        trace = direction + (row.momentum or 0.0) * trace
+        w = w - LEARNING_RATE * trace
+        ascents += len(calls) - 1
+        yield w, {**state, "ascents": ascents, "steps": t + 1}
+
+
+def make_step(tx, *, at_point=False, compiled=True, grad_loss=None, gradient=lambda f: f):
+    """step(params, opt_state, batch), with `gradient` around each gradient function."""
+    grad_loss = grad_loss or jax.grad(loss)
+
+    def step(params, opt_state, batch):
+        grad_fn = gradient(lambda p: grad_loss(p, batch))
+        point = sam_optax.gradient_point(opt_state, params) if at_point else params
+        updates, opt_state = tx.update(grad_fn(point), opt_state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), opt_state
+
+    return jax.jit(step) if compiled else step
+
+
+def run(tx, step=None, *, at_point=False, steps=STEPS):
+    """(params, opt_state) after each step of an optimizer of the library."""
+    step = step or make_step(tx, at_point=at_point)
+    params = jax.tree.map(jnp.asarray, initial_params())
+    opt_state = tx.init(params)
+    for t in range(steps):
+        params, opt_state = step(params, opt_state, jax.tree.map(jnp.asarray, make_batch(t)))
+        yield params, opt_state
+
+
+def trajectory(tx, step=None, **options):
+    """The parameters after each step as rows of one matrix."""
+    return np.stack([ravel(params) for params, _ in run(tx, step, **options)])

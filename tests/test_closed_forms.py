@@ -1,0 +1,324 @@
+"""Each part away from its neutral setting, on L = ½ wᵀAw, with the result written out by hand.
+
+Over two leaves: w = (3 | 2), A = diag(1, 2), so g = (3 | 4) and ‖g‖ = 5. A radius of 5 gives
+ε = (3 | 4), w + ε = (6 | 6) and g' = (6 | 12). A norm per leaf would give ε = (5 | 5).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sam_optax
+from sam_optax import combine, perturb, start, when
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def pair(a, b):
+    return {"a": np.array([float(a)]), "b": np.array([[float(b)]])}
+
+
+W, G = pair(3, 2), pair(3, 4)
+
+
+def quadratic_gradient(w):
+    return {"a": w["a"], "b": 2 * w["b"]}
+
+
+def directions(link, *gradients, grad_fn=quadratic_gradient):
+    """What the link hands on at W for gradients that are fed one after the other."""
+    w, state, results = jax.tree.map(jnp.asarray, W), link.init(W), []
+    for gradient in gradients:
+        gradient = jax.tree.map(jnp.asarray, gradient)
+        direction, state = link.update(gradient, state, w, grad_fn=grad_fn)
+        results.append(direction)
+    return results, state
+
+
+def assert_pairs(actual, *expected):
+    values = [(float(d["a"][0]), float(d["b"][0, 0])) for d in actual]
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_second_gradient_is_at_the_end_of_the_unit_first_gradient():
+    actual, _ = directions(sam_optax.sam(rho=5.0), G)
+    assert_pairs(actual, (6, 12))
+
+
+def test_the_radius_is_a_schedule_of_the_links_steps_from_zero():
+    actual, _ = directions(sam_optax.sam(rho=lambda t: 5.0 * t), G, G, G)
+    assert_pairs(actual, (3, 4), (6, 12), (9, 20))
+
+
+def test_gsam_subtracts_what_the_first_gradient_has_across_the_second():
+    # ⟨g, g'⟩ / ‖g'‖² = 66 / 180, so reject(g, g') = (3 − 2.2 | 4 − 4.4).
+    actual, _ = directions(sam_optax.gsam(rho=5.0, alpha=0.5), G)
+    assert_pairs(actual, (6 - 0.5 * 0.8, 12 + 0.5 * 0.4))
+
+
+def test_gsam_leaves_the_part_along_the_second_gradient_alone():
+    (direction,), _ = directions(sam_optax.gsam(rho=5.0, alpha=0.5), G)
+    assert float(optax.tree.vdot(direction, pair(6, 12))) == pytest.approx(180)
+    # and descends the surrogate gap: ⟨d, g⟩ < ⟨g', g⟩ = 66.
+    assert float(optax.tree.vdot(direction, G)) == pytest.approx(66 - 0.5 * 0.8)
+
+
+def test_looksam_stores_what_the_second_gradient_has_across_the_first():
+    # ⟨g, g'⟩ / ‖g‖² = 66 / 25, so v = (6 − 7.92 | 12 − 10.56).
+    actual, state = directions(sam_optax.looksam(rho=5.0, alpha=0.5, period=3), G)
+    assert_pairs(actual, (6, 12))
+    assert_pairs([state.combine.v], (-1.92, 1.44))
+
+
+def test_looksam_adds_the_stored_direction_at_the_size_of_the_new_gradient():
+    # unit(v) = (−0.8 | 0.6), with ‖(6 | 8)‖ = 10 and then ‖(−3 | 4)‖ = 5; a fresh one at step 3.
+    link = sam_optax.looksam(rho=5.0, alpha=0.5, period=3)
+    actual, state = directions(link, G, pair(6, 8), pair(-3, 4), pair(-3, 4))
+    assert_pairs(actual, (6, 12), (6 - 4, 8 + 3), (-3 - 2, 4 + 1.5), (0, 12))
+    assert int(state.ascents) == 2
+
+
+def test_reuse_hands_on_the_gradient_before_any_second_one():
+    link = sam_optax.sharpness_aware(
+        perturb.ball(5.0), when=when.adaptive(jnp.inf), combine=combine.reuse(0.5)
+    )
+    actual, state = directions(link, G)
+    assert_pairs(actual, (3, 4))
+    assert int(state.ascents) == 0
+
+
+def test_wsam_keeps_the_sharpness_term_out_of_the_momentum():
+    # γ = ¾ gives 3 (g' − g) = (9 | 24) beside the trace g, then 1.5 g.
+    actual, _ = directions(sam_optax.wsam(optax.trace(0.5), rho=5.0, gamma=0.75), G, G)
+    assert_pairs(actual, (3 + 9, 4 + 24), (4.5 + 9, 6 + 24))
+
+
+def test_coupled_wsam_lets_the_sharpness_term_into_the_momentum():
+    tx = optax.chain(sam_optax.coupled_wsam(rho=5.0, gamma=0.75), optax.trace(0.5))
+    actual, _ = directions(tx, G, G)
+    assert_pairs(actual, (12, 28), (1.5 * 12, 1.5 * 28))
+
+
+def test_coupled_wsam_below_one_half_goes_less_than_the_whole_way():
+    # γ = ¼ gives a = ⅓.
+    actual, _ = directions(sam_optax.coupled_wsam(rho=5.0, gamma=0.25), G)
+    assert_pairs(actual, (3 + 3 / 3, 4 + 8 / 3))
+
+
+def test_wsam_takes_another_geometry():
+    link = sam_optax.wsam(optax.identity(), gamma=0.75, perturb=perturb.loss_ball(25.0))
+    actual, _ = directions(link, G)  # ε = 25 / 5 · unit(g)
+    assert_pairs(actual, (12, 28))
+
+
+def test_wsam_feeds_weight_decay_to_the_base_alone():
+    actual, _ = directions(
+        sam_optax.wsam(optax.add_decayed_weights(0.1), rho=5.0, gamma=0.5), pair(3, 4)
+    )
+    assert_pairs(actual, (6 + 0.3, 12 + 0.2))
+
+
+def test_le_sam_raises_the_linearised_loss_by_its_budget():
+    # N = 5 and ρ = 10 / 5, so ε = 2 (0.6 | 0.8): ⟨g, ε⟩ = 3.6 + 6.4 = 10.
+    actual, state = directions(sam_optax.le_sam(budget=10.0), G)
+    assert_pairs(actual, (4.2, 7.2))
+    assert float(state.perturb.rho) == pytest.approx(2)
+
+
+def test_le_sam_clips_its_radius_and_shows_the_one_in_force():
+    actual, state = directions(sam_optax.le_sam(budget=10.0, rho_max=1.0), G)
+    assert_pairs(actual, (3.6, 5.6))
+    assert float(state.perturb.rho) == 1
+
+
+def test_le_sam_bounds_the_norm_softly():
+    # At ‖g‖ = 1e-6, N = √2 · 1e-6: ε = 1e-6 / N² · g = ½ (0.6 | 0.8).
+    link = sam_optax.le_sam(budget=1e-6)
+    actual, state = directions(link, pair(6e-7, 8e-7))
+    assert_pairs(actual, (3.3, 4.8))
+    assert float(state.perturb.rho) == pytest.approx(1 / 2**0.5)
+
+
+def test_le_sam_plus_takes_off_the_clean_gradient_and_does_not_rescale():
+    actual, _ = directions(sam_optax.le_sam_plus(budget=10.0, alpha=0.5), G)
+    assert_pairs(actual, (4.2 - 1.5, 7.2 - 2))
+
+
+def test_samar_mixes_and_follows_the_ratio_of_norms():
+    # λ: ¼, doubled at the first step, doubled as the norm doubles and clipped, halved as it halves.
+    link = sam_optax.samar(rho=5.0, gamma=2.0, chi=1.5, lambda_0=0.25, delta=0.1)
+    state, lambdas = link.init(W), []
+    for scale in (1, 2, 4, 5, 5, 5, 5, 5):
+        direction, state = link.update(
+            optax.tree.scale(scale, G), state, W, grad_fn=quadratic_gradient
+        )
+        if scale == 1:
+            assert_pairs([direction], (3.75, 6))  # ¾ (3 | 4) + ¼ (6 | 12)
+        lambdas.append(float(state.combine.lambda_k))
+    np.testing.assert_allclose(lambdas, (0.5, 0.9, 0.9, 0.45, 0.225, 0.1125, 0.1, 0.1))
+    assert float(state.combine.previous_norm) == pytest.approx(25)
+
+
+def test_samar_begins_with_an_unclipped_lambda():
+    actual, _ = directions(sam_optax.samar(rho=5.0, lambda_0=1.0, delta=0.25), G, G)
+    assert_pairs(actual, (6, 12), (0.25 * 3 + 0.75 * 6, 0.25 * 4 + 0.75 * 12))
+
+
+def test_samar_grows_at_exactly_chi():
+    link = sam_optax.samar(rho=5.0, gamma=2.0, chi=2.0, lambda_0=0.125)
+    _, state = directions(link, G, optax.tree.scale(2.0, G))
+    assert float(state.combine.lambda_k) == 0.5
+
+
+@pytest.mark.parametrize(("ratio", "norm"), [("clean", 5), ("perturbed", 180**0.5)])
+def test_samar_remembers_the_norm_that_its_ratio_is_of(ratio, norm):
+    _, state = directions(sam_optax.samar(rho=5.0, ratio=ratio), G)
+    assert float(state.combine.previous_norm) == pytest.approx(norm)
+
+
+def test_the_adaptive_statistics_move_before_the_test():
+    # δ = 0.9, s = 25: μ = 2.5, σ² = 0.9 · 0.5 + 0.1 · 22.5²; then s = 0.25.
+    link = sam_optax.ae_sam(5.0, total_steps=10, lambda_1=1, lambda_2=1, initial_variance=0.5)
+    first, state = directions(link, G)
+    assert float(state.when.mean) == pytest.approx(2.5)
+    assert float(state.when.variance) == pytest.approx(0.45 + 0.1 * 22.5**2)
+    both, state = directions(link, G, pair(0.3, 0.4))
+    assert_pairs(first, (6, 12))
+    assert_pairs(both, (6, 12), (0.3, 0.4))
+    assert float(state.when.mean) == pytest.approx(0.9 * 2.5 + 0.025)
+
+
+@pytest.mark.parametrize(("c", "fires"), [(2.99, True), (3.01, False)])
+def test_the_adaptive_test_uses_the_new_mean_and_the_new_variance(c, fires):
+    """From μ = 0, σ² = s²/100, δ = 0.9: μ = s/10 and σ = 3s/10, so s ≥ μ + c σ up to c = 3."""
+    policy = {"total_steps": 10, "lambda_1": c, "lambda_2": c, "initial_variance": 25.0**2 / 100}
+    _, state = directions(sam_optax.ae_sam(5.0, **policy), G)
+    assert int(state.ascents) == fires
+
+
+def test_adaptive_fires_at_equality():
+    policy = when.adaptive(0.0, decay=0.0)  # μ = s
+    _, state = directions(sam_optax.sharpness_aware(perturb.ball(5.0), when=policy), G, G)
+    assert int(state.ascents) == 2
+
+
+@pytest.mark.parametrize(("c", "ascents"), [(-np.inf, 2), (np.inf, 0)])
+def test_an_infinite_threshold_decides_alone(c, ascents):
+    """Also where σ = 0 and its product with c is undefined."""
+    policy = when.adaptive(c, initial_variance=0.0)
+    link = sam_optax.sharpness_aware(perturb.ball(5.0), when=policy)
+    _, state = directions(link, pair(0, 0), pair(0, 0))
+    assert int(state.ascents) == ascents
+
+
+def test_the_bernoulli_coin_lands_with_its_probability():
+    policy = when.bernoulli(0.3, key=1)
+    coins = [policy.update(G, policy.init(W), W, step=jnp.int32(t))[0] for t in range(400)]
+    assert abs(np.mean(coins) - 0.3) < 0.07
+    coins = np.array(coins, int)
+    assert abs(np.mean(coins[1:] * coins[:-1]) - 0.09) < 0.05  # tosses are independent
+
+
+def test_the_bernoulli_probability_is_a_schedule():
+    policy = when.bernoulli(lambda t: jnp.where(t < 3, 1.0, 0.0))
+    link = sam_optax.sharpness_aware(perturb.ball(5.0), when=policy)
+    actual, _ = directions(link, G, G, G, G)
+    assert_pairs(actual, (6, 12), (6, 12), (6, 12), (3, 4))
+
+
+# The noise of r_sam.
+
+KERNELS = np.ones((50, 8, 3)) * np.array([0.0, 1.0, 4.0]) / 20  # norms 0, 1, 4
+NOISY = {"kernel": KERNELS, "bias": np.full(400, 0.1)}  # norm of the bias 2
+
+
+def offset_of(link, params):
+    return optax.tree.sub(sam_optax.gradient_point(link.init(params), params), params)
+
+
+@pytest.mark.parametrize(("noise_scale", "power"), [("std", 1.0), ("variance", 0.5)])
+def test_the_noise_has_the_scale_of_each_kernel(noise_scale, power):
+    """A kernel is a slice along the last axis; a vector is one kernel."""
+    offset = offset_of(sam_optax.r_sam(gamma=0.5, noise_scale=noise_scale), NOISY)
+    deviations = [*jnp.std(offset["kernel"], axis=(0, 1)), jnp.std(offset["bias"])]
+    expected = [0.5 * norm**power for norm in (0.0, 1.0, 4.0, 2.0)]
+    np.testing.assert_allclose(deviations, expected, rtol=0.15)
+    assert abs(jnp.mean(offset["bias"])) < 4 * expected[-1] / 20
+
+
+def test_the_noise_of_leaves_is_independent():
+    leaf = jnp.ones(500)
+    offset = offset_of(sam_optax.r_sam(), {"a": leaf, "b": leaf})
+    assert abs(np.corrcoef(offset["a"], offset["b"])[0, 1]) < 0.2
+
+
+def test_the_noise_follows_the_current_parameters():
+    """Twice the parameters have twice the noise, from the same state."""
+    state = sam_optax.r_sam(gamma=0.5).init(NOISY)
+    doubled = optax.tree.scale(2.0, NOISY)
+    once = optax.tree.sub(sam_optax.gradient_point(state, NOISY), NOISY)
+    twice = optax.tree.sub(sam_optax.gradient_point(state, doubled), doubled)
+    np.testing.assert_allclose(twice["kernel"], 2 * once["kernel"], rtol=1e-9, atol=1e-15)
+
+
+def test_every_step_and_every_key_draws_anew():
+    w = {"w": jnp.ones(5)}
+    offsets = []
+    for key in (0, 1, jax.random.key(1)):
+        link = sam_optax.r_sam(key=key)
+        state = link.init(w)
+        for _ in range(2):
+            offsets.append(optax.tree.sub(sam_optax.gradient_point(state, w), w)["w"])
+            _, state = link.update(w, state, w, grad_fn=lambda p: p)
+    different = {tuple(np.asarray(offset).round(9)) for offset in offsets}
+    assert len(different) == 4  # an int is the key made from it
+    np.testing.assert_array_equal(offsets[2], offsets[4])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_r_sam_climbs_from_the_parameters_along_noise_and_gradient(normalize):
+    """d = A (w + ρ unit(δ0 + λ A (w + δ0))), with δ0 read from `gradient_point`."""
+    link = sam_optax.r_sam(rho=2.0, gamma=0.5, lambda_=0.7, normalize_gradient=normalize)
+    state = link.init(W)
+    point = sam_optax.gradient_point(state, W)
+    d1, d2 = float(point["a"][0]) - 3, float(point["b"][0, 0]) - 2
+    assert abs(d1) > 1e-3 < abs(d2)
+    g1, g2 = 3 + d1, 2 * (2 + d2)
+    weight = 0.7 / np.hypot(g1, g2) if normalize else 0.7
+    a1, a2 = d1 + weight * g1, d2 + weight * g2
+    length = np.hypot(a1, a2)
+    actual, _ = directions(link, pair(9, 9))  # the gradient at w is not used
+    assert_pairs(actual, (3 + 2 * a1 / length, 2 * (2 + 2 * a2 / length)))
+
+
+def test_r_gsam_rejects_the_smoothed_gradient():
+    settings = {"rho": 2.0, "gamma": 0.5}
+    link = sam_optax.r_gsam(alpha=0.5, **settings)
+    point = sam_optax.gradient_point(link.init(W), W)
+    g = np.array([float(point["a"][0]), 2 * float(point["b"][0, 0])])
+    (second,), _ = directions(sam_optax.r_sam(**settings), G)
+    h = np.array([float(second["a"][0]), float(second["b"][0, 0])])
+    expected = h - 0.5 * (g - g @ h / (h @ h) * h)
+    assert_pairs(directions(link, G)[0], expected)
+
+
+def test_a_noise_start_alone_hands_on_the_gradient_at_the_noisy_point():
+    link = sam_optax.sharpness_aware(start=start.noise(0.5))
+    point = sam_optax.gradient_point(link.init(W), W)
+    actual, state = directions(link, G)
+    assert_pairs(actual, (float(point["a"][0]), 2 * float(point["b"][0, 0])))
+    assert int(state.ascents) == 0
+
+
+def test_a_mask_in_the_perturb_slot_keeps_a_leaf_where_it_is():
+    frozen = {"a": True, "b": False}
+    perturbation = optax.chain(optax.masked(optax.set_to_zero(), frozen), perturb.ball(5.0))
+    actual, _ = directions(sam_optax.sharpness_aware(perturbation), G)
+    assert_pairs(actual, (3, 14))  # ε = (0 | 5)
+
+
+def test_weight_decay_behind_the_link_stays_outside_the_perturbation():
+    tx = optax.chain(sam_optax.sam(5.0), optax.add_decayed_weights(0.1))
+    assert_pairs(directions(tx, G)[0], (6 + 0.3, 12 + 0.2))

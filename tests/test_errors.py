@@ -1,0 +1,306 @@
+"""Every error names the argument, its value and what to pass instead."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from reference import METHODS, NAMES
+
+import sam_optax
+from sam_optax import combine, perturb, schedules, start, when
+
+W = {"w": jnp.ones(2)}
+
+
+def identity(w):
+    return w
+
+
+def update(link, **extra):
+    return link.update(W, link.init(W), W, **extra)
+
+
+# At the update.
+
+
+@pytest.mark.parametrize("name", [*NAMES, "r_sam_point"])
+def test_an_update_without_grad_fn_says_how_to_call(name):
+    with pytest.raises(ValueError, match=r"needs grad_fn.*update\(grads, .*grad_fn=jax.grad\("):
+        update(METHODS[name].link())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_without_params_says_how_to_call(name):
+    link = METHODS[name].link()
+    with pytest.raises(ValueError, match=r"needs the parameters: call update\(grads, .*params, "):
+        link.update(W, link.init(W), grad_fn=identity)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_needs_no_grad_fn_behind_a_chain_that_lacks_it(name):
+    tx = METHODS[name].optimizer()
+    with pytest.raises(ValueError, match="needs grad_fn"):
+        tx.update(W, tx.init(W), W)
+
+
+def test_a_method_with_one_gradient_at_the_gradient_point_needs_no_grad_fn():
+    link = sam_optax.sharpness_aware(start=start.noise(0.1), updates_at="gradient_point")
+    assert update(link)[0] is not None
+    with pytest.raises(ValueError, match="needs grad_fn"):
+        update(sam_optax.sharpness_aware(start=start.noise(0.1)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_grad_fn_with_a_value_is_told_to_return_the_gradient_alone(name, compiled):
+    link = METHODS[name].link()
+
+    def call(state, w):
+        return link.update(w, state, w, grad_fn=lambda p: (jnp.ones(()), p))
+
+    call = jax.jit(call) if compiled else call
+    message = r"grad_fn must return the gradient alone.*use jax.grad, or drop the value and aux"
+    with pytest.raises(ValueError, match=message):
+        call(link.init(W), W)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked_parameters_are_told_to_mask_the_perturbation(name):
+    """`optax.masked` and `optax.partition` around the link hide parameters from grad_fn."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    link = METHODS[name].link()
+    masked = optax.masked(link, {"a": True, "b": False})
+    partition = optax.partition({"x": link, "y": optax.sgd(0.1)}, {"a": "x", "b": "y"})
+    message = r"optax.MaskedNode.*put the mask in the perturb slot instead.*outside optax.masked"
+    for tx in (masked, partition):
+        with pytest.raises(ValueError, match=message):
+            tx.init(params)
+
+
+def test_masked_parameters_are_found_at_the_update_too():
+    link = sam_optax.sam()
+    params = {"a": jnp.ones(2), "b": optax.MaskedNode()}
+    with pytest.raises(ValueError, match=r"optax\.MaskedNode"):
+        link.update(params, link.init(W), params, grad_fn=identity)
+
+
+# At construction.
+
+
+REQUIRED = {
+    "ae_sam": {"total_steps": 10},
+    "ae_looksam": {"total_steps": 10},
+    "wsam": {"base": optax.trace(0.9)},
+}
+
+
+def construct(name, **settings):
+    return getattr(sam_optax, name)(**REQUIRED.get(name, {}), **settings)
+
+
+NEGATIVE = [
+    *((name, "rho") for name in NAMES if not name.startswith("le_sam")),
+    *((name, "budget") for name in ("le_sam", "le_sam_plus")),
+    *((name, "rho_max") for name in ("le_sam", "le_sam_plus")),
+    *((name, "alpha") for name in ("gsam", "looksam", "ae_looksam", "le_sam_plus", "r_gsam")),
+    *((name, "gamma") for name in ("r_sam", "r_gsam")),
+    *((name, "lambda_") for name in ("r_sam", "r_gsam")),
+    *((name, "initial_variance") for name in ("ae_sam", "ae_looksam")),
+    ("samar", "chi"),
+]
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, -math.inf])
+@pytest.mark.parametrize(("name", "argument"), NEGATIVE)
+def test_a_negative_or_undefined_size_is_an_error(name, argument, value):
+    message = re.escape(f"{argument} must lie in [0, inf), got {value!r}: pass a number")
+    with pytest.raises(ValueError, match="^" + message):
+        construct(name, **{argument: value})
+
+
+OUTSIDE = [
+    *((name, "gamma", v, "[0, 1)") for name in ("wsam", "coupled_wsam") for v in (1.0, -0.1, 2)),
+    *((name, "decay", v, "[0, 1]") for name in ("ae_sam", "ae_looksam") for v in (1.1, -0.1)),
+    *((name, "lambda_1", math.nan, "[-inf, inf]") for name in ("ae_sam", "ae_looksam")),
+    *((name, "lambda_2", math.nan, "[-inf, inf]") for name in ("ae_sam", "ae_looksam")),
+    *(("samar", "gamma", v, "(1, inf)") for v in (1.0, 0.5, -2.0)),
+    *(("samar", "lambda_0", v, "[0, 1]") for v in (-0.1, 1.1)),
+    *(("samar", "delta", v, "[0, 0.5]") for v in (-0.1, 0.6)),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "bounds"), OUTSIDE)
+def test_a_number_outside_its_interval_is_an_error(name, argument, value, bounds):
+    message = re.escape(f"{argument} must lie in {bounds}, got {value!r}: pass a number from that")
+    with pytest.raises(ValueError, match="^" + message):
+        construct(name, **{argument: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_probability_outside_the_unit_interval_is_an_error(value):
+    with pytest.raises(
+        ValueError, match=re.escape(f"probability must lie in [0, 1], got {value!r}")
+    ):
+        when.bernoulli(value)
+
+
+COUNTS = [("ae_sam", "total_steps"), ("ae_looksam", "total_steps"), ("looksam", "period")]
+
+
+@pytest.mark.parametrize(("name", "argument"), COUNTS)
+@pytest.mark.parametrize("value", [0, -3])
+def test_a_count_below_one_is_an_error(name, argument, value):
+    with pytest.raises(ValueError, match=f"^{argument} must be at least 1, got {value}: pass a"):
+        getattr(sam_optax, name)(**{argument: value})
+
+
+@pytest.mark.parametrize(("name", "argument"), COUNTS)
+@pytest.mark.parametrize("value", [2.5, "5", None])
+def test_a_count_that_is_no_integer_is_an_error(name, argument, value):
+    with pytest.raises(TypeError, match=f"^{argument} must be an integer, got {value!r}"):
+        getattr(sam_optax, name)(**{argument: value})
+
+
+TYPES = [
+    *((name, "rho") for name in NAMES if not name.startswith("le_sam")),
+    *((name, "budget") for name in ("le_sam", "le_sam_plus")),
+    *((name, "gamma") for name in ("samar", "r_sam", "coupled_wsam", "wsam")),
+    *((name, "decay") for name in ("ae_sam", "ae_looksam")),
+    *((name, "lambda_1") for name in ("ae_sam", "ae_looksam")),
+    ("samar", "lambda_0"),
+    ("gsam", "alpha"),
+]
+
+
+@pytest.mark.parametrize("value", ["0.05", None, [0.05]])
+@pytest.mark.parametrize(("name", "argument"), TYPES)
+def test_what_is_neither_a_number_nor_a_schedule_is_an_error(name, argument, value):
+    message = re.escape(f"{argument} must be a number or an Optax schedule")
+    with pytest.raises(TypeError, match=f"^{message}.*got {re.escape(repr(value))}"):
+        construct(name, **{argument: value})
+
+
+@pytest.mark.parametrize("name", ["r_sam", "r_gsam"])
+@pytest.mark.parametrize(
+    ("argument", "choices"),
+    [
+        ("updates_at", "'params' or 'gradient_point'"),
+        ("noise_scale", "'std' or 'variance'"),
+    ],
+)
+@pytest.mark.parametrize("value", ["elsewhere", None])
+def test_a_choice_that_is_not_offered_is_an_error(name, argument, choices, value):
+    with pytest.raises(ValueError, match=f"^{argument} must be {choices}, got {value!r}"):
+        construct(name, **{argument: value})
+
+
+@pytest.mark.parametrize("value", ["dirty", None])
+def test_an_unknown_ratio_is_an_error(value):
+    with pytest.raises(ValueError, match=f"^ratio must be 'clean' or 'perturbed', got {value!r}"):
+        sam_optax.samar(ratio=value)
+
+
+@pytest.mark.parametrize("key", ["0", 1.5, None])
+@pytest.mark.parametrize(
+    "part", [lambda k: sam_optax.r_sam(key=k), lambda k: when.bernoulli(0.5, key=k)]
+)
+def test_a_key_that_is_none_is_an_error(part, key):
+    with pytest.raises(TypeError, match=rf"key must be an int or a jax.random.key, got {key!r}"):
+        part(key)
+
+
+def test_a_key_array_of_another_shape_is_an_error():
+    with pytest.raises(TypeError, match=r"key must be an int or one jax.random.key, got an array"):
+        sam_optax.r_sam(key=jnp.ones(3))
+
+
+@pytest.mark.parametrize("key", [3, jax.random.PRNGKey(3), jax.random.key(3, impl="rbg")])
+def test_keys_of_every_kind_are_taken(key):
+    assert update(sam_optax.r_sam(key=key), grad_fn=identity)[0] is not None
+
+
+@pytest.mark.parametrize("base", [None, 0.9, "sgd"])
+def test_a_base_that_is_no_transformation_is_an_error(base):
+    if base is None:  # the identity, inside the part alone
+        assert combine.weigh(0.5, None)
+        return
+    with pytest.raises(TypeError, match=rf"^base must be an Optax transformation.*got {base!r}"):
+        sam_optax.wsam(base)
+
+
+@pytest.mark.parametrize("value", [0.05, "ball", lambda g: g])
+def test_a_geometry_that_is_no_transformation_is_an_error(value):
+    with pytest.raises(TypeError, match=r"^perturb must be an Optax transformation, got"):
+        sam_optax.sharpness_aware(value)
+
+
+@pytest.mark.parametrize("slot", [{"when": when.every(2)}, {"combine": combine.mix()}])
+def test_a_decision_about_no_second_gradient_is_an_error(slot):
+    with pytest.raises(ValueError, match=r"without perturb there is none: pass perturb, such as"):
+        sam_optax.sharpness_aware(**slot)
+
+
+def test_arrays_and_schedules_are_not_checked():
+    """Their values are known only later, or must not be waited for."""
+    assert sam_optax.sam(jnp.asarray(-1.0))
+    assert sam_optax.sam(lambda t: -1.0)
+    assert perturb.ball(optax.constant_schedule(-1.0))
+
+
+# Schedules.
+
+
+RADII = {"rho_max": 0.5, "rho_min": 0.1, "lr_max": 1.0, "lr_min": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"rho_max": -0.5}, ValueError, "rho_max must lie in [0, inf), got -0.5"),
+        ({"rho_min": -0.1}, ValueError, "rho_min must lie in [0, inf), got -0.1"),
+        ({"lr_min": 2.0}, ValueError, "lr_min must be at most lr_max, got 2.0 > 1.0"),
+        ({"learning_rate": 0.1}, TypeError, "learning_rate must be a schedule, got 0.1: pass"),
+        ({"rho_max": None}, TypeError, "rho_max must be a number"),
+    ],
+)
+def test_a_radius_schedule_checks_its_arguments(change, error, message):
+    with pytest.raises(error, match="^" + re.escape(message)):
+        schedules.rho_from_learning_rate(**{"learning_rate": lambda t: 1.0, **RADII, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"budget": -0.1}, ValueError, "budget must lie in [0, inf), got -0.1"),
+        ({"final": -0.1}, ValueError, "final must lie in [0, inf), got -0.1"),
+        ({"budget": "0.3"}, TypeError, "budget must be a number"),
+        ({"total": 0}, ValueError, "total must be at least 1, got 0"),
+        ({"anneal_from": -1}, ValueError, "anneal_from must be at least 0, got -1"),
+        ({"warmup": -1}, ValueError, "warmup must be at least 0, got -1"),
+        ({"steps_per_epoch": 0}, ValueError, "steps_per_epoch must be at least 1, got 0"),
+        ({"total": 10.0}, TypeError, "total must be an integer, got 10.0"),
+    ],
+)
+def test_a_budget_schedule_checks_its_arguments(change, error, message):
+    with pytest.raises(error, match="^" + re.escape(message)):
+        schedules.budget_annealing(**{"budget": 0.3, "anneal_from": 5, "total": 10, **change})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((math.inf, -math.inf, 10), ValueError, "lambda_1 and lambda_2 must not be opposite"),
+        ((-math.inf, math.inf, 10), ValueError, "lambda_1 and lambda_2 must not be opposite"),
+        ((math.nan, 0.0, 10), ValueError, "lambda_1 must lie in [-inf, inf], got nan"),
+        ((0.0, math.nan, 10), ValueError, "lambda_2 must lie in [-inf, inf], got nan"),
+        (("0", 0.0, 10), TypeError, "lambda_1 must be a number"),
+        ((0.0, 0.0, 0), ValueError, "total_steps must be at least 1, got 0"),
+        ((0.0, 0.0, 1.5), TypeError, "total_steps must be an integer, got 1.5"),
+    ],
+)
+def test_a_threshold_schedule_checks_its_arguments(arguments, error, message):
+    with pytest.raises(error, match="^" + re.escape(message)):
+        schedules.linear_threshold(*arguments)

@@ -1,0 +1,248 @@
+"""No gradient is evaluated that the formula does not need: by counting calls, and in FLOPs."""
+
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import METHODS, NAMES, loss, make_step, run, sgd
+
+import sam_optax
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the rule is for CPU")
+
+# The gradients of ten steps, the caller's first included.
+COUNTS = {
+    **dict.fromkeys(NAMES, 20),
+    "looksam": 10 + 4,  # period 3, step 0 included
+    "r_sam": 30,  # the gradient at w is taken too
+    "r_gsam": 30,
+    "r_sam_point": 20,
+    "r_gsam_point": 20,
+}
+
+
+class Counter:
+    """Wraps gradient functions; counts their calls at run time, also inside jit."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def count(self):
+        self.calls += 1
+
+    def __call__(self, gradient):
+        def counted(params):
+            jax.debug.callback(self.count)
+            return gradient(params)
+
+        return counted
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("compiled", [False, True], ids=["host", "jit"])
+@pytest.mark.parametrize("name", COUNTS)
+def test_ten_steps_evaluate_the_promised_number_of_gradients(name, compiled):
+    """And `ascents` counts the second ones: the adaptive methods pay for those alone."""
+    row, counter = METHODS[name], Counter()
+    tx = row.optimizer()
+    grad_loss = None if compiled else jax.jit(jax.grad(loss))
+    step = make_step(
+        tx, at_point=row.at_point, compiled=compiled, gradient=counter, grad_loss=grad_loss
+    )
+    calls = []
+    for _, opt_state in run(tx, step):  # noqa: B007  (the last one is read below)
+        jax.effects_barrier()
+        calls.append(counter.calls)
+    steps, ascents = (int(optax.tree.get(opt_state, field)) for field in ("steps", "ascents"))
+    assert steps == 10
+    if name in ("ae_sam", "ae_looksam"):
+        assert 0 < ascents < 10
+        assert set(np.diff([0, *calls])) == {1, 2}
+        assert calls[-1] == steps + ascents
+    else:
+        assert calls[-1] == COUNTS[name]
+        assert ascents == (4 if name == "looksam" else 10)
+
+
+# Compiled FLOPs, on an MLP with batch norm so large that the link's own work is below 1 %.
+
+WIDTH, EXAMPLES = 64, 8192
+
+
+def mlp_params():
+    return {
+        "hidden": jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32),
+        "norm": jax.ShapeDtypeStruct((WIDTH,), jnp.float32),
+        "out": jax.ShapeDtypeStruct((WIDTH, 10), jnp.float32),
+    }
+
+
+def mlp_loss(params, batch):
+    """The loss, and the statistics of batch norm."""
+    x, y = batch
+    x = x @ params["hidden"]
+    mean, variance = jnp.mean(x, axis=0), jnp.var(x, axis=0)
+    x = jax.nn.relu((x - mean) * jax.lax.rsqrt(variance + 1e-5) * params["norm"])
+    return jnp.mean((x @ params["out"] - y) ** 2), (mean, variance)
+
+
+def lowered(tx, at_point=False):
+    """A whole training step: loss value, statistics, update."""
+    params = mlp_params()
+    batch = tuple(jax.ShapeDtypeStruct((EXAMPLES, n), jnp.float32) for n in (WIDTH, 10))
+
+    def step(params, opt_state, batch):
+        point = sam_optax.gradient_point(opt_state, params) if at_point else params
+        (value, statistics), grads = jax.value_and_grad(mlp_loss, has_aux=True)(point, batch)
+        updates, opt_state = tx.update(
+            grads,
+            opt_state,
+            params,
+            grad_fn=lambda p: jax.grad(mlp_loss, has_aux=True)(p, batch)[0],
+        )
+        return optax.apply_updates(params, updates), opt_state, value, statistics
+
+    return jax.jit(step).lower(params, jax.eval_shape(tx.init, params), batch)
+
+
+def flops(tx, at_point=False):
+    return lowered(tx, at_point).compile().cost_analysis()["flops"]
+
+
+@pytest.fixture(scope="module")
+def sgd_flops():
+    return flops(optax.with_extra_args_support(sgd()))
+
+
+ALWAYS_TWO = [name for name in COUNTS if COUNTS[name] == 20 and not name.startswith("ae_")]
+
+
+@pytest.mark.parametrize("name", ALWAYS_TWO)
+def test_a_compiled_training_step_costs_two_of_sgd(name, sgd_flops):
+    row = METHODS[name]
+    assert flops(row.optimizer(), row.at_point) / sgd_flops == pytest.approx(2.0, rel=0.01)
+
+
+def test_the_unused_gradient_of_r_sam_costs_only_what_the_loss_needs(sgd_flops):
+    """XLA removes the backward pass of `updates`; the loss and statistics at w remain."""
+    assert 2.2 < flops(METHODS["r_sam"].optimizer()) / sgd_flops < 2.5
+
+
+def test_a_method_without_a_second_gradient_costs_one_of_sgd(sgd_flops):
+    start = sam_optax.start.noise(0.1)
+    link = sam_optax.sharpness_aware(start=start, updates_at="gradient_point")
+    ratio = flops(optax.chain(link, sgd()), at_point=True) / sgd_flops
+    assert ratio == pytest.approx(1.0, rel=0.01)
+
+
+# The decision under jit.
+
+
+def convolution(params, x):
+    return jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME")
+
+
+def nested(function):
+    return jax.jit(lambda params, x: jax.jit(function)(params, x))
+
+
+def scanned(function):
+    return lambda params, x: jax.lax.scan(
+        lambda carry, _: (function(params, carry), None), x, length=2
+    )[0]
+
+
+def conditional_on(function):
+    return lambda params, x: jax.lax.cond(jnp.sum(x) > 0, function, lambda p, x: x, params, x)
+
+
+def decide_under_jit(apply, link=None):
+    """The warnings and the compiled program of one AE-SAM update under jit."""
+    link = link or sam_optax.ae_sam(total_steps=10)
+    params = {"kernel": jnp.ones((2, 2, 3, 3))}
+    x = jnp.ones((1, 2, 4, 4))
+
+    def grad_fn(p):
+        return jax.grad(lambda p: jnp.sum(apply(p, x) ** 2))(p)
+
+    def update(state, params):
+        return link.update(grad_fn(params), state, params, grad_fn=grad_fn)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled = jax.jit(update).lower(link.init(params), params).compile()
+    return [str(w.message) for w in caught], compiled
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda f: f, jax.checkpoint, nested, scanned],
+    ids=["plain", "checkpoint", "nested jit", "scan"],
+)
+def test_a_convolution_is_selected_on_cpu_with_one_warning(wrap):
+    """The second gradient is outside any conditional, and the warning names the way out."""
+    messages, compiled = decide_under_jit(wrap(convolution))
+    (message,) = messages
+    assert "40 times slower on CPU" in message
+    assert "call the optimizer's update outside jit" in message
+    assert " conditional(" not in compiled.as_text()
+
+
+@on_cpu
+def test_a_convolution_in_a_branch_of_the_callers_own_is_found():
+    messages, _ = decide_under_jit(conditional_on(convolution))
+    assert len(messages) == 1
+
+
+@on_cpu
+def test_the_selected_update_is_the_update_of_the_host():
+    link = sam_optax.ae_looksam(total_steps=10, lambda_1=-1.0, lambda_2=1.0)
+    _, compiled = decide_under_jit(convolution, link)
+    params = {"kernel": jnp.linspace(-1.0, 1.0, 36).reshape(2, 2, 3, 3)}
+    x = jnp.ones((1, 2, 4, 4))
+
+    def grad_fn(p):
+        return jax.grad(lambda p: jnp.sum(convolution(p, x) ** 2))(p)
+
+    device, host, fired = link.init(params), link.init(params), []
+    for scale in (1.0, 0.5, 0.2, 1.5, 1.0):
+        params_t = optax.tree.scale(scale, params)
+        _, device = compiled(device, params_t)
+        _, host = link.update(grad_fn(params_t), host, params_t, grad_fn=grad_fn)
+        fired.append(int(host.ascents))
+    assert 0 < fired[-1] < 5
+    for actual, expected in zip(jax.tree.leaves(device), jax.tree.leaves(host), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["ae_sam", "ae_looksam", "looksam"])
+def test_matrix_products_are_decided_on_the_device_without_a_warning(policy):
+    settings = {"period": 3} if policy == "looksam" else {"total_steps": 10}
+    link = getattr(sam_optax, policy)(**settings)
+    messages, compiled = decide_under_jit(
+        lambda params, x: x.reshape(1, 32) @ params["kernel"].reshape(36, 1)[:32], link
+    )
+    assert messages == []
+    assert " conditional(" in compiled.as_text()
+
+
+def test_a_method_that_always_ascends_has_no_conditional_and_no_warning():
+    messages, compiled = decide_under_jit(convolution, sam_optax.gsam())
+    assert messages == []
+    assert " conditional(" not in compiled.as_text()
+
+
+def test_the_host_decision_on_a_convolution_does_not_warn():
+    link = sam_optax.ae_sam(total_steps=10, lambda_1=math.inf, lambda_2=math.inf)
+    params, x = {"kernel": jnp.ones((2, 2, 3, 3))}, jnp.ones((1, 2, 4, 4))
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(convolution(p, x) ** 2)))
+    state = link.init(params)
+    for _ in range(3):  # warnings are errors here
+        _, state = link.update(gradient(params), state, params, grad_fn=gradient)
+    assert int(state.steps) == 3
+    assert int(state.ascents) == 0

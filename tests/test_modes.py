@@ -1,0 +1,390 @@
+"""Every method is the same however it is called, and fits the wrappers of Optax and JAX."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import (
+    METHODS,
+    NAMES,
+    STEPS,
+    initial_params,
+    loss,
+    make_batch,
+    make_step,
+    ravel,
+    run,
+    sgd,
+    trajectory,
+)
+
+import sam_optax
+from sam_optax import perturb, when
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+ROWS = [*NAMES, "gsam_schedule", "r_sam_point"]
+eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+
+
+@functools.cache
+def expected(name):
+    """The trajectory inside jit, which the tests of exactness compare with the references."""
+    row = METHODS[name]
+    return trajectory(row.optimizer(), at_point=row.at_point)
+
+
+def start(tx):
+    params = jax.tree.map(jnp.asarray, initial_params())
+    return params, tx.init(params)
+
+
+def types(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+@functools.cache
+def compiled_gradient():
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_eager_steps_are_the_compiled_ones(name):
+    row = METHODS[name]
+    tx = row.optimizer()
+    step = make_step(tx, at_point=row.at_point, compiled=False)
+    np.testing.assert_allclose(trajectory(tx, step, steps=4), expected(name)[:4], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_decision_on_the_host_is_the_one_on_the_device(name):
+    """The update outside jit, with a compiled gradient; the state keeps its types from init on."""
+    row = METHODS[name]
+    tx = row.optimizer()
+    options = {"compiled": False, "grad_loss": compiled_gradient()}
+    step = make_step(tx, at_point=row.at_point, **options)
+    _, initial_state = start(tx)
+    points = []
+    for params, opt_state in run(tx, step):
+        points.append(ravel(params))
+        chex.assert_trees_all_equal_structs(initial_state, opt_state)
+        assert types(opt_state) == types(initial_state)
+    np.testing.assert_allclose(points, expected(name), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_donated_step_is_traced_once(name):
+    """Buffers are given away, and neither shapes, dtypes nor weak types change from init on."""
+    row = METHODS[name]
+    tx = row.optimizer()
+    chex.clear_trace_counter()
+    step = chex.assert_max_traces(make_step(tx, at_point=row.at_point, compiled=False), n=1)
+    donated = jax.jit(step, donate_argnums=(0, 1))
+    np.testing.assert_allclose(trajectory(tx, donated), expected(name), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_scan_over_steps_is_the_steps(name):
+    row = METHODS[name]
+    tx = row.optimizer()
+    step = make_step(tx, at_point=row.at_point, compiled=False)
+
+    def body(carry, batch):
+        carry = step(*carry, batch)
+        return carry, carry[0]
+
+    batches = jax.tree.map(lambda *xs: jnp.stack(xs), *map(make_batch, range(STEPS)))
+    _, points = jax.jit(lambda carry: jax.lax.scan(body, carry, batches))(start(tx))
+    points = [ravel(jax.tree.map(lambda x, t=t: x[t], points)) for t in range(STEPS)]
+    np.testing.assert_allclose(points, expected(name), **CLOSE)
+
+
+# Wrappers of Optax.
+
+
+def injected(row):
+    return optax.chain(optax.inject_hyperparams(row.factory)(**row.settings), sgd(row.momentum))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_injected_hyperparameters_change_nothing_under_jit(name):
+    row = METHODS[name]
+    tx = injected(row)
+    np.testing.assert_allclose(trajectory(tx, at_point=row.at_point), expected(name), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_injected_hyperparameters_change_nothing_on_the_host(name):
+    row = METHODS[name]
+    tx = injected(row)
+    options = {"compiled": False, "grad_loss": compiled_gradient()}
+    step = make_step(tx, at_point=row.at_point, **options)
+    np.testing.assert_allclose(trajectory(tx, step, steps=4), expected(name)[:4], **CLOSE)
+
+
+def test_an_injected_radius_can_be_changed_from_outside():
+    tx = optax.inject_hyperparams(sam_optax.sam)(rho=0.0)
+    w, grad_fn = jnp.array([3.0, 4.0]), lambda w: w
+    state = tx.init(w)
+    state.hyperparams["rho"] = jnp.asarray(5.0)
+    updates, _ = jax.jit(lambda s: tx.update(grad_fn(w), s, w, grad_fn=grad_fn))(state)
+    np.testing.assert_allclose(updates, [6, 8])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda row: optax.named_chain(("link", row.link()), ("sgd", sgd(row.momentum))),
+        lambda row: optax.apply_if_finite(row.optimizer(), 3),
+        lambda row: optax.chain(optax.chain(optax.identity(), row.link()), sgd(row.momentum)),
+        lambda row: optax.conditionally_transform(row.optimizer(), lambda step, **extra: True),
+    ],
+    ids=["named_chain", "apply_if_finite", "nested_chain", "conditionally_transform"],
+)
+@pytest.mark.parametrize("name", ["gsam", "ae_looksam", "wsam"])
+def test_wrappers_change_nothing(name, wrap):
+    np.testing.assert_allclose(trajectory(wrap(METHODS[name])), expected(name), **CLOSE)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_by_apply_if_finite():
+    tx = optax.apply_if_finite(optax.chain(sam_optax.ae_looksam(total_steps=9), sgd()), 3)
+    w = jnp.ones(2)
+    updates, state = tx.update(w * jnp.nan, tx.init(w), w, grad_fn=lambda p: p)
+    np.testing.assert_array_equal(updates, 0)
+    assert float(optax.tree.get(state, "mean")) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_map_params_finds_what_is_shaped_like_parameters(name):
+    """It maps v of looksam and the trace of wsam, and no statistic or key."""
+    link = METHODS[name].link()
+    params, state = start(link)
+    mapped = optax.tree.map_params(link, lambda leaf: "params", state, transform_non_params=type)
+    leaves = jax.tree.leaves(mapped)
+    copies = 1 if name in ("looksam", "ae_looksam", "wsam") else 0
+    assert leaves.count("params") == copies * len(params)
+    assert len(leaves) == len(jax.tree.leaves(state))
+
+
+# Extra arguments.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unexpected_extra_arguments_are_accepted(name):
+    """Arrays in jit and on the host, and on the host what is no array."""
+    link = METHODS[name].link()
+    params, state = start(link)
+    batch = jax.tree.map(jnp.asarray, make_batch(0))
+
+    def grad_fn(p):
+        return compiled_gradient()(p, batch)
+
+    def update(state, **extra):
+        return link.update(grad_fn(params), state, params, grad_fn=grad_fn, **extra)
+
+    plain, after = update(state)
+    for extra in ({"value": jnp.ones(3)}, {"value_fn": loss, "name": "a string", "n": None}):
+        for _ in range(2):  # the pieces are compiled from the second call on
+            direction, _ = update(state, **extra)
+            np.testing.assert_allclose(ravel(direction), ravel(plain), **CLOSE)
+    direction, _ = jax.jit(lambda s, value: update(s, value=value))(state, jnp.ones(3))
+    np.testing.assert_allclose(ravel(direction), ravel(plain), **CLOSE)
+    assert int(after.steps) == 1
+
+
+def test_extra_arguments_reach_every_part():
+    seen = []
+
+    def spy(name, result):
+        def call(*args, **extra):
+            seen.append((name, extra.get("tag"), "step" in extra))
+            return result(*args)
+
+        return call
+
+    link = sam_optax.sharpness_aware(
+        optax.GradientTransformationExtraArgs(
+            optax.init_empty_state, spy("perturb", lambda g, s, p: (g, s))
+        ),
+        start=sam_optax.Start(optax.init_empty_state, spy("start", lambda d, s, p: s)),
+        when=sam_optax.When(optax.init_empty_state, spy("when", lambda g, s, p: (True, s))),
+        combine=sam_optax.Combine(
+            optax.init_empty_state, spy("combine", lambda g, h, s, p: (h, s)), None
+        ),
+    )
+    w = jnp.ones(2)
+    link.update(w, link.init(w), w, grad_fn=lambda p: p, tag="here")
+    assert sorted(seen) == [(n, "here", True) for n in ("combine", "perturb", "start", "when")]
+
+
+def two_step_ball(rho):
+    """A custom part with a gradient of its own: the ascent's second half starts from new slope."""
+
+    def update(first, state, params, *, grad_fn, **extra):
+        half, _ = perturb.ball(rho / 2).update(first, optax.EmptyState(), params, **extra)
+        middle = grad_fn(optax.tree.add(params, half))
+        rest, _ = perturb.ball(rho / 2).update(middle, optax.EmptyState(), params, **extra)
+        return optax.tree.add(half, rest), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+@pytest.mark.parametrize("policy", [None, when.every(2), when.adaptive(0.0)])
+def test_a_perturb_part_may_call_grad_fn(policy):
+    def tx():
+        return optax.chain(sam_optax.sharpness_aware(two_step_ball(0.4), when=policy), sgd())
+
+    on_device = trajectory(tx(), steps=5)
+    for grad_loss in (jax.grad(loss), compiled_gradient()):
+        step = make_step(tx(), compiled=False, grad_loss=grad_loss)
+        np.testing.assert_allclose(trajectory(tx(), step, steps=5), on_device, **CLOSE)
+    plain = optax.chain(sam_optax.sharpness_aware(perturb.ball(0.4), when=policy), sgd())
+    assert np.abs(trajectory(plain, steps=5) - on_device).max() > 1e-4
+
+
+# gradient_point.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_point_is_elsewhere_only_for_methods_with_a_start(name):
+    tx = METHODS[name].optimizer()
+    params, state = start(tx)
+    point = sam_optax.gradient_point(state, params)
+    if name in ("r_sam", "r_gsam"):
+        assert types(point) == types(params)
+        assert np.abs(ravel(point) - ravel(params)).min() > 0
+    else:
+        assert point is params
+
+
+def test_the_gradient_point_of_any_other_optimizer_is_the_parameters():
+    params, state = start(optax.adam(0.1))
+    assert sam_optax.gradient_point(state, params) is params
+
+
+def test_the_gradient_point_of_two_methods_is_an_error():
+    tx = optax.chain(sam_optax.sam(), sam_optax.sam())
+    params, state = start(tx)
+    with pytest.raises(ValueError, match="found 2 sharpness-aware methods"):
+        sam_optax.gradient_point(state, params)
+
+
+def test_the_gradient_point_is_found_inside_wrappers():
+    row = METHODS["r_sam_point"]
+    tx = optax.apply_if_finite(optax.chain(optax.identity(), injected(row)), 3)
+    np.testing.assert_allclose(trajectory(tx, at_point=True), expected("r_sam_point"), **CLOSE)
+
+
+# Devices.
+
+
+def shards():
+    """A batch for each of eight devices."""
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *map(make_batch, range(8)))
+
+
+def mapped(kind, function):
+    if kind == "vmap":
+        return jax.vmap(function, in_axes=(None, None, 0), axis_name="batch")
+    return jax.pmap(function, in_axes=(None, None, 0), axis_name="batch")
+
+
+def parallel_step(tx):
+    def step(params, opt_state, batch):
+        def grad_fn(p):
+            return jax.grad(loss)(p, batch)
+
+        updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn)
+        return updates, opt_state
+
+    return step
+
+
+@eight_devices
+@pytest.mark.parametrize("kind", ["vmap", "pmap"])
+@pytest.mark.parametrize("name", ["gsam", "le_sam", "looksam"])
+def test_average_behind_the_link_perturbs_for_each_device(name, kind):
+    """m-sharpness: the mean of what the link hands on for each shard."""
+    link = METHODS[name].link()
+    tx = optax.chain(link, sam_optax.average("batch"))
+    params, state = start(tx)
+    actual, _ = mapped(kind, parallel_step(tx))(params, state, shards())
+    singles = []
+    for i in range(8):
+        batch = jax.tree.map(lambda x, i=i: x[i], shards())
+        direction, _ = parallel_step(link)(params, link.init(params), batch)
+        singles.append(ravel(direction))
+    for i in range(8):
+        shard = ravel(jax.tree.map(lambda x, i=i: x[i], actual))
+        np.testing.assert_allclose(shard, np.mean(singles, axis=0), **CLOSE)
+
+
+@eight_devices
+@pytest.mark.parametrize("kind", ["vmap", "pmap"])
+@pytest.mark.parametrize(("axis_name", "equal"), [("batch", True), (None, False)])
+def test_decisions_are_equal_on_all_devices_with_an_axis_name(kind, axis_name, equal):
+    """‖g‖² and the norm are averaged; without an axis each device has its own."""
+    link = sam_optax.sharpness_aware(
+        perturb.ball(0.4), when=when.adaptive(0.0, decay=0.5, axis_name=axis_name)
+    )
+    mix = sam_optax.sharpness_aware(
+        perturb.ball(0.4), combine=sam_optax.combine.mix(axis_name=axis_name)
+    )
+    step = parallel_step(optax.chain(link, sam_optax.average("batch")))
+    norms = parallel_step(optax.chain(mix, sam_optax.average("batch")))
+
+    def two_steps(params, states, batch):
+        for scale in (1.0, 0.7):
+            scaled = (batch[0] * scale, batch[1])
+            _, adaptive = step(params, states[0], scaled)
+            _, mixed = norms(params, states[1], scaled)
+            states = (adaptive, mixed)
+        return states
+
+    params, adaptive = start(optax.chain(link, sam_optax.average("batch")))
+    _, mixed = start(optax.chain(mix, sam_optax.average("batch")))
+    adaptive, mixed = mapped(kind, two_steps)(params, (adaptive, mixed), shards())
+    for values in (
+        optax.tree.get(adaptive, "ascents"),
+        optax.tree.get(adaptive, "mean"),
+        optax.tree.get(mixed, "lambda_k"),
+        optax.tree.get(mixed, "previous_norm"),
+    ):
+        assert values.shape == (8,)
+        if equal:
+            np.testing.assert_array_equal(values, values[0])
+    assert equal or len(set(np.asarray(optax.tree.get(adaptive, "mean")))) == 8
+
+
+@eight_devices
+def test_the_averaged_statistics_are_those_of_the_mean_over_devices():
+    policy = when.adaptive(-jnp.inf, decay=0.5, axis_name="batch")
+    link = sam_optax.sharpness_aware(
+        perturb.ball(0.4), when=policy, combine=sam_optax.combine.mix(axis_name="batch")
+    )
+    params, state = start(link)
+    _, after = mapped("vmap", parallel_step(link))(params, state, shards())
+    norms = [
+        np.linalg.norm(ravel(jax.grad(loss)(params, jax.tree.map(lambda x, i=i: x[i], shards()))))
+        for i in range(8)
+    ]
+    np.testing.assert_allclose(after.when.mean, 0.5 * np.mean(np.square(norms)), rtol=1e-9)
+    np.testing.assert_allclose(after.combine.previous_norm, np.mean(norms), rtol=1e-9)
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(3), jax.random.key(3)])
+def test_donating_the_state_leaves_the_callers_key_alive(key):
+    link = sam_optax.sharpness_aware(
+        perturb.noisy_ball(0.4),
+        start=sam_optax.start.noise(0.3, key=key),
+        when=when.bernoulli(0.5, key=key),
+    )
+    params, state = start(link)
+    jax.jit(lambda s: jax.tree.map(jnp.array, s), donate_argnums=0)(state)
+    assert not key.is_deleted()
+    assert int(link.init(params).steps) == 0

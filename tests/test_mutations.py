@@ -1,0 +1,336 @@
+"""The suite notices when a formula is changed: one textual mutation of the package at a time."""
+
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+import sam_optax
+
+pytestmark = pytest.mark.slow
+
+PACKAGE = Path(sam_optax.__file__).parent
+TESTS = Path(__file__).parent
+
+
+class Mutation(NamedTuple):
+    """A change of one text in one module, and the tests (file, -k expression) that must notice."""
+
+    module: str
+    old: str
+    new: str
+    file: str
+    keyword: str
+
+
+MUTATIONS = {
+    "gsam adds the rejected part": Mutation(
+        "combine.py", "h - weight * r,", "h + weight * r,", "closed_forms", "gsam"
+    ),
+    "gsam rejects the second gradient": Mutation(
+        "combine.py",
+        "_tree.reject(first, second)",
+        "_tree.reject(second, first)",
+        "closed_forms",
+        "gsam",
+    ),
+    "looksam rejects the first gradient": Mutation(
+        "combine.py",
+        "_tree.reject(second, first)",
+        "_tree.reject(first, second)",
+        "closed_forms",
+        "looksam",
+    ),
+    "looksam reuses without the norm": Mutation(
+        "combine.py", " * _tree.norm(first) * ", " * ", "closed_forms", "looksam"
+    ),
+    "a norm per leaf": Mutation(
+        "perturb.py",
+        "lambda g: scale * g, first), state",
+        "lambda g: value_at(rho, step) * _tree.unit_scale(g) * g, first), state",
+        "closed_forms",
+        "unit_first_gradient",
+    ),
+    "the square of the norm": Mutation(
+        "_tree.py", "1 / jnp.maximum(norm(a), TINY)", "1 / vdot(a, a)", "closed_forms", "unit"
+    ),
+    "adaptive tests against the old mean": Mutation(
+        "when.py",
+        "jnp.where(jnp.isinf(c), c, mean + c",
+        "jnp.where(jnp.isinf(c), c, state.mean + c",
+        "closed_forms",
+        "new_mean",
+    ),
+    "adaptive takes the variance around the old mean": Mutation(
+        "when.py",
+        "jnp.square(s - mean)",
+        "jnp.square(s - state.mean)",
+        "closed_forms",
+        "adaptive",
+    ),
+    "adaptive tests with the old variance": Mutation(
+        "when.py", "c * jnp.sqrt(variance)", "c * jnp.sqrt(state.variance)", "exactness", "ae_"
+    ),
+    "adaptive does not fire at equality": Mutation(
+        "when.py", "return s >= bound", "return s > bound", "closed_forms", "equality"
+    ),
+    "an infinite threshold times zero": Mutation(
+        "when.py",
+        "jnp.where(jnp.isinf(c), c, mean + c * jnp.sqrt(variance))",
+        "mean + c * jnp.sqrt(variance)",
+        "closed_forms",
+        "infinite",
+    ),
+    "r_sam climbs around the noisy point": Mutation(
+        "_engine.py",
+        "return _tree.add(params, epsilon), state._replace(perturb",
+        "return _tree.add(_offset_params(state, params), epsilon), state._replace(perturb",
+        "closed_forms",
+        "r_sam",
+    ),
+    "the first gradient is not at the noisy point": Mutation(
+        "_engine.py",
+        "first = gradient(_offset_params(state, params)) if replaces",
+        "first = gradient(params) if replaces",
+        "closed_forms",
+        "r_sam",
+    ),
+    "the noise draws the same number again": Mutation(
+        "start.py",
+        "draw = optax.safe_increment(state.draw)",
+        "draw = state.draw",
+        "closed_forms",
+        "draws_anew",
+    ),
+    "the offset of the draw before": Mutation(
+        "start.py",
+        "_random.fold(self.key_data, self.draw)",
+        "_random.fold(self.key_data, jnp.maximum(self.draw - 1, 0))",
+        "exactness",
+        "equal_the_reference and r_sam",
+    ),
+    "the scale of the noise of the step before": Mutation(
+        "start.py",
+        "value_at(gamma, optax.safe_increment(step))",
+        "value_at(gamma, step)",
+        "exactness",
+        "r_sam_schedule",
+    ),
+    "kernels along the first axis": Mutation(
+        "start.py",
+        "tuple(range(w.ndim - 1))",
+        "tuple(range(1, w.ndim))",
+        "closed_forms",
+        "noise_has_the_scale",
+    ),
+    "a variance in place of a standard deviation": Mutation(
+        "methods.py", '{"std": 1.0,', '{"std": 0.5,', "closed_forms", "noise_has_the_scale"
+    ),
+    "lambda_ weighs the noise": Mutation(
+        "perturb.py",
+        "_tree.combine(jnp.add, offset, ascent)",
+        "_tree.combine(lambda o, a: weight * o + a, offset, ascent)",
+        "closed_forms",
+        "r_sam",
+    ),
+    "wsam feeds the perturbed gradient to its base": Mutation(
+        "combine.py",
+        "stale(first, state, params, step=step, **extra)",
+        "stale(second, state, params, step=step, **extra)",
+        "closed_forms",
+        "wsam",
+    ),
+    "wsam adds to the first gradient and not to the base": Mutation(
+        "combine.py", "u + weight * (h - g)", "g + weight * (h - g)", "closed_forms", "wsam"
+    ),
+    "wsam weighs by γ": Mutation(
+        "combine.py",
+        "weight = gamma_t / (1 - gamma_t)",
+        "weight = gamma_t",
+        "closed_forms",
+        "wsam",
+    ),
+    "samar grows where the norm falls": Mutation(
+        "combine.py", "grows = norm >= ", "grows = norm <= ", "closed_forms", "samar"
+    ),
+    "samar does not grow at exactly χ": Mutation(
+        "combine.py", "grows = norm >= ", "grows = norm > ", "closed_forms", "samar"
+    ),
+    "samar does not clip": Mutation(
+        "combine.py", "jnp.clip(moved, delta, 1 - delta)", "moved", "closed_forms", "samar"
+    ),
+    "samar clips below only": Mutation(
+        "combine.py",
+        "jnp.clip(moved, delta, 1 - delta)",
+        "jnp.maximum(moved, delta)",
+        "closed_forms",
+        "samar",
+    ),
+    "samar swaps the gradients": Mutation(
+        "combine.py",
+        "(1 - lambda_k) * g + lambda_k * h",
+        "(1 - lambda_k) * h + lambda_k * g",
+        "closed_forms",
+        "samar",
+    ),
+    "le_sam divides by the norm once": Mutation(
+        "perturb.py", "lambda g: rho / n * g", "lambda g: rho * g", "closed_forms", "le_sam"
+    ),
+    "le_sam without the bound of its norm": Mutation(
+        "perturb.py", "first) + 1e-12)", "first))", "closed_forms", "le_sam"
+    ),
+    "le_sam does not clip": Mutation(
+        "perturb.py",
+        "if rho_max is not None:\n            rho =",
+        "if False:\n            rho =",
+        "closed_forms",
+        "le_sam",
+    ),
+    "extrapolate adds the clean gradient": Mutation(
+        "combine.py", "h - weight * g", "h + weight * g", "closed_forms", "le_sam_plus"
+    ),
+    "extrapolate rescales": Mutation(
+        "combine.py",
+        "h - weight * g",
+        "(h - weight * g) / (1 - weight)",
+        "closed_forms",
+        "le_sam_plus",
+    ),
+    "unit without its guard": Mutation(
+        "_tree.py", "jnp.maximum(norm(a), TINY)", "norm(a)", "edge_cases", "moves_nothing"
+    ),
+    "norms in the dtype of the leaves": Mutation(
+        "_tree.py",
+        "return x.astype(jnp.promote_types(x.dtype, jnp.float32))",
+        "return x",
+        "edge_cases",
+        "overflows_float16",
+    ),
+    "sums over leaves in the dtype of the leaves": Mutation(
+        "_tree.py",
+        "return sum(products, jnp.zeros([], jnp.float32))",
+        "return sum(p.astype(jnp.result_type(q)) "
+        "for p, q in zip(products, jax.tree.leaves(a), strict=True))",
+        "edge_cases",
+        "many_small or inner_products",
+    ),
+    "second gradients are not counted": Mutation(
+        "_engine.py",
+        "jnp.where(fire, optax.safe_increment(state.ascents), state.ascents)",
+        "state.ascents",
+        "closed_forms",
+        "looksam",
+    ),
+    "skipped steps do not move the geometry": Mutation(
+        "_engine.py",
+        "_, state = ascend.plain(grad_fn, first, state, params, extra)",
+        "",
+        "off_menu",
+        "random_composition",
+    ),
+    "steps are not counted": Mutation(
+        "_engine.py",
+        "steps=optax.safe_increment(state.steps)",
+        "steps=state.steps",
+        "closed_forms",
+        "schedule",
+    ),
+    "the second gradient is taken where it is not needed": Mutation(
+        "_engine.py",
+        "if fire is None or fire:",
+        "if gradient(params) is not None and (fire is None or fire):",
+        "gradient_counts",
+        "ten_steps and host",
+    ),
+    "every convolution under a conditional": Mutation(
+        "_engine.py",
+        "if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):",
+        "if True:",
+        "gradient_counts",
+        "convolution",
+    ),
+    "a hidden convolution is not found": Mutation(
+        "_engine.py",
+        "if is_jaxpr(node) and _has_convolution(",
+        "if False and _has_convolution(",
+        "gradient_counts",
+        "convolution",
+    ),
+    "the annealed budget ends one index late": Mutation(
+        "schedules.py",
+        "max(total - anneal_from - 1, 1)",
+        "max(total - anneal_from, 1)",
+        "schedules",
+        "budget",
+    ),
+    "the thresholds are swapped": Mutation(
+        "schedules.py", "share * lambda_1, 0)", "share * lambda_2, 0)", "schedules", "threshold"
+    ),
+}
+
+# Prints where the package comes from, then runs pytest.
+RUN = """
+import sys, pytest, sam_optax
+print("package:", sam_optax.__file__)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def run_tests(folder, *selections):
+    """Runs tests against the package in a folder; the exit code and the output."""
+    shutil.copytree(TESTS, folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(TESTS.parent / "pyproject.toml", folder)
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        *selections,
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", RUN, *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    output = result.stdout + result.stderr
+    assert f"package: {folder / 'sam_optax'}" in output
+    return result.returncode, output
+
+
+def copy_package(folder):
+    shutil.copytree(PACKAGE, folder / "sam_optax", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "sam_optax"
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_fails(name, tmp_path):
+    mutation = MUTATIONS[name]
+    module = copy_package(tmp_path) / mutation.module
+    source = module.read_text()
+    assert source.count(mutation.old) == 1, f"found {source.count(mutation.old)} times"
+    module.write_text(source.replace(mutation.old, mutation.new))
+    code, output = run_tests(tmp_path, f"tests/test_{mutation.file}.py", "-k", mutation.keyword)
+    assert code == 1, output  # a failed test, not an error of the collection
+    assert "1 failed" in output, output
+    assert " error" not in output.splitlines()[-1]
+
+
+def test_the_unmutated_package_passes_what_the_mutations_fail(tmp_path):
+    copy_package(tmp_path)
+    selections = {(m.file, m.keyword) for m in MUTATIONS.values()}
+    files = sorted({f"tests/test_{file}.py" for file, _ in selections})
+    keyword = " or ".join(sorted({f"(test_{f} and ({k}))" for f, k in selections}))
+    code, output = run_tests(tmp_path, *files, "-k", keyword)
+    assert code == 0, output
