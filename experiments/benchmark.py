@@ -32,7 +32,7 @@ class Options(cli.Options):
     """Methods of sam_optax, with the recipe's settings."""
     turns: int = 15
     """Turns; a ratio is the median over them."""
-    steps: int = 20
+    steps: int = 40
     """Steps of each method in a turn."""
     name: str | None = None
     """The folder inside --out; RECIPE-benchmark where left out."""

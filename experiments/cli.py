@@ -84,7 +84,7 @@ class Options:
                 label_noise=self.label_noise,
                 validation=self.validation,
             )
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         if len(loaded.train.labels) < recipe.batch_size:
             raise UserError(

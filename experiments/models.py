@@ -33,7 +33,7 @@ class CNN(nn.Module):
     convolutional: ClassVar[bool] = True
 
     classes: int
-    channels: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[int, ...] = (64, 128, 256)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -5,7 +5,7 @@ schedules are evaluated at, and accepts the extra arguments of the update.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -14,19 +14,12 @@ import optax
 Schedulable = optax.ScalarOrSchedule
 
 
-@runtime_checkable
-class StartState(Protocol):
-    """State of a `Start`: a NamedTuple that knows its offset."""
-
-    def offset(self, params: optax.Params) -> optax.Updates:
-        """δ0, shaped like params, from this state and the current params alone."""
-
-
 class Start(NamedTuple):
     """Where the first gradient is taken.
 
     Attributes:
-      init: `init(params) -> state`, a `StartState`.
+      init: `init(params) -> state`, a NamedTuple with a method `offset(params)`, δ0 from the state
+        and the current parameters alone.
       update: `update(direction, state, params, *, step, **extra) -> state`, called at the end of
         each step with the direction that is handed on.
     """
@@ -41,8 +34,7 @@ class When(NamedTuple):
     Attributes:
       init: `init(params) -> state`.
       update: `update(first, state, params, *, step, **extra) -> (fire, state)`; fire is a boolean
-        scalar, or the Python constant True of a policy that never skips. It must be equal on all
-        devices.
+        scalar, and must be equal on all devices.
     """
 
     init: Callable[[optax.Params], Any]

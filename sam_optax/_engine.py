@@ -12,7 +12,7 @@ import optax
 from sam_optax import _checks, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
-from sam_optax._contracts import Combine, Start, StartState, When
+from sam_optax._contracts import Combine, Start, When
 
 GradFn = Callable[[optax.Params], optax.Updates]
 
@@ -109,6 +109,7 @@ def sharpness_aware(
     ascent = optax.with_extra_args_support(perturb or optax.identity())
     start = start or Start(optax.init_empty_state, lambda direction, state, params, **extra: state)
     when = when or deciding.always()
+    certain = when == deciding.always()
     combine = combine or combining.perturbed()
 
     def init(params):
@@ -128,8 +129,7 @@ def sharpness_aware(
     def decide(grad_fn, first, state, params, extra):
         del grad_fn
         fire, when_state = when.update(first, state.when, params, **extra)
-        # A constant True becomes None, which stays a constant through jit.
-        return None if fire is True else fire, state._replace(when=when_state)
+        return fire, state._replace(when=when_state)
 
     @_piece
     def ascend(grad_fn, first, state, params, extra):
@@ -168,7 +168,7 @@ def sharpness_aware(
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):
         _check_params(params)
-        replaces = isinstance(state.start, StartState) and updates_at == "params"
+        replaces = hasattr(state.start, "offset") and updates_at == "params"
         if grad_fn is None and (replaces or perturb is not None):
             raise ValueError(
                 "a sharpness-aware update needs grad_fn, the gradient as a function of the "
@@ -180,7 +180,10 @@ def sharpness_aware(
         first = gradient(_offset_params(state, params)) if replaces else updates
         if perturb is None:
             return conclude(gradient, first, None, state, params, extra)
-        fire, state = decide(gradient, first, state, params, extra)
+        if certain:
+            fire = True
+        else:
+            fire, state = decide(gradient, first, state, params, extra)
         if isinstance(fire, jax.core.Tracer):
             point, state = ascend(gradient, first, state, params, extra)
             joined = _on_device(
@@ -190,7 +193,7 @@ def sharpness_aware(
                 point,
             )
             return finish(fire, joined, state, params, extra)
-        if fire is None or fire:
+        if fire:
             point, state = ascend(gradient, first, state, params, extra)
             return conclude(gradient, first, gradient(point), state, params, extra)
         return skip(gradient, first, state, params, extra)
@@ -324,7 +327,7 @@ def _has_convolution(jaxpr):
 
 def _offset(state, params):
     """δ0, or None where the first gradient is taken at the parameters."""
-    return state.start.offset(params) if isinstance(state.start, StartState) else None
+    return state.start.offset(params) if hasattr(state.start, "offset") else None
 
 
 def _offset_params(state, params):

@@ -54,7 +54,12 @@ def add(params: optax.Params, delta: Any) -> optax.Params:
 
 def cast_like(tree: Any, reference: Any) -> Any:
     """tree in the dtypes of reference."""
-    return jax.tree.map(lambda x, r: x.astype(jnp.result_type(r)), tree, reference)
+
+    def cast(x, r):
+        dtype = jnp.result_type(r)
+        return x if x.dtype == dtype else x.astype(dtype)
+
+    return jax.tree.map(cast, tree, reference)
 
 
 def scalar(value: jax.typing.ArrayLike, params: optax.Params) -> jax.Array:

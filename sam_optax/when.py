@@ -21,7 +21,12 @@ def always() -> When:
     Returns:
       A stateless `When`, and the only one that costs no conditional.
     """
-    return When(optax.init_empty_state, lambda first, state, params, **extra: (True, state))
+    return When(optax.init_empty_state, _fire)
+
+
+def _fire(first, state, params, **extra):
+    del first, params, extra
+    return True, state
 
 
 def every(period: int) -> When:
