@@ -13,7 +13,8 @@ import statistics
 from typing import Any
 
 import rich
-from rich.markdown import Markdown
+from rich import box
+from rich.table import Table
 
 from experiments import cli, plots, runs
 from experiments.train import DivergedError, train
@@ -67,7 +68,8 @@ def main(options: Options) -> None:
             result = _runs(options, longer, method, settings[method], data)
             finished["equal gradients"][method] = result
             _write(path, options, config, finished)
-    rich.print(Markdown((path / "table.md").read_text()))
+    for budget, results in finished.items():
+        rich.print(_table(f"{options.recipe}, at {budget}", summarize(results)))
     rich.print(f"written to {path}/")
 
 
@@ -143,6 +145,38 @@ def _write(path: Path, options, config, finished):
     plots.comparison(path / "comparison.png", tables, title=title)
 
 
+HEADINGS = (
+    "method",
+    "epochs",
+    "accuracy (%)",
+    "minus SGD",
+    "beats SGD",
+    "grads/step",
+    "seconds",
+)
+
+
+def _cells(row):
+    """A row of `summarize` under the headings, as text."""
+    error = f"{row['difference_mean']:+.2f} ± {row['difference_error']:.2f}"
+    return (
+        row["method"],
+        str(row["epochs"]),
+        f"{row['test_accuracy_mean']:.2f} ± {row['test_accuracy_std']:.2f}",
+        "" if row["method"] == SGD else error,
+        row["beats_sgd"] + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+        f"{row['gradients_per_step']:.2f}",
+        f"{row['seconds']:.1f}",
+    )
+
+
+def _table(title, rows):
+    table = Table(*HEADINGS, title=title, box=box.SIMPLE, pad_edge=False)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
 def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequence[Any]]) -> str:
     """The tables as Markdown, with the settings and what the columns mean."""
     lines = [f"# {title}", ""]
@@ -150,27 +184,17 @@ def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequenc
         lines += [
             f"## At {budget}",
             "",
-            "| method | epochs | test accuracy (%) | minus SGD, paired | beats SGD "
-            "| gradients per step | seconds |",
+            f"| {' | '.join(HEADINGS)} |",
             "|---|--:|--:|--:|---|--:|--:|",
+            *(f"| {' | '.join(_cells(row))} |" for row in rows),
+            "",
         ]
-        for row in rows:
-            difference = f"{row['difference_mean']:+.2f} ± {row['difference_error']:.2f}"
-            verdict = row["beats_sgd"] + (
-                f", {row['diverged']} diverged" if row["diverged"] else ""
-            )
-            lines.append(
-                f"| {row['method']} | {row['epochs']} "
-                f"| {row['test_accuracy_mean']:.2f} ± {row['test_accuracy_std']:.2f} "
-                f"| {'' if row['method'] == SGD else difference} | {verdict} "
-                f"| {row['gradients_per_step']:.2f} | {row['seconds']:.1f} |"
-            )
-        lines.append("")
     lines += [
-        "Accuracy after the last epoch: mean ± standard deviation over the seeds. Every method "
-        "has the same seeds, data order, flipped labels and initial weights; the difference from "
-        "SGD is paired by seed, ± its standard error, and a method beats SGD where it exceeds two "
-        "of them. Seconds are the median over the runs.",
+        f"{'Held-out' if config['validation'] else 'Test'} accuracy after the last epoch: mean ± "
+        "standard deviation over the seeds. Every method has the same seeds, data order, flipped "
+        "labels and initial weights; the difference from SGD is paired by seed, ± its standard "
+        "error, and a method beats SGD where it exceeds two of them. Seconds are the median over "
+        "the runs.",
         "",
         f"Shared: learning rate {config['learning_rate']}, momentum {config['momentum']}, weight "
         f"decay {config['weight_decay']}, batch {config['batch_size']}.",

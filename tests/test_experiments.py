@@ -277,7 +277,7 @@ def test_compare_pairs_the_seeds(monkeypatch, tmp_path, data_dir):
         assert rows["sgd"]["epochs"] == epochs
         assert rows["sam"]["epochs"] == 2
         assert rows["sam"]["gradients_per_step"] == 2
-    assert "minus SGD, paired" in (path / "table.md").read_text()
+    assert "| sam | 2 |" in (path / "table.md").read_text()
     assert (path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
