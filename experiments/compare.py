@@ -171,7 +171,9 @@ def _cells(row):
 
 
 def _table(title, rows):
-    table = Table(*HEADINGS, title=title, box=box.SIMPLE, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE, padding=0)
+    for heading in HEADINGS:
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "method" else "right")
     for row in rows:
         table.add_row(*_cells(row))
     return table

@@ -87,7 +87,7 @@ def comparison(
             color="tab:green",
         )
         difference.axvline(0, color="grey", linewidth=0.8)
-        difference.set(xlabel="paired difference from SGD (points), mean ± 2 standard errors")
+        difference.set(xlabel="minus SGD, paired (points), mean ± 2 std. errors")
         for axis in (accuracy, difference):
             axis.grid(axis="x", alpha=0.3)
     figure.suptitle(f"{title} (gradients per step in brackets)")
