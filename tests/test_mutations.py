@@ -241,8 +241,8 @@ MUTATIONS = {
     ),
     "the second gradient is taken where it is not needed": Mutation(
         "_engine.py",
-        "if fire is None or fire:",
-        "if gradient(params) is not None and (fire is None or fire):",
+        "        if fire:",
+        "        if gradient(params) is not None and fire:",
         "gradient_counts",
         "ten_steps and host",
     ),
