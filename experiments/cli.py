@@ -28,6 +28,11 @@ METHODS = (
 )
 
 
+MethodName = Annotated[
+    str, tyro.conf.arg(metavar="NAME", help=f"The method: {', '.join(METHODS)}.")
+]
+
+
 class UserError(Exception):
     """A mistake in what the user asked for; its message says what to do."""
 
@@ -36,8 +41,11 @@ class UserError(Exception):
 class Options:
     """Options of every command that trains; one that is left out is the recipe's."""
 
-    recipe: Annotated[str, tyro.conf.Positional] = "digits"
-    """What to train: a name of experiments/recipes.py."""
+    recipe: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RECIPE", help=f"What to train: {', '.join(RECIPES)}."),
+    ] = "digits"
     epochs: int | None = None
     """Passes over the training set."""
     batch_size: int | None = None
@@ -147,7 +155,9 @@ def parse(value: str) -> Any:
 def run(main: Callable[[Any], None], options: type) -> None:
     """Runs a command: a user's mistake is one line and exit 2, Ctrl-C is exit 130."""
     try:
-        main(tyro.cli(options, description=sys.modules[main.__module__].__doc__))
+        description = inspect.getdoc(sys.modules[main.__module__])
+        command = f"python -m {description.split('python -m ')[1].split()[0]}"
+        main(tyro.cli(options, prog=command, description=description))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,8 +24,7 @@ SHARED = ("learning_rate", "momentum", "weight_decay")
 class Options(cli.Options):
     """Try a grid of settings of one method, over seeds."""
 
-    method: str = "sam"
-    """sgd, or a method of sam_optax."""
+    method: cli.MethodName = "sam"
     over: tuple[str, ...] = ()
     """Values to try, such as rho=0.05,0.1 gamma=0.5,0.9: every combination of them."""
     seeds: int = 5

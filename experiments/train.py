@@ -27,8 +27,7 @@ from experiments.training import Epoch, Trainer
 class Options(cli.Options):
     """Train one model with one method."""
 
-    method: str = "sam"
-    """sgd, or a method of sam_optax."""
+    method: cli.MethodName = "sam"
     set: tuple[str, ...] = ()
     """Settings of the method, such as rho=0.1 gamma=0.9; the recipe's where left out."""
     seed: int = 0
