@@ -171,5 +171,7 @@ def _known(kind, name, names):
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names) or 'none'}."
+    )
     raise UserError(f"unknown {kind} {name!r}: {hint}")
