@@ -73,6 +73,8 @@ def main(options: Options) -> None:
     """Runs the command."""
     if options.turns < 1 or options.steps < 1:
         raise cli.UserError("--turns and --steps must be at least 1.")
+    if not options.methods:
+        raise cli.UserError("--methods must name a method.")
     recipe = options.resolve()
     data = options.load(recipe, seed=0)
     config = {"recipe": options.recipe, "turns": options.turns, "steps": options.steps}

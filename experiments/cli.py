@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import difflib
 import inspect
+import math
+import numbers
+import os
 from pathlib import Path
 import sys
 from typing import Annotated, Any, Literal
@@ -75,15 +78,12 @@ class Options:
             for f in dataclasses.fields(Recipe)
             if getattr(self, f.name, None) is not None
         }
-        for name, value in changes.items():
-            if name in ("epochs", "batch_size") and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-            if name in ("learning_rate", "momentum", "weight_decay") and not value >= 0:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative, got {value}.")
-        return dataclasses.replace(recipe, **changes)
+        return change(recipe, changes)
 
     def load(self, recipe: Recipe, seed: int) -> data.Data:
         """The recipe's data with this command's noise and held-out part."""
+        if seed < 0:
+            raise UserError(f"--seed must not be negative, got {seed}.")
         try:
             loaded = data.load(
                 recipe.dataset,
@@ -92,8 +92,10 @@ class Options:
                 label_noise=self.label_noise,
                 validation=self.validation,
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, data.NotPreparedError) as error:
             raise UserError(str(error)) from error
+        except OSError as error:
+            raise UserError(f"--data-dir {self.data_dir} cannot be used: {error}.") from error
         if len(loaded.train.labels) < recipe.batch_size:
             raise UserError(
                 f"--batch-size {recipe.batch_size} exceeds the {len(loaded.train.labels)} training "
@@ -126,6 +128,23 @@ class Options:
         )
 
 
+def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values.
+
+    Raises:
+      UserError: a value is no number of the right size.
+    """
+    for name, value in changes.items():
+        option = f"--{name.replace('_', '-')}"
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise UserError(f"{option} must be a finite number, got {value!r}.")
+        if name in ("epochs", "batch_size") and value < 1:
+            raise UserError(f"{option} must be at least 1, got {value}.")
+        if value < 0:
+            raise UserError(f"{option} must not be negative, got {value}.")
+    return dataclasses.replace(recipe, **changes)
+
+
 def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) -> dict[str, Any]:
     """The recipe's settings of a method with changes such as "rho=0.1".
 
@@ -146,10 +165,12 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
 
 def parse(value: str) -> Any:
     """A number, True, False, None, or else the string itself."""
-    try:
-        return float(value) if "." in value or "inf" in value else ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
+    for kind in (int, float, ast.literal_eval):
+        try:
+            return kind(value)
+        except (ValueError, SyntaxError):
+            continue
+    return value
 
 
 def run(main: Callable[[Any], None], options: type) -> None:
@@ -163,7 +184,10 @@ def run(main: Callable[[Any], None], options: type) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; what was written before is kept", file=sys.stderr)
-        sys.exit(130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # not sys.exit: the interpreter's shutdown can crash while a computation still runs
+        os._exit(130)
 
 
 def _known(kind, name, names):

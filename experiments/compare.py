@@ -53,9 +53,10 @@ def main(options: Options) -> None:
     for ignored in ("settings", "overwrite", "out", "data_dir", "name"):
         config.pop(ignored)
     name = options.name or f"{options.recipe}-comparison"
-    path = runs.folder(options.out, name, config, overwrite=options.overwrite)
-
     data = [options.load(recipe, seed) for seed in range(options.seeds)]
+    for method in names:
+        options.trainer(recipe, method, settings[method], data[0])  # tells a mistake at once
+    path = runs.folder(options.out, name, config, overwrite=options.overwrite)
     finished = {"equal epochs": {}}
     for method in names:
         finished["equal epochs"][method] = _runs(options, recipe, method, settings[method], data)
@@ -77,7 +78,7 @@ def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     """A row a method: accuracy, paired difference from SGD and its standard error, cost.
 
     Accuracies and differences are in percent; the deviation is that of a sample. A run that
-    diverged counts with the accuracy of a guess of one class in so many, 0.
+    diverged counts with the accuracy of a guess.
     """
     baseline = [run["test_accuracy"] for run in results[SGD]]
     rows = []
@@ -124,7 +125,8 @@ def _runs(options, recipe, method, settings, data):
             figures = train(trainer, seed_data, epochs=recipe.epochs, seed=seed)
             results.append({**figures, "diverged": False})
         except DivergedError:
-            failed = dict.fromkeys(("test_accuracy", "train_accuracy", "seconds"), 0.0)
+            guess = 1 / seed_data.classes
+            failed = {"test_accuracy": guess, "train_accuracy": guess, "seconds": 0.0}
             plain = {"gradients_per_step": 1.0, "sam_fraction": 0.0}
             results.append(
                 {"seed": seed, "epochs": recipe.epochs, "diverged": True} | failed | plain

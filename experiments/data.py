@@ -12,6 +12,10 @@ from experiments import digits  # noqa: F401, registers the set with TFDS
 DATA_DIR = Path("~/tensorflow_datasets").expanduser()
 
 
+class NotPreparedError(FileNotFoundError):
+    """The set is not in the TFDS directory; the message says how to prepare it."""
+
+
 class Split(NamedTuple):
     """Images float32 [N, H, W, C] and labels int32 [N]."""
 
@@ -62,7 +66,8 @@ def load(
 
     Raises:
       ValueError: label_noise or validation is out of range.
-      FileNotFoundError: the set is not prepared.
+      NotPreparedError: the set is not prepared.
+      OSError: data_dir cannot be read or written.
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"label noise must lie in [0, 1], got {label_noise}: pass a share.")
@@ -79,8 +84,11 @@ def load(
     if validation:
         order = split_rng.permutation(len(labels))
         held_out = round(validation * len(labels))
-        if held_out == 0:
-            raise ValueError(f"validation {validation} of {len(labels)} images holds out none.")
+        if held_out in (0, len(labels)):
+            raise ValueError(
+                f"validation {validation} holds out {held_out} of {len(labels)} images: pass a "
+                "share that leaves some on both sides."
+            )
         test = Split(*(a[order[:held_out]] for a in train))
         train = Split(*(a[order[held_out:]] for a in train))
         wrong = wrong[order[held_out:]]
@@ -109,7 +117,7 @@ def _builder(name, data_dir):
     try:
         return tfds.builder_from_directories(sorted((data_dir / name).glob("*"))[-1:])
     except (ValueError, IndexError) as error:
-        raise FileNotFoundError(
+        raise NotPreparedError(
             f"{name} is not prepared under {data_dir}. Prepare it once with: python -m pip install "
             f"'sam_optax[prepare]' && tfds build {name} --file_format=array_record "
             f"--data_dir={data_dir}"

@@ -24,22 +24,25 @@ _SHARED = {
 }
 
 
-def curves(path: Path, rows: Sequence[Mapping[str, float]], *, title: str) -> None:
+def curves(
+    path: Path, rows: Sequence[Mapping[str, float]], *, title: str, evaluated_on: str = "test"
+) -> None:
     """Loss, accuracy and the method's own quantities over the epochs."""
     own = [name for name in rows[0] if name not in _SHARED | _PLAIN]
     figure, axes = plt.subplots(
         1, 2 + len(own), figsize=(4.2 * (2 + len(own)), 3.4), layout="constrained"
     )
     epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) == 1 else None  # a line of one point would be invisible
     for axis, quantity in zip(axes, ("loss", "accuracy"), strict=False):
-        for split in ("train", "test"):
+        for split, label in (("train", "train"), ("test", evaluated_on)):
             scale = 100 if quantity == "accuracy" else 1
             values = [scale * row[f"{split}_{quantity}"] for row in rows]
-            axis.plot(epochs, values, label=split)
+            axis.plot(epochs, values, label=label, marker=marker)
         axis.set(xlabel="epoch", ylabel="accuracy (%)" if quantity == "accuracy" else quantity)
         axis.legend()
     for axis, name in zip(axes[2:], own, strict=True):
-        axis.plot(epochs, [row[name] for row in rows], color="tab:green")
+        axis.plot(epochs, [row[name] for row in rows], color="tab:green", marker=marker)
         axis.set(xlabel="epoch", ylabel=name)
     figure.suptitle(title)
     save(figure, path)
@@ -77,7 +80,7 @@ def comparison(
         )
         accuracy.set_yticks(places, names)
         accuracy.invert_yaxis()
-        accuracy.set(xlabel="test accuracy (%), mean ± std", title=f"at {budget}")
+        accuracy.set(xlabel="accuracy (%), mean ± std", title=f"at {budget}")
         difference.errorbar(
             [row["difference_mean"] for row in rows],
             places,

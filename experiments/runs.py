@@ -12,22 +12,28 @@ import jax
 
 from experiments.cli import UserError
 
+# What the commands write: each its result last, and beside it.
+RESULTS = ("summary.json", "table.json", "sweep.json", "benchmark.json")
+BESIDE = ("metrics.jsonl", "curves.png", "table.md", "comparison.png")
 PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")
 
 
 def folder(out: Path, name: str, config: dict[str, Any], *, overwrite: bool) -> Path:
     """The folder out/name with its config.json, ready to be written.
 
-    A folder with the same config is written anew.
+    A folder with the same config, or without a result, is written anew.
 
     Raises:
-      UserError: the folder cannot be written, or holds a run with another config.
+      UserError: the folder cannot be written, or holds the result of another config.
     """
+    if Path(name).name != name:
+        raise UserError(f"--name must be a plain name, got {name!r}: pass folders by --out.")
     path = out / name
     config_file = path / "config.json"
     config = json.loads(_dump(config))
     try:
-        if config_file.exists() and not overwrite:
+        finished = any((path / result).exists() for result in RESULTS)
+        if config_file.exists() and finished and not overwrite:
             held = json.loads(config_file.read_text())
             differs = [k for k in {**held, **config} if held.get(k) != config.get(k)]
             if differs:
@@ -36,9 +42,9 @@ def folder(out: Path, name: str, config: dict[str, Any], *, overwrite: bool) -> 
                     "folder, or --overwrite."
                 )
         path.mkdir(parents=True, exist_ok=True)
+        for written in (*RESULTS, *BESIDE):
+            (path / written).unlink(missing_ok=True)
         write_json(config_file, config)
-        (path / "metrics.jsonl").unlink(missing_ok=True)
-        (path / "summary.json").unlink(missing_ok=True)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(
             f"cannot write to {path}: {error}. Pass another --out or --name."

@@ -3,7 +3,7 @@
     python -m experiments.sweep [RECIPE] --method sam --over rho=0.05,0.1,0.2 [--seeds 5] [options]
 
 Writes <out>/<name>/sweep.json, after each cell, and prints the cells, best first. Settings are
-chosen on a held-out part of the training set (--validation 0.2), so that the test set stays unseen.
+chosen on a held-out part of the training set (--validation), so that the test set stays unseen.
 Besides a method's own settings, learning_rate, momentum and weight_decay can be swept.
 """
 
@@ -25,6 +25,8 @@ class Options(cli.Options):
     """Try a grid of settings of one method, over seeds."""
 
     method: cli.MethodName = "sam"
+    validation: float = 0.2
+    """Share of the training set to hold out and evaluate on, in [0, 1); 0 for the test set."""
     over: tuple[str, ...] = ()
     """Values to try, such as rho=0.05,0.1 gamma=0.5,0.9: every combination of them."""
     seeds: int = 5
@@ -40,16 +42,21 @@ def main(options: Options) -> None:
     recipe = options.resolve()
     if options.seeds < 1:
         raise cli.UserError(f"--seeds must be at least 1, got {options.seeds}.")
-    axes = [[f"{axis.partition('=')[0]}={value}" for value in axis.partition("=")[2].split(",")]
-            for axis in options.over]  # fmt: skip
+    swept = [axis.partition("=") for axis in options.over]
+    names = [name for name, _, _ in swept]
+    if len(set(names)) < len(names):
+        raise cli.UserError(f"--over names a setting twice: {' '.join(names)}.")
+    axes = [[f"{name}={value}" for value in values.split(",")] for name, _, values in swept]
     cells = [(cell, *_apply(recipe, options.method, cell)) for cell in itertools.product(*axes)]
     config = dataclasses.asdict(options)
     for ignored in ("overwrite", "out", "data_dir", "name"):
         config.pop(ignored)
     name = options.name or f"{options.recipe}-{options.method}-sweep"
-    path = runs.folder(options.out, name, config, overwrite=options.overwrite)
     seeds = range(1000, 1000 + options.seeds)
     data = {seed: options.load(recipe, seed) for seed in seeds}
+    for _, cell_recipe, settings in cells:
+        options.trainer(cell_recipe, options.method, settings, data[seeds[0]])  # tells a mistake
+    path = runs.folder(options.out, name, config, overwrite=options.overwrite)
     rows = []
     for cell, cell_recipe, settings in cells:
         trainer = options.trainer(cell_recipe, options.method, settings, data[seeds[0]])
@@ -59,7 +66,7 @@ def main(options: Options) -> None:
                 figures = train(trainer, data[seed], epochs=cell_recipe.epochs, seed=seed)
                 accuracies.append(100 * figures["test_accuracy"])
             except DivergedError:
-                accuracies.append(0.0)
+                accuracies.append(100 / data[seed].classes)  # that of a guess
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
         rows.append({"cell": list(cell), "accuracy": statistics.fmean(accuracies), "std": spread})
         runs.write_json(path / "sweep.json", {"config": config, "rows": rows, **runs.provenance()})
@@ -75,10 +82,10 @@ def main(options: Options) -> None:
 
 def _apply(recipe, method, cell):
     """The recipe and the method's settings in a cell such as ("rho=0.1", "learning_rate=0.05")."""
-    shared = dict(change.split("=") for change in cell if change.partition("=")[0] in SHARED)
-    own = [change for change in cell if change.partition("=")[0] not in SHARED]
-    changed = dataclasses.replace(recipe, **{k: cli.parse(v) for k, v in shared.items()})
-    return changed, cli.method_settings(recipe, method, own)
+    parts = [setting.partition("=") for setting in cell]
+    shared = {name: cli.parse(value) for name, _, value in parts if name in SHARED}
+    own = [setting for setting in cell if setting.partition("=")[0] not in SHARED]
+    return cli.change(recipe, shared), cli.method_settings(recipe, method, own)
 
 
 if __name__ == "__main__":

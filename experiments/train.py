@@ -150,9 +150,11 @@ def main(options: Options) -> None:
         "decided_on": "host" if trainer.on_host else "device",
         **runs.provenance(),
     }
-    plots.curves(path / "curves.png", rows, title=f"{options.recipe}, {options.method}")
     runs.write_json(path / "summary.json", summary)
-    rich.print(_table(summary, evaluated_on="held-out" if options.validation else "test"))
+    split = "held-out" if options.validation else "test"
+    title = f"{options.recipe}, {options.method}"
+    plots.curves(path / "curves.png", rows, title=title, evaluated_on=split)
+    rich.print(_table(summary, evaluated_on=split))
     rich.print(f"written to {path}/")
 
 

@@ -7,25 +7,24 @@ import jax
 import numpy as np
 
 
-def interval(name: str, value: Any, bounds: str) -> None:
+def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> None:
     """Raises unless value is inside bounds, such as "[0, 1)", or cannot be known yet.
 
-    Schedules and arrays pass: a schedule is known only when it runs, and
-    `optax.inject_hyperparams` hands over arrays, whose values would have to be waited for.
+    Arrays pass, because `optax.inject_hyperparams` hands them over and their values would have to
+    be waited for; so do schedules, which are known only when they run, where they are allowed.
     """
-    if callable(value) or isinstance(value, (jax.Array, np.ndarray)):
+    if (callable(value) and schedule) or isinstance(value, (jax.Array, np.ndarray)):
         return
     if not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"{name} must be a number or an Optax schedule (a function of the step), got {value!r}."
-        )
+        or_schedule = " or an Optax schedule (a function of the step)" if schedule else ""
+        raise TypeError(f"{name} must be a number{or_schedule}, got {value!r}.")
     low, high = map(float, bounds[1:-1].split(","))
     above = value >= low if bounds[0] == "[" else value > low
     below = value <= high if bounds[-1] == "]" else value < high
     if not (above and below):
         raise ValueError(
-            f"{name} must lie in {bounds}, got {value!r}: pass a number from that interval, or a "
-            "schedule with such values."
+            f"{name} must lie in {bounds}, got {value!r}: pass a number from that interval"
+            f"{', or a schedule with such values' if schedule else ''}."
         )
 
 

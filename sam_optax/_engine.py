@@ -84,7 +84,8 @@ def sharpness_aware(
       ValueError: at construction, updates_at is neither of the two, or when or combine are given
         without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
         params are missing.
-      TypeError: perturb is no Optax transformation.
+      TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
+        complex parameter.
 
     Example:
       >>> import jax, optax, sam_optax
@@ -106,6 +107,15 @@ def sharpness_aware(
             )
     elif not isinstance(perturb, optax.GradientTransformation):
         raise TypeError(f"perturb must be an Optax transformation, got {perturb!r}.")
+    for name, part, kind in (
+        ("start", start, Start),
+        ("when", when, When),
+        ("combine", combine, Combine),
+    ):
+        if part is not None and not isinstance(part, kind):
+            raise TypeError(
+                f"{name} must be a {kind.__name__}, such as sam_optax.{name} makes, got {part!r}."
+            )
     ascent = optax.with_extra_args_support(perturb or optax.identity())
     start = start or Start(optax.init_empty_state, lambda direction, state, params, **extra: state)
     when = when or deciding.always()
@@ -114,6 +124,11 @@ def sharpness_aware(
 
     def init(params):
         _check_params(params)
+        if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(params)):
+            raise TypeError(
+                "complex parameters are not supported: split them by "
+                "optax.contrib.split_real_and_imaginary."
+            )
         return SharpnessAwareState(
             steps=jnp.zeros([], jnp.int32),
             ascents=jnp.zeros([], jnp.int32),

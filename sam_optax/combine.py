@@ -83,8 +83,8 @@ def mix(
     """
     _checks.interval("gamma", gamma, "(1, inf)")
     _checks.interval("chi", chi, "[0, inf)")
-    _checks.interval("lambda_0", lambda_0, "[0, 1]")
-    _checks.interval("delta", delta, "[0, 0.5]")
+    _checks.interval("lambda_0", lambda_0, "[0, 1]", schedule=False)
+    _checks.interval("delta", delta, "[0, 0.5]", schedule=False)
     _checks.choice("ratio", ratio, ("clean", "perturbed"))
 
     def init(params):
@@ -236,8 +236,8 @@ class ReuseState(NamedTuple):
 def reuse(alpha: Schedulable) -> Combine:
     """d = g', storing v = reject(g', g); without a second gradient d = g + α ‖g‖ unit(v).
 
-    Global vectors, not one per tensor. v = 0 (before the first second gradient, or where g' is
-    parallel to g up to 100 units of rounding) gives d = g.
+    Global vectors, not one per tensor. v = 0 gives d = g: before the first second gradient, and
+    where g' is parallel to g up to rounding (100 units of float32, one of a smaller dtype of g').
 
     Args:
       alpha: the weight α ≥ 0 of the reused direction, or a schedule of it; 0 hands on g.
@@ -263,7 +263,9 @@ def reuse(alpha: Schedulable) -> Combine:
         rejected = _tree.reject(second, first)
         # Where g' is parallel to g, what is left is rounding, and unit(v) would magnify it.
         remainder = _tree.norm(rejected)
-        rounding = 100 * jnp.finfo(remainder.dtype).eps * _tree.norm(second)
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(second)}
+        units = [jnp.finfo(d).eps for d in dtypes if jnp.issubdtype(d, jnp.floating)]
+        rounding = max([100 * jnp.finfo(remainder.dtype).eps, *units]) * _tree.norm(second)
         v = _tree.combine(lambda r: jnp.where(remainder > rounding, r, 0), rejected)
         return second, ReuseState(v=_tree.cast_like(v, state.v))
 

@@ -5,7 +5,7 @@ Every method returns one link of an Optax chain, `update(updates, state, params,
 Notation: w the parameters, g the gradient at w (at w + δ0 in r_sam and r_gsam), ε the perturbation,
 g' the gradient at w + ε on the same batch, d the direction handed on. Norms and inner products are
 global over the whole tree, in float32 at least; unit(x) = x / max(‖x‖, 1e-12). A radius, budget,
-weight or threshold may be an Optax schedule of the link's own step count.
+weight or threshold may be an Optax schedule of the link's own step count, where its type says so.
 """
 
 import math
@@ -336,7 +336,7 @@ def r_sam(
     Args:
       rho: the radius ρ ≥ 0.
       gamma: the relative scale γ ≥ 0 of the noise. 0 is `sam`. The paper's figures have γ² of .0075
-        to .0125.
+        to .0125. Under `optax.inject_hyperparams` a changed γ takes effect one step later.
       lambda_: the weight λ ≥ 0 of the gradient against the noise.
       key: an int or a `jax.random.key`.
       noise_scale: "std", a standard deviation of γ ‖w_j‖, or "variance", a variance of γ² ‖w_j‖ as
@@ -383,7 +383,8 @@ def r_gsam(
 
     Args:
       rho: the radius ρ ≥ 0.
-      gamma: the relative scale γ ≥ 0 of the noise. 0 is `gsam`.
+      gamma: the relative scale γ ≥ 0 of the noise. 0 is `gsam`. Under `optax.inject_hyperparams` a
+        changed γ takes effect one step later.
       lambda_: the weight λ ≥ 0 of the gradient against the noise.
       alpha: the weight α ≥ 0 of the part of g orthogonal to g'. 0 is `r_sam`.
       key: an int or a `jax.random.key`.
@@ -483,6 +484,8 @@ def wsam(
       Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
       Term, 2023, Algorithm 2. Deviation: ‖g‖ is bounded below by 1e-12 in place of an added ϵ.
     """
+    if base is None:
+        raise TypeError("base must be an Optax transformation; for the identity use coupled_wsam.")
     if perturb is None:
         perturb = ball(rho)
     return sharpness_aware(perturb, combine=weigh(gamma, base))

@@ -47,8 +47,8 @@ def rho_from_learning_rate(
             f"learning_rate must be a schedule, got {learning_rate!r}: pass the optimizer's own, "
             "or optax.constant_schedule(...)."
         )
-    _checks.interval("rho_max", rho_max, "[0, inf)")
-    _checks.interval("rho_min", rho_min, "[0, inf)")
+    _checks.interval("rho_max", rho_max, "[0, inf)", schedule=False)
+    _checks.interval("rho_min", rho_min, "[0, inf)", schedule=False)
     if lr_min > lr_max:
         raise ValueError(f"lr_min must be at most lr_max, got {lr_min!r} > {lr_max!r}.")
     if lr_max == lr_min:
@@ -91,8 +91,8 @@ def budget_annealing(
       Wang et al., Fix the Loss, Not the Radius (LE-SAM), 2026, Section 4.3. The paper gives no
       formula: the indices and the end point are those of the authors' code.
     """
-    _checks.interval("budget", budget, "[0, inf)")
-    _checks.interval("final", final, "[0, inf)")
+    _checks.interval("budget", budget, "[0, inf)", schedule=False)
+    _checks.interval("final", final, "[0, inf)", schedule=False)
     _checks.whole("total", total, 1)
     _checks.whole("anneal_from", anneal_from, 0)
     _checks.whole("warmup", warmup, 0)
@@ -130,8 +130,8 @@ def linear_threshold(lambda_1: float, lambda_2: float, total_steps: int) -> opta
     References:
       Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Section 3.2.
     """
-    _checks.interval("lambda_1", lambda_1, "[-inf, inf]")
-    _checks.interval("lambda_2", lambda_2, "[-inf, inf]")
+    _checks.interval("lambda_1", lambda_1, "[-inf, inf]", schedule=False)
+    _checks.interval("lambda_2", lambda_2, "[-inf, inf]", schedule=False)
     _checks.whole("total_steps", total_steps, 1)
     concrete = isinstance(lambda_1, numbers.Real) and isinstance(lambda_2, numbers.Real)
     if concrete and math.isinf(lambda_1) and lambda_1 == -lambda_2:

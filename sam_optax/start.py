@@ -74,7 +74,7 @@ def noise(gamma: Schedulable, *, key: _random.Key = 0, power: float = 1.0) -> St
       notation of Bisla et al., Low-Pass Filtering SGD, 2022.
     """
     _checks.interval("gamma", gamma, "[0, inf)")
-    _checks.interval("power", power, "[0, inf)")
+    _checks.interval("power", power, "[0, inf)", schedule=False)
     _random.check(key)
 
     def init(params):

@@ -139,8 +139,8 @@ def adaptive(
       5 and Algorithm 1, lines 4 to 6.
     """
     _checks.interval("threshold", threshold, "[-inf, inf]")
-    _checks.interval("decay", decay, "[0, 1]")
-    _checks.interval("initial_variance", initial_variance, "[0, inf)")
+    _checks.interval("decay", decay, "[0, 1]", schedule=False)
+    _checks.interval("initial_variance", initial_variance, "[0, inf)", schedule=False)
 
     def init(params):
         return AdaptiveState(_tree.scalar(0, params), _tree.scalar(initial_variance, params))

@@ -233,3 +233,13 @@ def test_one_overflow_does_not_stay_in_the_moving_averages(outlier):
     fire, state = policy.update(2 * params, state, params, step=2)
     assert fire
     assert state.mean > before.mean
+
+
+@pytest.mark.parametrize("dtype_name", ["float16", "bfloat16"])
+def test_looksam_takes_the_rounding_of_small_parameters_for_rounding(dtype_name):
+    """With w + ε rounded to the dtype, g' differs from a parallel g by rounding alone: d = g."""
+    w = jnp.linspace(-1.1, 2.3, 50).astype(dtype_name)
+    link = sam_optax.looksam(rho=0.1, alpha=0.7, period=2)
+    _, state = link.update(w, link.init(w), w, grad_fn=lambda p: p)
+    direction, _ = link.update(w, state, w, grad_fn=lambda p: p)
+    np.testing.assert_array_equal(direction, w)

@@ -178,7 +178,7 @@ TYPES = [
 @pytest.mark.parametrize("value", ["0.05", None, [0.05]])
 @pytest.mark.parametrize(("name", "argument"), TYPES)
 def test_what_is_neither_a_number_nor_a_schedule_is_an_error(name, argument, value):
-    message = re.escape(f"{argument} must be a number or an Optax schedule")
+    message = re.escape(f"{argument} must be a number")
     with pytest.raises(TypeError, match=f"^{message}.*got {re.escape(repr(value))}"):
         construct(name, **{argument: value})
 
@@ -304,3 +304,31 @@ def test_a_budget_schedule_checks_its_arguments(change, error, message):
 def test_a_threshold_schedule_checks_its_arguments(arguments, error, message):
     with pytest.raises(error, match="^" + re.escape(message)):
         schedules.linear_threshold(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: sam_optax.ae_sam(total_steps=3, lambda_1=lambda t: 1.0), "lambda_1"),
+        (lambda: sam_optax.samar(lambda_0=lambda t: 0.5), "lambda_0"),
+        (lambda: sam_optax.when.adaptive(0.0, decay=lambda t: 0.5), "decay"),
+    ],
+)
+def test_a_plain_number_cannot_be_a_schedule(make, name):
+    with pytest.raises(TypeError, match=f"^{name} must be a number, got"):
+        make()
+
+
+def test_wsam_needs_a_base():
+    with pytest.raises(TypeError, match="base must be an Optax transformation"):
+        sam_optax.wsam(None)
+
+
+def test_a_part_that_was_not_called_is_refused():
+    with pytest.raises(TypeError, match="when must be a When"):
+        sam_optax.sharpness_aware(sam_optax.perturb.ball(0.1), when=sam_optax.when.always)
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(TypeError, match="complex parameters"):
+        sam_optax.sam().init({"w": jnp.ones(2, jnp.complex64)})

@@ -222,6 +222,11 @@ def test_a_run_of_other_options_is_not_overwritten(monkeypatch, tmp_path, data_d
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--batch-size", "5000"], "--batch-size 5000 exceeds the 1437 training images"),
         (["--learning-rate", "-0.1"], "--learning-rate must not be negative"),
+        (["--learning-rate", "nan"], "--learning-rate must be a finite number, got nan"),
+        (["--seed", "-1"], "--seed must not be negative, got -1"),
+        (["--validation", "0.9999"], "leaves some on both sides"),
+        (["--data-dir", "/dev/null/tfds"], "--data-dir /dev/null/tfds cannot be used"),
+        (["--name", "../elsewhere"], "--name must be a plain name, got '../elsewhere'"),
         (["--out", "/dev/null/runs"], "cannot write to /dev/null/runs"),
     ],
 )
@@ -248,6 +253,7 @@ def test_a_diverged_run_keeps_its_metrics_and_writes_no_summary(
 
 
 def test_an_interrupted_run_exits_130_and_keeps_its_metrics(monkeypatch, tmp_path, data_dir):
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
     append, rows = runs.append_json, []
 
     def interrupt(path, row):
@@ -360,6 +366,41 @@ def test_the_toy_paths_are_those_of_numpy(method, gamma):
     np.testing.assert_allclose(path[:50], points[:50], rtol=1e-8)
     # around a minimum the direction of a vanishing gradient magnifies rounding
     np.testing.assert_allclose(path, [*points, w], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["learning_rate=abc"], "--learning-rate must be a finite number, got 'abc'"),
+        (["learning_rate=0.1=2"], "--learning-rate must be a finite number, got '0.1=2'"),
+        (["learning_rate=-1"], "--learning-rate must not be negative"),
+        (["rho=0.1", "rho=0.2"], "--over names a setting twice"),
+        (["rho="], "rho must be a number"),
+    ],
+)
+def test_a_mistake_in_a_sweep_claims_no_folder(
+    arguments, message, monkeypatch, tmp_path, data_dir, capsys
+):
+    shared = ["--data-dir", data_dir, "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, sweep, "digits", "--over", *arguments, *shared)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_run_leaves_its_name_free_and_nothing_of_an_older_one(
+    monkeypatch, tmp_path, data_dir
+):
+    shared = ["digits", "--method", "sgd", "--data-dir", data_dir, "--out", tmp_path]
+    command(monkeypatch, train, *shared, "--epochs", 1)
+    path = tmp_path / "digits-sgd-0"
+    with pytest.raises(SystemExit):
+        command(monkeypatch, train, *shared, "--epochs", 2, "--learning-rate", 1e30, "--overwrite")
+    assert not (path / "curves.png").exists()
+    assert not (path / "summary.json").exists()
+    command(monkeypatch, train, *shared, "--epochs", 2)
+    assert read(path / "summary.json")["epochs"] == 2
 
 
 @pytest.mark.parametrize("seed", range(5))
