@@ -98,24 +98,7 @@ def sharpness_aware(
       >>> int(optax.tree.get(state, "ascents"))
       1
     """
-    _checks.choice("updates_at", updates_at, ("params", "gradient_point"))
-    if perturb is None:
-        if when is not None or combine is not None:
-            raise ValueError(
-                "when and combine act on a second gradient, and without perturb there is none: "
-                "pass perturb, such as sam_optax.perturb.ball(0.05)."
-            )
-    elif not isinstance(perturb, optax.GradientTransformation):
-        raise TypeError(f"perturb must be an Optax transformation, got {perturb!r}.")
-    for name, part, kind in (
-        ("start", start, Start),
-        ("when", when, When),
-        ("combine", combine, Combine),
-    ):
-        if part is not None and not isinstance(part, kind):
-            raise TypeError(
-                f"{name} must be a {kind.__name__}, such as sam_optax.{name} makes, got {part!r}."
-            )
+    _check_parts(perturb, start, when, combine, updates_at)
     ascent = optax.with_extra_args_support(perturb or optax.identity())
     start = start or Start(optax.init_empty_state, lambda direction, state, params, **extra: state)
     when = when or deciding.always()
@@ -361,6 +344,28 @@ def _gradient(grad_fn, like, params):
             f"or drop the value and aux. Expected {expected}, got {got}."
         )
     return _tree.cast_like(gradient, like)
+
+
+def _check_parts(perturb, start, when, combine, updates_at):
+    """Raises where a slot holds what does not belong there."""
+    _checks.choice("updates_at", updates_at, ("params", "gradient_point"))
+    if perturb is None:
+        if when is not None or combine is not None:
+            raise ValueError(
+                "when and combine act on a second gradient, and without perturb there is none: "
+                "pass perturb, such as sam_optax.perturb.ball(0.05)."
+            )
+    elif not isinstance(perturb, optax.GradientTransformation):
+        raise TypeError(f"perturb must be an Optax transformation, got {perturb!r}.")
+    for name, part, kind in (
+        ("start", start, Start),
+        ("when", when, When),
+        ("combine", combine, Combine),
+    ):
+        if part is not None and not isinstance(part, kind):
+            raise TypeError(
+                f"{name} must be a {kind.__name__}, such as sam_optax.{name} makes, got {part!r}."
+            )
 
 
 def _check_params(params):

@@ -25,6 +25,9 @@ def perturbed() -> Combine:
 
     Returns:
       A stateless `Combine`.
+
+    References:
+      Foret et al., Sharpness-Aware Minimization, 2021, Equation 3.
     """
 
     def fresh(first, second, state, params, **extra):

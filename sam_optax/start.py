@@ -36,11 +36,11 @@ class NoiseState(NamedTuple):
             _random.fold(self.key_data, self.draw), jax.tree.map(jnp.asarray, params), sample
         )
         return _tree.combine(
-            lambda w, z: self.gamma * kernel_norm(w) ** self.power * z, params, normal
+            lambda w, z: self.gamma * _kernel_norm(w) ** self.power * z, params, normal
         )
 
 
-def kernel_norm(w: jax.Array) -> jax.Array:
+def _kernel_norm(w: jax.Array) -> jax.Array:
     """‖w_j‖ of each kernel, broadcastable to w.
 
     A kernel is a slice along the last axis of a leaf with two or more axes (in Flax the output

@@ -40,7 +40,7 @@ PUBLIC = [
         f
         for module in PARTS
         for name, f in inspect.getmembers(module, inspect.isfunction)
-        if f.__module__ == module.__name__ and not name.startswith("_") and name != "kernel_norm"
+        if f.__module__ == module.__name__ and not name.startswith("_")
     ),
 ]
 
