@@ -215,7 +215,9 @@ def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequenc
 
 
 def _mean(results, key):
-    return statistics.fmean(run[key] for run in results)
+    """The mean over the runs that reached their end, or over all where none did."""
+    finished = [run for run in results if not run["diverged"]] or results
+    return statistics.fmean(run[key] for run in finished)
 
 
 if __name__ == "__main__":

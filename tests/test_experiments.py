@@ -306,6 +306,15 @@ def test_the_summary_of_a_comparison_is_paired():
     assert [row["beats_sgd"] for row in (sam, worse, unclear)] == ["yes", "no", "not shown"]
 
 
+def test_a_diverged_run_does_not_dilute_the_cost_of_a_method():
+    rest = {"test_accuracy": 0.5, "epochs": 1, "sam_fraction": 1.0, "seconds": 1.0}
+    ended = {**rest, "gradients_per_step": 2.0, "diverged": False}
+    diverged = {**rest, "gradients_per_step": 1.0, "diverged": True}
+    _, row = compare.summarize({"sgd": [ended, ended], "sam": [ended, diverged]})
+    assert row["gradients_per_step"] == 2
+    assert row["diverged"] == 1
+
+
 def test_sweep_tries_every_combination(monkeypatch, tmp_path, data_dir):
     arguments = ["digits", "--method", "gsam", "--over", "rho=0.05,0.1", "alpha=0.2"]
     arguments += ["learning_rate=0.1,0.05", "--seeds", 2, "--epochs", 1, "--validation", 0.2]
