@@ -19,13 +19,16 @@ class Start(NamedTuple):
 
     Attributes:
       init: `init(params) -> state`, a NamedTuple with a method `offset(params)`, δ0 from the state
-        and the current parameters alone.
+        and the current parameters alone; `offset(params, sample)` where there are several.
       update: `update(direction, state, params, *, step, **extra) -> state`, called at the end of
         each step with the direction that is handed on.
+      samples: the number of offsets over which the first gradient is averaged; `perturb` is told
+        the first of them.
     """
 
     init: Callable[[optax.Params], Any]
     update: Callable[..., Any]
+    samples: int = 1
 
 
 class When(NamedTuple):

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
-import warnings
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _tree
+from sam_optax import _checks, _decision, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, Start, When
@@ -50,7 +49,8 @@ def sharpness_aware(
     One step, at parameters w::
 
         δ0        = start.offset(w)                  no offset by default
-        first     = gradient at w + δ0               `updates`, where there is no offset
+        first     = gradient at w + δ0               `updates`, where there is no offset; the mean
+                                                     over the samples of a start that has several
         fire      = when(first)                      always by default
         ε         = perturb(first)
         direction = combine(first, grad_fn(w + ε))   grad_fn(w + ε) by default
@@ -166,8 +166,8 @@ def sharpness_aware(
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):
         _check_params(params)
-        replaces = hasattr(state.start, "offset") and updates_at == "params"
-        if grad_fn is None and (replaces or perturb is not None):
+        taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
+        if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
             raise ValueError(
                 "a sharpness-aware update needs grad_fn, the gradient as a function of the "
                 "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
@@ -175,7 +175,12 @@ def sharpness_aware(
             )
         extra = {**extra, "step": state.steps}
         gradient = functools.partial(_gradient, grad_fn, updates)
-        first = gradient(_offset_params(state, params)) if replaces else updates
+        first = updates if taken else gradient(_offset_params(state, params))
+        if start.samples > 1:
+            samples = range(1, start.samples)
+            further = [gradient(_offset_params(state, params, i)) for i in samples]
+            mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
+            first = _tree.cast_like(mean, updates)
         if perturb is None:
             return conclude(gradient, first, None, state, params, extra)
         if certain:
@@ -184,10 +189,12 @@ def sharpness_aware(
             fire, state = decide(gradient, first, state, params, extra)
         if isinstance(fire, jax.core.Tracer):
             point, state = ascend(gradient, first, state, params, extra)
-            joined = _on_device(
+            joined = _decision.branch(
                 fire,
                 gradient,
-                lambda second: join(first, second, state, params, extra),
+                lambda gradient, p, _: join(first, gradient(p), state, params, extra),
+                lambda p: join(first, None, state, params, extra),
+                point,
                 point,
             )
             return finish(fire, joined, state, params, extra)
@@ -285,52 +292,14 @@ def _piece(function):
     return call
 
 
-def _on_device(fire, gradient, join, point):
-    """join(gradient(point)) where fire is true, else join(None), without leaving the device."""
-    gradient = jax.jit(gradient)  # traced once, for the branches and for the look inside
-
-    def conditional(fire, point):
-        return jax.lax.cond(fire, lambda p: join(gradient(p)), lambda p: join(None), point)
-
-    def select(fire, point):
-        return optax.tree.where(fire, join(gradient(point)), join(None))
-
-    if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):
-        return conditional(fire, point)
-    if jax.default_backend() == "cpu":
-        warnings.warn(
-            "A convolution's gradient inside a conditional runs about 40 times slower on CPU, so "
-            "this update takes the second gradient at every step and selects. To skip it for real, "
-            "compile grad_fn and call the optimizer's update outside jit: the decision is then "
-            "taken on the host.",
-            stacklevel=2,
-        )
-    return jax.lax.platform_dependent(fire, point, cpu=select, default=conditional)
-
-
-def _has_convolution(jaxpr):
-    """Whether a convolution is anywhere in the jaxpr."""
-
-    def is_jaxpr(node):
-        return hasattr(node, "eqns") or hasattr(node, "jaxpr")
-
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        for node in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
-            if is_jaxpr(node) and _has_convolution(getattr(node, "jaxpr", node)):
-                return True
-    return False
-
-
-def _offset(state, params):
+def _offset(state, params, *sample):
     """δ0, or None where the first gradient is taken at the parameters."""
-    return state.start.offset(params) if hasattr(state.start, "offset") else None
+    return state.start.offset(params, *sample) if hasattr(state.start, "offset") else None
 
 
-def _offset_params(state, params):
-    """The parameters at which the first gradient is taken."""
-    offset = _offset(state, params)
+def _offset_params(state, params, *sample):
+    """The parameters at which the first gradient, or a further sample of it, is taken."""
+    offset = _offset(state, params, *sample)
     return params if offset is None else _tree.add(params, offset)
 
 

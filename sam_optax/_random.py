@@ -1,9 +1,12 @@
 """Random keys that a checkpoint can hold and that every backend reads alike."""
 
+from collections.abc import Callable
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 IMPLEMENTATION = "threefry2x32"
 
@@ -39,6 +42,18 @@ def key_data(key: Key) -> jax.Array:
 def fold(data: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     """The key number `count` of the stream that starts at key data."""
     return jax.random.fold_in(jax.random.wrap_key_data(data, impl=IMPLEMENTATION), count)
+
+
+def draw_like(
+    sampler: Callable[..., jax.Array], data: jax.Array, count: jax.typing.ArrayLike, tree: Any
+) -> Any:
+    """A tree like `tree` from key number `count`; float32 at least, float64 leaves in float64."""
+
+    def sample(key, shape, dtype, *, out_sharding):
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        return sampler(key, shape, dtype, out_sharding=out_sharding)
+
+    return optax.tree.random_like(fold(data, count), jax.tree.map(jnp.asarray, tree), sample)
 
 
 def _is_typed(key):

@@ -39,6 +39,12 @@ def unit_scale(a: Any) -> jax.Array:
     return 1 / jnp.maximum(norm(a), TINY)
 
 
+def towards(a: Any, length: jax.typing.ArrayLike) -> Any:
+    """length · unit(a)."""
+    scale = length * unit_scale(a)
+    return combine(lambda x: scale * x, a)
+
+
 def reject(a: Any, b: Any) -> Any:
     """The part of `a` orthogonal to `b`: a − ⟨a, unit(b)⟩ unit(b), and `a` where b = 0."""
     scale = unit_scale(b)

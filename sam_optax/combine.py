@@ -225,6 +225,24 @@ def surrogate_gap(alpha: Schedulable) -> Combine:
     return Combine(optax.init_empty_state, fresh, _hand_on_first)
 
 
+def renormalize() -> Combine:
+    """d = g' ‖g‖ / ‖g'‖, and 0 where g' = 0; without a second gradient d = g.
+
+    Returns:
+      A stateless `Combine`.
+
+    References:
+      Tan et al., Stabilizing Sharpness-Aware Minimization Through A Simple Renormalization Strategy
+      (SSAM), 2024.
+    """
+
+    def fresh(first, second, state, params, **extra):
+        del params, extra
+        return _tree.towards(second, _tree.norm(first)), state
+
+    return Combine(optax.init_empty_state, fresh, _hand_on_first)
+
+
 class ReuseState(NamedTuple):
     """State of `reuse`.
 

@@ -2,24 +2,38 @@
 
 Every method returns one link of an Optax chain, `update(updates, state, params, *, grad_fn)`; see
 `sam_optax.sharpness_aware` for that contract, for the dtypes and for the errors of the update.
-Notation: w the parameters, g the gradient at w (at w + δ0 in r_sam and r_gsam), ε the perturbation,
-g' the gradient at w + ε on the same batch, d the direction handed on. Norms and inner products are
-global over the whole tree, in float32 at least; unit(x) = x / max(‖x‖, 1e-12). A radius, budget,
-weight or threshold may be an Optax schedule of the link's own step count, where its type says so.
+Notation: w the parameters, g the gradient at w (at w + δ0 in the methods that have a δ0), ε the
+perturbation, g' the gradient at w + ε on the same batch, d the direction handed on. Norms and inner
+products are global over the whole tree, in float32 at least; unit(x) = x / max(‖x‖, 1e-12). A
+radius, budget, weight or threshold may be an Optax schedule of the link's own step count, where its
+type says so.
 """
 
+from collections.abc import Callable
 import math
+from typing import Any
 
 import optax
 
 from sam_optax import schedules
 from sam_optax._contracts import Schedulable
 from sam_optax._engine import sharpness_aware
+from sam_optax._examples import select_examples
 from sam_optax._random import Key
-from sam_optax.combine import extrapolate, mix, reuse, surrogate_gap, weigh
-from sam_optax.perturb import ball, loss_ball, noisy_ball
-from sam_optax.start import noise
-from sam_optax.when import adaptive, every
+from sam_optax.combine import extrapolate, mix, renormalize, reuse, surrogate_gap, weigh
+from sam_optax.perturb import (
+    adaptive_ball,
+    ball,
+    eigen_ball,
+    ema,
+    fisher_ball,
+    loss_ball,
+    noisy_ball,
+    random_coordinates,
+    subtract_ema,
+)
+from sam_optax.start import momentum, noise, previous
+from sam_optax.when import adaptive, bernoulli, every
 
 
 def sam(rho: Schedulable = 0.05) -> optax.GradientTransformationExtraArgs:
@@ -56,6 +70,88 @@ def sam(rho: Schedulable = 0.05) -> optax.GradientTransformationExtraArgs:
     return sharpness_aware(ball(rho))
 
 
+def asam(
+    rho: Schedulable = 0.5,
+    eta: Schedulable = 0.01,
+    weights: Callable[[tuple[Any, ...]], bool] | Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adaptive SAM: a radius relative to the size of each weight.
+
+    .. math::
+      T = |w| + \eta \text{ in the weights, } 1 \text{ elsewhere}, \qquad
+      \epsilon = \rho \, \frac{T^2 g}{\|T g\|}, \qquad d = \nabla L(w + \epsilon)
+
+    Two gradients a step.
+
+    Args:
+      rho: the radius ρ ≥ 0, relative to the weights. 0 is the base optimizer.
+      eta: η ≥ 0, in the units of the parameters.
+      weights: which leaves are weights: a function of a leaf's key path, or a tree of booleans that
+        is a prefix of the parameters. By default the leaves with two or more axes that are not
+        named "bias", and those named "scale" or "weight" (normalisation layers).
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho or eta is negative.
+      TypeError: one of them is neither a number nor a schedule.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.asam(rho=0.5, eta=0.0)
+      >>> w = {"kernel": jnp.array([[3.0]]), "bias": jnp.array([1.0])}
+      >>> grads = {"kernel": jnp.array([[1.0]]), "bias": jnp.array([4.0])}
+      >>> point, _ = link.update(grads, link.init(w), w, grad_fn=lambda p: p)  # hands on w + ε
+      >>> print(point)  # w + 0.5 · (3² · 1 | 4) / ‖(3 · 1 | 4)‖
+      {'bias': Array([1.4], dtype=float32), 'kernel': Array([[3.9]], dtype=float32)}
+
+    References:
+      Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep
+      Neural Networks <https://arxiv.org/abs/2102.11600>`_, 2021. The paper's T covers the weights
+      alone; which leaves those are follows the authors' code, which goes by names.
+    """
+    return sharpness_aware(adaptive_ball(rho, eta, weights))
+
+
+def fisher_sam(
+    rho: Schedulable = 0.1, eta: Schedulable = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    r"""Fisher SAM: a ball of the diagonal Fisher metric.
+
+    .. math::
+      F^{-1} = \frac{1}{1 + \eta g^2}, \qquad
+      \epsilon = \rho \, \frac{F^{-1} g}{\sqrt{\langle g, F^{-1} g \rangle}}, \qquad
+      d = \nabla L(w + \epsilon)
+
+    Two gradients a step. It depends on the scale of the loss: unscale losses first.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 is the base optimizer.
+      eta: η ≥ 0. 0 is `sam`.
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho or eta is negative.
+      TypeError: one of them is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, sam_optax
+      >>> link = sam_optax.fisher_sam(rho=1.0, eta=1.0)
+      >>> w, grads = jnp.zeros(2), jnp.array([1.0, 2.0])
+      >>> point, _ = link.update(grads, link.init(w), w, grad_fn=lambda p: p)  # hands on w + ε
+      >>> print(jnp.round(point**2 * 1.3, 2))  # (1/2, 2/5) / √1.3, squared
+      [0.25 0.16]
+
+    References:
+      Kim et al., `Fisher SAM: Information Geometry and Sharpness Aware Minimisation
+      <https://arxiv.org/abs/2206.04920>`_, 2022.
+    """
+    return sharpness_aware(fisher_ball(rho, eta))
+
+
 def gsam(
     rho: Schedulable = 0.05, alpha: Schedulable = 0.4
 ) -> optax.GradientTransformationExtraArgs:
@@ -79,11 +175,50 @@ def gsam(
       ValueError: rho or alpha is negative.
       TypeError: one of them is neither a number nor a schedule.
 
+    Example:
+      >>> import optax, sam_optax
+      >>> lr = optax.cosine_decay_schedule(0.1, 10_000)
+      >>> rho = sam_optax.schedules.rho_from_learning_rate(
+      ...     lr, rho_max=0.6, rho_min=0.2, lr_max=0.1, lr_min=0.0)
+      >>> tx = optax.chain(sam_optax.gsam(rho, alpha=0.4), optax.sgd(lr, momentum=0.9))
+
     References:
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022, Algorithm 1.
     """
     return sharpness_aware(ball(rho), combine=surrogate_gap(alpha))
+
+
+def ssam(rho: Schedulable = 0.05) -> optax.GradientTransformationExtraArgs:
+    r"""Stable SAM: the perturbed gradient at the norm of the clean one.
+
+    .. math:: \epsilon = \rho \, g / \|g\|, \qquad d = \frac{\|g\|}{\|g'\|} \, g'
+
+    Two gradients a step. It scales up and down; g' = 0 gives d = 0.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 is the base optimizer.
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho is negative.
+      TypeError: rho is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, sam_optax
+      >>> link = sam_optax.ssam(rho=0.1)
+      >>> w = jnp.array([3.0, 4.0])
+      >>> direction, _ = link.update(w, link.init(w), w, grad_fn=lambda p: 10 * p)
+      >>> print(jnp.round(direction, 2))
+      [3. 4.]
+
+    References:
+      Tan et al., `Stabilizing Sharpness-Aware Minimization Through A Simple Renormalization
+      Strategy <https://arxiv.org/abs/2401.07250>`_, 2024.
+    """
+    return sharpness_aware(ball(rho), combine=renormalize())
 
 
 def looksam(
@@ -109,12 +244,120 @@ def looksam(
       ValueError: rho or alpha is negative, or period is less than 1.
       TypeError: rho or alpha is neither a number nor a schedule, or period no integer.
 
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.looksam(period=3)
+      >>> w = jnp.ones(2)
+      >>> state = link.init(w)
+      >>> for _ in range(7):
+      ...     _, state = link.update(w, state, w, grad_fn=lambda p: p)
+      >>> print(optax.tree.get(state, "ascents"))  # at steps 0, 3 and 6
+      3
+
     References:
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
       <https://arxiv.org/abs/2203.02714>`_, 2022, Algorithm 1. Deviation: norms and projections are
       those of the whole parameter vector, as the paper writes them, not per tensor.
     """
     return sharpness_aware(ball(rho), when=every(period), combine=reuse(alpha))
+
+
+def ss_sam(
+    rho: Schedulable = 0.05, probability: Schedulable = 0.5, *, key: Key = 0
+) -> optax.GradientTransformationExtraArgs:
+    r"""SS-SAM: a coin decides between SAM and the base optimizer.
+
+    .. math::
+      d = \begin{cases} \nabla L(w + \rho \, g / \|g\|) & \text{with probability } p \\
+                        g & \text{otherwise} \end{cases}
+
+    1 + p gradients a step, p the probability. One coin serves all devices.
+
+    Args:
+      rho: the radius ρ ≥ 0.
+      probability: p in [0, 1], or a schedule of it: constant, piecewise, linear or trigonometric in
+        the paper. 1 is `sam`, 0 the base optimizer.
+      key: an int or a `jax.random.key`.
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho is negative, or probability outside [0, 1].
+      TypeError: an argument is no number, or key no int or key.
+
+    Example:
+      >>> import optax, sam_optax
+      >>> rising = optax.linear_schedule(0.0, 1.0, transition_steps=10_000)
+      >>> tx = optax.chain(sam_optax.ss_sam(probability=rising), optax.sgd(0.1))
+
+    References:
+      Zhao et al., `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization for Efficiently
+      Training Deep Neural Networks <https://arxiv.org/abs/2203.09962>`_, 2022.
+    """
+    return sharpness_aware(ball(rho), when=bernoulli(probability, key=key))
+
+
+def esam(
+    rho: Schedulable = 0.05,
+    beta: float = 0.6,
+    gamma: float = 0.5,
+    *,
+    key: Key = 0,
+    mask: str = "coordinate",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Efficient SAM: a random part of the weights perturbed, a sensitive part of the batch used.
+
+    .. math::
+      m \sim \mathrm{Bernoulli}(\beta), \qquad \epsilon = \frac{\rho}{\beta} \,
+      \frac{m \, g}{\|g\|}, \qquad d = \nabla \, \frac{1}{K} \sum_{i \in S} \ell_i(w + \epsilon)
+
+    S holds the K = max(1, ⌊γB⌋) examples with the largest ℓ_i(w + ε) − ℓ_i(w). One gradient, one
+    forward pass and γ gradients a step, and a forward pass at w where XLA does not find it in the
+    first gradient's. Where γ < 1, grad_fn takes the indices of the examples to keep, and the update
+    needs the loss of each example; see `sam_optax.select_examples`.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 perturbs nothing.
+      beta: the probability β in (0, 1] with which a coordinate is perturbed.
+      gamma: the share γ in (0, 1] of the examples in the second gradient. β = γ = 1 is `sam`. Under
+        `optax.inject_hyperparams` it belongs to static_args: it sets a shape.
+      key: an int or a `jax.random.key`.
+      mask: "coordinate", the paper's, or "tensor", as the authors' code: one draw for each leaf,
+        and ‖m g‖ in place of ‖g‖.
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho is negative, beta or gamma outside (0, 1], or mask none of the named; at the
+        update, example_loss_fn or grad_fn is missing.
+      TypeError: an argument is no number, or key no int or key; at the update, grad_fn does not
+        take indices.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sam_optax
+      >>> tx = optax.chain(sam_optax.esam(rho=0.1), optax.sgd(0.1))
+      >>> w, batch = jnp.array([1.0, -1.0]), jnp.eye(4, 2)
+      >>> losses = lambda w, x: (x @ w - 1) ** 2
+      >>> grad = jax.grad(lambda w, x: losses(w, x).mean())
+      >>> updates, state = tx.update(
+      ...     grad(w, batch), tx.init(w), w,
+      ...     grad_fn=lambda w, indices: grad(w, batch[indices]),
+      ...     example_loss_fn=lambda w: losses(w, batch))
+
+    References:
+      Du et al., `Efficient Sharpness-aware Minimization for Improved Training of Neural Networks
+      <https://arxiv.org/abs/2110.03141>`_, 2022. Deviations: the authors' code keeps K − 1
+      examples, and masks as mask="tensor" does.
+    """
+    masked = random_coordinates(beta, key=key, mask=mask)
+    if mask == "coordinate":
+        perturb = optax.chain(ball(rho), masked)
+    else:
+        perturb = optax.chain(masked, ball(rho), optax.scale(1 / beta))
+    link = sharpness_aware(perturb)
+    return link if gamma == 1 else select_examples(link, gamma)
 
 
 def ae_sam(
@@ -154,6 +397,16 @@ def ae_sam(
       ValueError: rho or initial_variance is negative, total_steps is less than 1, decay is outside
         [0, 1], or a threshold is NaN or infinite against the other.
       TypeError: an argument is no number.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.ae_sam(total_steps=100, lambda_1=1.0)
+      >>> w = jnp.ones(2)
+      >>> state = link.init(w)
+      >>> for scale in (1.0, 0.1, 2.0, 0.1):  # an unusually large gradient is worth a second one
+      ...     _, state = link.update(scale * w, state, w, grad_fn=lambda p: p)
+      >>> print(optax.tree.get(state, "ascents"))
+      2
 
     References:
       Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Algorithm 1.
@@ -199,6 +452,11 @@ def ae_looksam(
       ValueError: as `ae_sam`, or alpha is negative.
       TypeError: an argument is no number.
 
+    Example:
+      >>> import optax, sam_optax
+      >>> link = sam_optax.ae_looksam(rho=0.1, total_steps=10_000, lambda_1=-1.0, lambda_2=1.0)
+      >>> tx = optax.chain(link, optax.sgd(0.1, momentum=0.9))
+
     References:
       Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Algorithm 1.
       Deviation: ε is normalised, as in `ae_sam`.
@@ -241,12 +499,155 @@ def samar(
       ValueError: an argument is out of its range.
       TypeError: an argument is no number.
 
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.samar(gamma=2.0, lambda_0=0.25)
+      >>> w = jnp.ones(2)
+      >>> state = link.init(w)
+      >>> for scale in (1.0, 0.5):  # λ grows at the first step, and shrinks with the gradient
+      ...     _, state = link.update(scale * w, state, w, grad_fn=lambda p: p)
+      ...     print(optax.tree.get(state, "lambda_k"))
+      0.5
+      0.25
+
     References:
       Zou et al., `Sharpness-Aware Minimization with Adaptive Regularization for Training Deep
       Neural Networks <https://arxiv.org/abs/2412.16854>`_, 2024, Algorithm 1. The authors' code
       leaves λ unchanged where it should clip below; that is not reproduced.
     """
     return sharpness_aware(ball(rho), combine=mix(gamma, chi, lambda_0, delta, ratio=ratio))
+
+
+def vasso(
+    rho: Schedulable = 0.05, theta: Schedulable = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    r"""VaSSO: the ascent follows a moving average of the gradient.
+
+    .. math::
+      m_0 = g, \qquad m \leftarrow (1 - \theta) \, m + \theta \, g, \qquad
+      \epsilon = \rho \, m / \|m\|, \qquad d = \nabla L(w + \epsilon)
+
+    Two gradients a step. State: `m`, one copy of the parameters.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 is the base optimizer.
+      theta: the weight θ in [0, 1] of the new gradient. 1 is `sam`.
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho is negative, or theta outside [0, 1].
+      TypeError: one of them is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.vasso(theta=0.5)
+      >>> w = jnp.zeros(2)
+      >>> state = link.init(w)
+      >>> for grads in (jnp.array([2.0, 0.0]), jnp.array([0.0, 2.0])):
+      ...     _, state = link.update(grads, state, w, grad_fn=lambda p: p)
+      >>> print(optax.tree.get(state, "m"))
+      [1. 1.]
+
+    References:
+      Li and Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance Suppression
+      <https://arxiv.org/abs/2309.15639>`_, 2023.
+    """
+    return sharpness_aware(optax.chain(ema(theta), ball(rho)))
+
+
+def friendly_sam(
+    rho: Schedulable = 0.05, sigma: Schedulable = 1.0, decay: Schedulable = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    r"""Friendly SAM: the ascent follows the noise of the batch.
+
+    .. math::
+      \epsilon = \rho \, \frac{g - \sigma m}{\|g - \sigma m\|}, \qquad
+      m \leftarrow \beta m + (1 - \beta) g, \qquad d = \nabla L(w + \epsilon)
+
+    ε takes the m of the step before, β is the decay; at step 0 the direction is g, and m = g after
+    it. Two gradients a step. State: `m`, one copy of the parameters.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 is the base optimizer.
+      sigma: the weight σ ≥ 0 of the moving average. 0 is `sam`.
+      decay: β in [0, 1], of the moving average of the raw gradients.
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho or sigma is negative, or decay outside [0, 1].
+      TypeError: one of them is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, sam_optax
+      >>> link = sam_optax.friendly_sam(rho=1.0)
+      >>> w = jnp.zeros(2)
+      >>> state = link.init(w)
+      >>> for grads in (jnp.array([3.0, 0.0]), jnp.array([3.0, 4.0])):
+      ...     point, state = link.update(grads, state, w, grad_fn=lambda p: p)  # hands on ε
+      >>> print(point)
+      [0. 1.]
+
+    References:
+      Li et al., `Friendly Sharpness-Aware Minimization <https://arxiv.org/abs/2403.12350>`_, 2024.
+      The paper subtracts the new m; for σ = 1 the direction is the same.
+    """
+    return sharpness_aware(optax.chain(subtract_ema(sigma, decay), ball(rho)))
+
+
+def eigen_sam(
+    rho: Schedulable = 0.05,
+    alpha: Schedulable = 0.2,
+    period: int = 100,
+    power_iterations: int = 5,
+    *,
+    key: Key = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Eigen-SAM: the ascent leans towards the Hessian's top eigenvector.
+
+    .. math::
+      \hat g = g / \|g\|, \qquad
+      \epsilon = \rho \, \bigl(\hat g + \alpha \, \mathrm{sign} \langle g, v \rangle \,
+      (v - \langle v, \hat g \rangle \hat g)\bigr), \qquad d = \nabla L(w + \epsilon)
+
+    v is estimated every `period` steps, step 0 excluded, by so many power iterations from the last
+    estimate. Two gradients a step, and every `period` steps the Hessian-vector products, about two
+    gradients each; grad_fn must be differentiable in forward mode. Before the first estimate it is
+    `sam`. State: `v`, one copy of the parameters.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 is the base optimizer.
+      alpha: the weight α ≥ 0 of the eigenvector. 0 is `sam`.
+      period: the steps between two estimates, ≥ 1.
+      power_iterations: the products of an estimate, ≥ 1. Under `optax.inject_hyperparams` it
+        belongs to static_args: it is the length of a loop.
+      key: an int or a `jax.random.key`, of the first start.
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho or alpha is negative, or a count is less than 1.
+      TypeError: an argument is no number, a count no integer, or key no int or key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.eigen_sam(period=1, power_iterations=20)
+      >>> w, grad_fn = jnp.ones(2), jax.grad(lambda w: w[0] ** 2 + 3 * w[1] ** 2)
+      >>> state = link.init(w)
+      >>> for _ in range(2):
+      ...     _, state = link.update(grad_fn(w), state, w, grad_fn=grad_fn)
+      >>> print(jnp.abs(optax.tree.get(state, "v")).round(3))
+      [0. 1.]
+
+    References:
+      Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2501.12666>`_, 2024. ε is not renormalised.
+    """
+    return sharpness_aware(eigen_ball(rho, alpha, period, power_iterations, key=key))
 
 
 def le_sam(
@@ -272,6 +673,15 @@ def le_sam(
     Raises:
       ValueError: budget or rho_max is negative.
       TypeError: one of them is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> budget = sam_optax.schedules.budget_annealing(0.35, anneal_from=160, total=200)
+      >>> link = sam_optax.le_sam(budget, rho_max=0.4)
+      >>> w, grads = jnp.zeros(2), jnp.array([3.0, 4.0])
+      >>> _, state = link.update(grads, link.init(w), w, grad_fn=lambda p: p)
+      >>> print(f"{optax.tree.get(state, 'rho'):.2f}")  # 0.35 / 5
+      0.07
 
     References:
       Wang et al., `Fix the Loss, Not the Radius <https://arxiv.org/abs/2605.10183>`_, 2026,
@@ -301,6 +711,14 @@ def le_sam_plus(
     Raises:
       ValueError: an argument is negative.
       TypeError: an argument is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.le_sam_plus(budget=10.0, alpha=0.5)
+      >>> w, grads = jnp.zeros(2), jnp.array([3.0, 4.0])
+      >>> direction, _ = link.update(grads, link.init(w), w, grad_fn=lambda p: p)
+      >>> print(jnp.round(direction, 2))  # 10 / 5 · (0.6, 0.8) − 0.5 · (3, 4)
+      [-0.3 -0.4]
 
     References:
       Wang et al., `Fix the Loss, Not the Radius <https://arxiv.org/abs/2605.10183>`_, 2026, Section
@@ -352,6 +770,14 @@ def r_sam(
         named.
       TypeError: an argument is no number, or key no int or key.
 
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sam_optax
+      >>> tx = optax.chain(sam_optax.r_sam(updates_at="gradient_point"), optax.sgd(0.1))
+      >>> w, grad_fn = jnp.ones(3), jax.grad(lambda w: jnp.sum(w**4))
+      >>> state = tx.init(w)
+      >>> grads = grad_fn(sam_optax.gradient_point(state, w))
+      >>> updates, state = tx.update(grads, state, w, grad_fn=grad_fn)
+
     References:
       Liu et al., Random Sharpness-Aware Minimization, 2022, Equation 7 and Algorithm 1. Deviation:
       noise_scale is "std" by default, as in the code of LPF-SGD, whose notation the paper uses.
@@ -400,6 +826,10 @@ def r_gsam(
         the named.
       TypeError: an argument is no number, or key no int or key.
 
+    Example:
+      >>> import optax, sam_optax
+      >>> tx = optax.chain(sam_optax.r_gsam(rho=0.1, key=1), optax.sgd(0.1, momentum=0.9))
+
     References:
       Liu et al., Random Sharpness-Aware Minimization, 2022, Section 4.5. Deviation: the paper does
       not say which gradient is projected; here it is the smoothed g, so that two gradients suffice.
@@ -410,6 +840,134 @@ def r_gsam(
         combine=surrogate_gap(alpha),
         updates_at=updates_at,
     )
+
+
+def lpf_sgd(
+    gamma: Schedulable = 0.001,
+    samples: int = 1,
+    *,
+    key: Key = 0,
+    updates_at: str = "params",
+) -> optax.GradientTransformationExtraArgs:
+    r"""LPF-SGD: the gradient of the loss smoothed by a Gaussian.
+
+    .. math::
+      \delta_0 \sim \mathcal{N}(0, \gamma^2 \|w_j\|^2) \text{ in kernel } j, \qquad
+      d = \nabla L(w + \delta_0)
+
+    d is the mean over the samples. As many gradients a step as samples, with
+    updates_at="gradient_point", where the caller takes the first one at
+    `sam_optax.gradient_point(opt_state, params)`; otherwise `updates` is not used, and costs what
+    XLA cannot remove of it. Kernels are those of `r_sam`.
+
+    Args:
+      gamma: the relative scale γ ≥ 0 of the noise; the paper lets it grow, as the schedule
+        γ (1 + (c − 1)(1 − cos(πt/T)) / 2) for a c of its own. 0 is the base optimizer. Under
+        `optax.inject_hyperparams` a changed γ takes effect one step later.
+      samples: the draws that are averaged, ≥ 1. Under `optax.inject_hyperparams` it belongs to
+        static_args: the program grows with it.
+      key: an int or a `jax.random.key`.
+      updates_at: "params" or "gradient_point".
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: gamma is negative, samples less than 1, or updates_at none of the two.
+      TypeError: gamma is no number or schedule, samples no Python integer, or key no int or key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.lpf_sgd(gamma=0.1, updates_at="gradient_point")
+      >>> w = jnp.ones(3)
+      >>> state = link.init(w)
+      >>> grads = jax.grad(lambda w: jnp.sum(w**4))(sam_optax.gradient_point(state, w))
+      >>> direction, state = link.update(grads, state, w)
+
+    References:
+      Bisla et al., `Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
+      Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
+    """
+    return sharpness_aware(start=noise(gamma, key=key, samples=samples), updates_at=updates_at)
+
+
+def msam(
+    rho: Schedulable = 0.3, decay: float = 0.9, *, updates_at: str = "params"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum-SAM: the momentum is the ascent, at no second gradient.
+
+    .. math::
+      \delta_0 = -\rho \, v / \|v\|, \qquad d = \nabla L(w + \delta_0), \qquad
+      v \leftarrow \beta v + d
+
+    β is the decay, which should be that of the optimizer's momentum; δ0 lies along its last update.
+    Step 0 is unperturbed. One gradient a step with updates_at="gradient_point", as in `lpf_sgd`.
+    State: `velocity`, one copy of the parameters, and `rho`.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 is the base optimizer. Under `optax.inject_hyperparams` a changed ρ
+        takes effect one step later.
+      decay: β in [0, 1).
+      updates_at: "params" or "gradient_point".
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho is negative, decay outside [0, 1), or updates_at none of the two.
+      TypeError: rho is neither a number nor a schedule, or decay no number.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> tx = optax.chain(sam_optax.msam(rho=0.5), optax.sgd(0.1, momentum=0.9))
+      >>> w = jnp.array([3.0, 4.0])
+      >>> state = tx.init(w)
+      >>> updates, state = tx.update(w, state, w, grad_fn=lambda p: p)
+      >>> print(sam_optax.gradient_point(state, w))  # along the update
+      [2.7 3.6]
+
+    References:
+      Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational Overhead
+      <https://arxiv.org/abs/2401.12033>`_, 2024.
+    """
+    return sharpness_aware(start=momentum(rho, decay), updates_at=updates_at)
+
+
+def s2_sam(
+    rho: Schedulable = 0.05, *, updates_at: str = "params"
+) -> optax.GradientTransformationExtraArgs:
+    r"""S²-SAM: the previous step's gradient is the ascent, at no second gradient.
+
+    .. math:: \delta_0 = \rho \, d_{t-1} / \|d_{t-1}\|, \qquad d_t = \nabla L(w + \delta_0)
+
+    Step 0 is unperturbed. One gradient a step with updates_at="gradient_point", as in `lpf_sgd`.
+    State: `previous`, one copy of the parameters, and `rho`.
+
+    Args:
+      rho: the radius ρ ≥ 0. 0 is the base optimizer. Under `optax.inject_hyperparams` a changed ρ
+        takes effect one step later.
+      updates_at: "params" or "gradient_point".
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: rho is negative, or updates_at none of the two.
+      TypeError: rho is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, sam_optax
+      >>> link = sam_optax.s2_sam(rho=0.5)
+      >>> w = jnp.array([3.0, 4.0])
+      >>> _, state = link.update(w, link.init(w), w, grad_fn=lambda p: p)
+      >>> print(sam_optax.gradient_point(state, w))
+      [3.3 4.4]
+
+    References:
+      Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient
+      and Accurate Sparse Training, 2024.
+    """
+    return sharpness_aware(start=previous(rho), updates_at=updates_at)
 
 
 def coupled_wsam(
@@ -433,6 +991,13 @@ def coupled_wsam(
     Raises:
       ValueError: rho is negative, or gamma outside [0, 1).
       TypeError: one of them is neither a number nor a schedule.
+
+    Example:
+      >>> import jax.numpy as jnp, sam_optax
+      >>> link = sam_optax.coupled_wsam(rho=5.0, gamma=0.75)
+      >>> w, grads = jnp.zeros(2), jnp.array([3.0, 4.0])
+      >>> print(link.update(grads, link.init(w), w, grad_fn=lambda p: 2 * p)[0])  # g + 3 (2ε − g)
+      [12. 16.]
 
     References:
       Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization

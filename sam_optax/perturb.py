@@ -1,17 +1,20 @@
 """Where the second gradient is taken: first gradient ↦ ε, each an ordinary Optax transformation.
 
-`update` gets the engine's extra arguments: `step` (the link's step count), `offset` (δ0, or None
-where the first gradient is taken at the parameters) and `grad_fn`. ε comes in float32 at least and
-is added in the parameters' dtype.
+A direction in front of a ball is a chain, `optax.chain(ema(0.9), ball(0.05))`, and any Optax
+transformation is a geometry. `update` gets the engine's extra arguments: `step` (the link's step
+count), `offset` (δ0, or None where the first gradient is taken at the parameters) and `grad_fn`. ε
+comes in float32 at least and is added in the parameters' dtype.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+import numbers
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _tree
+from sam_optax import _checks, _decision, _random, _tree
 from sam_optax._contracts import Schedulable, value_at
 
 
@@ -36,10 +39,109 @@ def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
 
     def update(first, state, params=None, *, step, **extra):
         del params, extra
-        scale = value_at(rho, step) * _tree.unit_scale(first)
-        return _tree.combine(lambda g: scale * g, first), state
+        return _tree.towards(first, value_at(rho, step)), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def adaptive_ball(
+    rho: Schedulable,
+    eta: Schedulable = 0.01,
+    weights: Callable[[tuple[Any, ...]], bool] | Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """ε = ρ T² g / ‖T g‖, T = |w| + η in the weights and 1 elsewhere.
+
+    The steepest ascent in an ellipsoid, ‖T⁻¹ ε‖ ≤ ρ, that follows the scale of each weight.
+
+    Args:
+      rho: the radius ρ ≥ 0, in units relative to the weights, or a schedule of it. 0 is the neutral
+        setting.
+      eta: η ≥ 0, in the units of the parameters, or a schedule of it.
+      weights: which leaves are weights: a function of a leaf's key path (the tuple of
+        `jax.tree_util.tree_map_with_path`), or a tree of booleans that is a prefix of the
+        parameters. By default the leaves with two or more axes that are not named "bias", and those
+        named "scale" or "weight" (normalisation layers). Not to be injected.
+
+    Returns:
+      A stateless transformation; a zero gradient gives ε = 0.
+
+    Raises:
+      ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters.
+      TypeError: rho or eta is neither a number nor a schedule.
+
+    References:
+      Kwon et al., ASAM, 2021. The authors' code takes each tensor whose name has "weight" in it.
+    """
+    _checks.interval("rho", rho, "[0, inf)")
+    _checks.interval("eta", eta, "[0, inf)")
+
+    def update(first, state, params, *, step, **extra):
+        del extra
+        scale = value_at(eta, step)
+
+        def normalizer(is_weight, w):
+            return jnp.where(is_weight, jnp.abs(w) + scale, jnp.ones_like(w))
+
+        t = _tree.combine(normalizer, _weight_mask(weights, params), params)
+        return _ellipsoid(first, t, value_at(rho, step)), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _weight_mask(weights, params):
+    """A boolean for each leaf of the parameters."""
+    if weights is None:
+        return jax.tree_util.tree_map_with_path(_is_weight, params)
+    if callable(weights):
+        return jax.tree_util.tree_map_with_path(lambda path, w: bool(weights(path)), params)
+    return jax.tree.broadcast(weights, params)
+
+
+def _is_weight(path, w):
+    """Whether a leaf is a kernel, an embedding or the scale of a normalisation layer."""
+    last = path[-1] if path else None
+    name = getattr(last, "key", getattr(last, "name", None))
+    return name in ("scale", "weight") or (jnp.ndim(w) > 1 and name != "bias")
+
+
+def fisher_ball(rho: Schedulable, eta: Schedulable = 1.0) -> optax.GradientTransformationExtraArgs:
+    """ε = ρ F⁻¹ g / √⟨g, F⁻¹ g⟩, F⁻¹ = 1 / (1 + η g²).
+
+    The steepest ascent in an ellipsoid, ⟨ε, F ε⟩ ≤ ρ², of the diagonal Fisher information as the
+    squared gradient estimates it.
+
+    Args:
+      rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it. 0 is the neutral
+        setting.
+      eta: η ≥ 0, in the units of 1 / g², or a schedule of it. 0 is `ball`. Not invariant to the
+        scale of the loss.
+
+    Returns:
+      A stateless transformation; a zero gradient gives ε = 0.
+
+    Raises:
+      ValueError: rho or eta is negative.
+      TypeError: rho or eta is neither a number nor a schedule.
+
+    References:
+      Kim et al., Fisher SAM, 2022.
+    """
+    _checks.interval("rho", rho, "[0, inf)")
+    _checks.interval("eta", eta, "[0, inf)")
+
+    def update(first, state, params=None, *, step, **extra):
+        del params, extra
+        weight = value_at(eta, step)
+        root = _tree.combine(lambda g: jax.lax.rsqrt(1 + weight * jnp.square(g)), first)
+        return _ellipsoid(first, root, value_at(rho, step)), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _ellipsoid(first, axes, rho):
+    """ρ axes² g / ‖axes g‖: the steepest ascent where ‖ε / axes‖ ≤ ρ."""
+    ascent = _tree.combine(jnp.multiply, axes, first)
+    return _tree.combine(jnp.multiply, axes, _tree.towards(ascent, rho))
 
 
 class LossBallState(NamedTuple):
@@ -129,7 +231,230 @@ def noisy_ball(
         ascent = _tree.combine(lambda g: weight * g, first)
         if offset is not None:
             ascent = _tree.combine(jnp.add, offset, ascent)
-        scale = value_at(rho, step) * _tree.unit_scale(ascent)
-        return _tree.combine(lambda a: scale * a, ascent), state
+        return _tree.towards(ascent, value_at(rho, step)), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+class EigenBallState(NamedTuple):
+    """State of `eigen_ball`.
+
+    Attributes:
+      key_data: uint32[2], the key of the first start of the power iteration.
+      v: the estimate of the Hessian's top eigenvector, of norm 1, or 0 before there is one; shaped
+        and typed like the parameters.
+    """
+
+    key_data: jax.Array
+    v: optax.Updates
+
+
+def eigen_ball(
+    rho: Schedulable,
+    alpha: Schedulable = 0.2,
+    period: int = 100,
+    power_iterations: int = 5,
+    *,
+    key: _random.Key = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """ε = ρ (ĝ + α sign⟨g, v⟩ reject(v, ĝ)), ĝ = unit(g), v the top eigenvector of the Hessian.
+
+    Every `period` steps, step 0 excluded, v ← unit(H v), `power_iterations` times, H the Hessian of
+    the loss on the batch at the parameters; it starts from a normal draw, and later from the last
+    v. H v is the Jacobian-vector product of grad_fn, which costs about two gradients and must be
+    differentiable in forward mode. ε is not renormalised.
+
+    Args:
+      rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it.
+      alpha: the weight α ≥ 0 of the eigenvector, or a schedule of it. 0 is `ball`.
+      period: the steps between two estimates, ≥ 1.
+      power_iterations: the products of an estimate, ≥ 1. Not to be injected.
+      key: an int or a `jax.random.key`, of the first start.
+
+    Returns:
+      A transformation with state `EigenBallState`, one copy of the parameters; before the first
+      estimate it is `ball`, and a zero gradient gives ε = 0. Inside jit, lowered for CPU with a
+      convolution in grad_fn, it takes the products at every step, and warns.
+
+    Raises:
+      ValueError: rho or alpha is negative, or a count is less than 1.
+      TypeError: rho or alpha is neither a number nor a schedule, a count no integer, or key no int
+        or key.
+
+    References:
+      Luo et al., Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
+      (Eigen-SAM), 2024.
+    """
+    _checks.interval("rho", rho, "[0, inf)")
+    _checks.interval("alpha", alpha, "[0, inf)")
+    _checks.whole("period", period, 1)
+    _checks.static("power_iterations", power_iterations, numbers.Integral)
+    _checks.whole("power_iterations", power_iterations, 1)
+    _random.check(key)
+
+    def init(params):
+        return EigenBallState(_random.key_data(key), optax.tree.zeros_like(params))
+
+    def update(first, state, params, *, step, grad_fn, **extra):
+        del extra
+
+        def estimate(gradient, v, repeat):
+            def product(v):
+                _, product = jax.jvp(gradient, (params,), (v,))
+                return _tree.cast_like(_tree.towards(product, 1.0), v)
+
+            normal = _random.draw_like(jax.random.normal, state.key_data, step, params)
+            exists = _tree.norm(v) > 0
+            v = _tree.combine(lambda v, z: jnp.where(exists, v, z), v, normal)
+            return repeat(power_iterations, product, _tree.cast_like(v, params))
+
+        due = (step > 0) & (step % period == 0)
+        v = _decision.branch(due, grad_fn, estimate, lambda v: v, state.v, params)
+        epsilon = _lean(first, v, value_at(rho, step), value_at(alpha, step))
+        return epsilon, state._replace(v=v)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.jit  # one program on the host path, where the rest runs op by op because of grad_fn
+def _lean(first, v, rho, alpha):
+    """ρ (ĝ + α sign⟨g, v⟩ reject(v, ĝ))."""
+    ascent = _tree.towards(first, 1.0)
+    weight = alpha * jnp.sign(_tree.vdot(first, v))
+    rejected = _tree.reject(v, ascent)
+    return _tree.combine(lambda a, r: rho * (a + weight * r), ascent, rejected)
+
+
+# Directions, in front of a ball or behind one.
+
+
+class EmaState(NamedTuple):
+    """State of `ema` and `subtract_ema`.
+
+    Attributes:
+      m: the moving average of the gradient, shaped and typed like the parameters.
+    """
+
+    m: optax.Updates
+
+
+def _moved(m, first, share, step):
+    """m + share (g − m), and g itself at step 0; in the dtype of m."""
+
+    def move(m, g):
+        return jnp.where(step == 0, g, (1 - share) * m + share * g)
+
+    return _tree.cast_like(_tree.combine(move, m, first), m)
+
+
+def ema(theta: Schedulable) -> optax.GradientTransformationExtraArgs:
+    """g ↦ m, m ← (1 − θ) m + θ g before it is used, m_0 = g: less of the batch's noise.
+
+    Args:
+      theta: the weight θ in [0, 1] of the new gradient, or a schedule of it. 1 is the identity.
+
+    Returns:
+      A transformation with state `EmaState`, one copy of the parameters. It sees every step.
+
+    Raises:
+      ValueError: theta is outside [0, 1].
+      TypeError: theta is neither a number nor a schedule.
+
+    References:
+      Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression (VaSSO),
+      2023.
+    """
+    _checks.interval("theta", theta, "[0, 1]")
+
+    def update(first, state, params=None, *, step, **extra):
+        del params, extra
+        m = _moved(state.m, first, value_at(theta, step), step)
+        return m, EmaState(m)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: EmaState(optax.tree.zeros_like(params)), update
+    )
+
+
+def subtract_ema(
+    sigma: Schedulable, decay: Schedulable = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    """g ↦ g − σ m with the old m, then m ← decay · m + (1 − decay) g; at step 0 g ↦ g and m = g.
+
+    What is left is the noise of the batch, where m stands for the full gradient.
+
+    Args:
+      sigma: the weight σ ≥ 0 of the moving average, or a schedule of it. 0 is the identity.
+      decay: of the moving average of the raw gradients, in [0, 1], or a schedule of it.
+
+    Returns:
+      A transformation with state `EmaState`, one copy of the parameters. It sees every step.
+
+    Raises:
+      ValueError: sigma is negative, or decay outside [0, 1].
+      TypeError: one of them is neither a number nor a schedule.
+
+    References:
+      Li et al., Friendly Sharpness-Aware Minimization (F-SAM), 2024.
+    """
+    _checks.interval("sigma", sigma, "[0, inf)")
+    _checks.interval("decay", decay, "[0, 1]")
+
+    def update(first, state, params=None, *, step, **extra):
+        del params, extra
+        weight = value_at(sigma, step)
+        direction = _tree.combine(lambda g, m: g - weight * m, first, state.m)
+        return direction, EmaState(_moved(state.m, first, 1 - value_at(decay, step), step))
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: EmaState(optax.tree.zeros_like(params)), update
+    )
+
+
+class RandomCoordinatesState(NamedTuple):
+    """State of `random_coordinates`.
+
+    Attributes:
+      key_data: uint32[2], the key of the stream of masks.
+    """
+
+    key_data: jax.Array
+
+
+def random_coordinates(
+    beta: float, *, key: _random.Key = 0, mask: str = "coordinate"
+) -> optax.GradientTransformationExtraArgs:
+    """x ↦ m x / β, m ~ Bernoulli(β) for each coordinate or each tensor.
+
+    Args:
+      beta: the probability β in (0, 1] with which a coordinate is kept. 1 is the identity.
+      key: an int or a `jax.random.key`; step t draws with `jax.random.fold_in(key, t)`, split over
+        the leaves by `optax.tree.random_like`.
+      mask: "coordinate", a draw for each coordinate, or "tensor", one for each leaf.
+
+    Returns:
+      A transformation with state `RandomCoordinatesState`.
+
+    Raises:
+      ValueError: beta is outside (0, 1], or mask is none of the named.
+      TypeError: beta is no number, or key no int or key.
+
+    References:
+      Du et al., Efficient Sharpness-aware Minimization (ESAM), 2022: stochastic weight
+      perturbation.
+    """
+    _checks.interval("beta", beta, "(0, 1]", schedule=False)
+    _checks.choice("mask", mask, ("coordinate", "tensor"))
+    _random.check(key)
+
+    def update(x, state, params=None, *, step, **extra):
+        del params, extra
+        like = (
+            x if mask == "coordinate" else jax.tree.map(lambda leaf: jnp.zeros([], leaf.dtype), x)
+        )
+        uniform = _random.draw_like(jax.random.uniform, state.key_data, step, like)
+        return _tree.combine(lambda x, u: jnp.where(u < beta, x / beta, 0), x, uniform), state
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: RandomCoordinatesState(_random.key_data(key)), update
+    )

@@ -1,5 +1,6 @@
 """Where the first gradient is taken: at params + offset."""
 
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -25,16 +26,9 @@ class NoiseState(NamedTuple):
     gamma: jax.Array
     power: jax.Array
 
-    def offset(self, params: optax.Params) -> optax.Updates:
+    def offset(self, params: optax.Params, sample: int = 0) -> optax.Updates:
         """δ0 for these params, in float32 at least; redrawn from the counter, never stored."""
-
-        def sample(key, shape, dtype, *, out_sharding):
-            dtype = jnp.promote_types(dtype, jnp.float32)
-            return jax.random.normal(key, shape, dtype, out_sharding=out_sharding)
-
-        normal = optax.tree.random_like(
-            _random.fold(self.key_data, self.draw), jax.tree.map(jnp.asarray, params), sample
-        )
+        normal = _random.draw_like(jax.random.normal, self.key_data, self.draw + sample, params)
         return _tree.combine(
             lambda w, z: self.gamma * _kernel_norm(w) ** self.power * z, params, normal
         )
@@ -50,7 +44,9 @@ def _kernel_norm(w: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(w), axis=axes, keepdims=True))
 
 
-def noise(gamma: Schedulable, *, key: _random.Key = 0, power: float = 1.0) -> Start:
+def noise(
+    gamma: Schedulable, *, key: _random.Key = 0, power: float = 1.0, samples: int = 1
+) -> Start:
     r"""δ0 ~ N(0, σ_j²) in each kernel j, with σ_j = γ ‖w_j‖^power and the norms of the current w.
 
     Args:
@@ -61,20 +57,24 @@ def noise(gamma: Schedulable, *, key: _random.Key = 0, power: float = 1.0) -> St
         over the leaves by `optax.tree.random_like`. Keys are threefry keys; one of another
         implementation seeds one.
       power: 1 for a standard deviation of γ ‖w_j‖, ½ for a variance of γ² ‖w_j‖.
+      samples: the number n ≥ 1 of draws over which the first gradient is averaged; step t takes the
+        draws nt to nt + n − 1. The program grows with it. Not to be injected.
 
     Returns:
       A `Start`. Leaves are drawn in float32, float64 leaves in float64.
 
     Raises:
-      ValueError: gamma or power is negative.
-      TypeError: gamma is no number or schedule, or key is no int or key.
+      ValueError: gamma or power is negative, or samples is less than 1.
+      TypeError: gamma is no number or schedule, key no int or key, or samples no Python integer.
 
     References:
       Liu et al., Random Sharpness-Aware Minimization, 2022, Section 3.2 and Algorithm 1; the
-      notation of Bisla et al., Low-Pass Filtering SGD, 2022.
+      notation of Bisla et al., Low-Pass Filtering SGD, 2022, who average over draws.
     """
     _checks.interval("gamma", gamma, "[0, inf)")
     _checks.interval("power", power, "[0, inf)", schedule=False)
+    _checks.static("samples", samples, numbers.Integral)
+    _checks.whole("samples", samples, 1)
     _random.check(key)
 
     def init(params):
@@ -87,8 +87,116 @@ def noise(gamma: Schedulable, *, key: _random.Key = 0, power: float = 1.0) -> St
 
     def update(direction, state, params, *, step, **extra):
         del direction, extra
-        draw = optax.safe_increment(state.draw)
         following = value_at(gamma, optax.safe_increment(step))
-        return state._replace(draw=draw, gamma=_tree.scalar(following, params))
+        # The number of the draw may wrap around: it only names a key.
+        return state._replace(draw=state.draw + samples, gamma=_tree.scalar(following, params))
+
+    return Start(init, update, samples)
+
+
+class MomentumState(NamedTuple):
+    """State of `momentum`.
+
+    Attributes:
+      velocity: v, the momentum of the directions; shaped and typed like the parameters.
+      rho: ρ of the coming step; float32, or float64 for float64 parameters.
+    """
+
+    velocity: optax.Updates
+    rho: jax.Array
+
+    def offset(self, params: optax.Params) -> optax.Updates:
+        """δ0 = −ρ unit(v)."""
+        del params
+        return _tree.towards(self.velocity, -self.rho)
+
+
+def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
+    """δ0 = −ρ unit(v), v ← decay · v + d: ahead, along the last update's direction.
+
+    d is the direction that the link hands on; v is 0, and step 0 unperturbed, at the start.
+
+    Args:
+      rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it. 0 is the neutral
+        setting. Under `optax.inject_hyperparams` a changed ρ takes effect one step later.
+      decay: of the momentum, in [0, 1): that of the optimizer behind the link.
+
+    Returns:
+      A `Start` with state `MomentumState`, one copy of the parameters.
+
+    Raises:
+      ValueError: rho is negative, or decay outside [0, 1).
+      TypeError: rho is neither a number nor a schedule, or decay no number.
+
+    References:
+      Becker et al., Momentum-SAM, 2024.
+    """
+    _checks.interval("rho", rho, "[0, inf)")
+    _checks.interval("decay", decay, "[0, 1)", schedule=False)
+
+    def init(params):
+        rho_0 = _tree.scalar(value_at(rho, 0), params)
+        return MomentumState(optax.tree.zeros_like(params), rho_0)
+
+    def update(direction, state, params, *, step, **extra):
+        del extra
+        velocity = _tree.combine(lambda v, d: decay * v + d, state.velocity, direction)
+        following = value_at(rho, optax.safe_increment(step))
+        return MomentumState(
+            _tree.cast_like(velocity, state.velocity), _tree.scalar(following, params)
+        )
+
+    return Start(init, update)
+
+
+class PreviousState(NamedTuple):
+    """State of `previous`.
+
+    Attributes:
+      previous: p, the direction of the step before; shaped and typed like the parameters.
+      rho: ρ of the coming step; float32, or float64 for float64 parameters.
+    """
+
+    previous: optax.Updates
+    rho: jax.Array
+
+    def offset(self, params: optax.Params) -> optax.Updates:
+        """δ0 = ρ unit(p)."""
+        del params
+        return _tree.towards(self.previous, self.rho)
+
+
+def previous(rho: Schedulable) -> Start:
+    """δ0 = ρ unit(p), p the direction that the link handed on at the step before.
+
+    p is 0, and step 0 unperturbed, at the start.
+
+    Args:
+      rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it. 0 is the neutral
+        setting. Under `optax.inject_hyperparams` a changed ρ takes effect one step later.
+
+    Returns:
+      A `Start` with state `PreviousState`, one copy of the parameters.
+
+    Raises:
+      ValueError: rho is negative.
+      TypeError: rho is neither a number nor a schedule.
+
+    References:
+      Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient
+      and Accurate Sparse Training (S2-SAM), 2024.
+    """
+    _checks.interval("rho", rho, "[0, inf)")
+
+    def init(params):
+        rho_0 = _tree.scalar(value_at(rho, 0), params)
+        return PreviousState(optax.tree.zeros_like(params), rho_0)
+
+    def update(direction, state, params, *, step, **extra):
+        del extra
+        following = value_at(rho, optax.safe_increment(step))
+        return PreviousState(
+            _tree.cast_like(direction, state.previous), _tree.scalar(following, params)
+        )
 
     return Start(init, update)

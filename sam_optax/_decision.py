@@ -1,0 +1,80 @@
+"""Taking a decision: on the host where it is known there, else on the device.
+
+XLA for CPU compiles a convolution's gradient inside a conditional or a loop to naive code. Lowered
+for CPU, what needs such a gradient is taken always, its loops unrolled, and selected.
+"""
+
+from collections.abc import Callable
+from typing import Any
+import warnings
+
+import jax
+import optax
+
+
+def branch(
+    fire: jax.typing.ArrayLike,
+    gradient: Callable[[Any], Any],
+    yes: Callable[..., Any],
+    no: Callable[[Any], Any],
+    operand: Any,
+    point: optax.Params,
+) -> Any:
+    """yes(gradient, operand, repeat) where fire is true, else no(operand).
+
+    Args:
+      fire: a boolean; traced inside jit.
+      gradient: a function of parameters.
+      yes: what needs the gradient; repeat(n, function, x) applies a function n times.
+      no: what does not; its result has the structure and dtypes of the other.
+      operand: of both.
+      point: parameters like those that gradient will be called with, to look inside it.
+    """
+    if not isinstance(fire, jax.core.Tracer):
+        return yes(gradient, operand, _unroll) if fire else no(operand)
+    gradient = jax.jit(gradient)  # traced once, for the branches and for the look inside
+
+    def conditional(fire, operand):
+        return jax.lax.cond(fire, lambda x: yes(gradient, x, _loop), no, operand)
+
+    def select(fire, operand):
+        return optax.tree.where(fire, yes(gradient, operand, _unroll), no(operand))
+
+    if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):
+        return conditional(fire, operand)
+    if jax.default_backend() == "cpu":
+        warnings.warn(
+            "A convolution's gradient inside a conditional runs about 40 times slower on CPU, so "
+            "this update takes it at every step and selects. To skip it for real, "
+            "compile grad_fn and call the optimizer's update outside jit: the decision is then "
+            "taken on the host.",
+            stacklevel=2,
+        )
+    return jax.lax.platform_dependent(fire, operand, cpu=select, default=conditional)
+
+
+def _loop(n, function, x):
+    """Function, n times, compiled once."""
+    return jax.lax.fori_loop(0, n, lambda _, x: function(x), x)
+
+
+def _unroll(n, function, x):
+    """Function, n times, one after the other."""
+    for _ in range(n):
+        x = function(x)
+    return x
+
+
+def _has_convolution(jaxpr):
+    """Whether a convolution is anywhere in the jaxpr."""
+
+    def is_jaxpr(node):
+        return hasattr(node, "eqns") or hasattr(node, "jaxpr")
+
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        for node in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(node) and _has_convolution(getattr(node, "jaxpr", node)):
+                return True
+    return False
