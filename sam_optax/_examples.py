@@ -17,8 +17,8 @@ def select_examples(
 
     With ℓ_i the loss of example i and s_i = ℓ_i(w + ε) − ℓ_i(w), g' is the gradient of the mean
     loss over the K = max(1, ⌊γB⌋) of the B examples with the largest s_i. That costs one forward
-    pass at w + ε, and one at w where XLA does not find it in the first gradient's, and a gradient on
-    K examples in place of one on B. The update takes two more things::
+    pass at w + ε, and one at w where XLA does not find it in the first gradient's, and a gradient
+    on K examples in place of one on B. The update takes two more things::
 
         updates, opt_state = tx.update(
             grads, opt_state, params,

@@ -714,11 +714,11 @@ def le_sam_plus(
 
     Example:
       >>> import jax.numpy as jnp, optax, sam_optax
-      >>> link = sam_optax.le_sam_plus(budget=10.0, alpha=0.5)
+      >>> link = sam_optax.le_sam_plus(budget=25.0, alpha=0.5)
       >>> w, grads = jnp.zeros(2), jnp.array([3.0, 4.0])
-      >>> direction, _ = link.update(grads, link.init(w), w, grad_fn=lambda p: p)
-      >>> print(jnp.round(direction, 2))  # 10 / 5 · (0.6, 0.8) − 0.5 · (3, 4)
-      [-0.3 -0.4]
+      >>> direction, _ = link.update(grads, link.init(w), w, grad_fn=lambda p: 2 * p)
+      >>> print(direction)  # 2 · 25 / 5 · (0.6, 0.8) − 0.5 · (3, 4)
+      [4.5 6. ]
 
     References:
       Wang et al., `Fix the Loss, Not the Radius <https://arxiv.org/abs/2605.10183>`_, 2026, Section

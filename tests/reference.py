@@ -1,11 +1,12 @@
 """The methods in plain NumPy float64, from their formulas, with a problem to run them on.
 
 Nothing of the library is used in a reference: a step is `step(w, gradient, t, state)` on one flat
-vector w and returns the direction and the new state, a dictionary of the papers' quantities. The
-normals of the noise alone are drawn with JAX, since only it can repeat them.
+vector w and returns the direction and the new state, a dictionary of the papers' quantities. Random
+numbers alone are drawn with JAX, since only it can repeat them.
 """
 
 from collections.abc import Callable
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -49,12 +50,17 @@ def make_batch(t):
     return rng.normal(size=(6, 4)), size * rng.normal(size=(6, 2))
 
 
-def loss(params, batch):
-    """A mean squared error of a network with one layer of tanh: not quadratic."""
+def losses(params, batch):
+    """The squared error on each example of a network with one layer of tanh: not quadratic."""
     x, y = batch
     hidden = jnp.tanh(params["scale"] * (x @ params["conv"].reshape(4, 3)))
     error = hidden @ params["dense_kernel"] + params["dense_bias"] - y
-    return 0.5 * jnp.mean(jnp.sum(error**2, axis=1))
+    return 0.5 * jnp.sum(error**2, axis=1)
+
+
+def loss(params, batch):
+    """The mean of `losses`."""
+    return jnp.mean(losses(params, batch))
 
 
 def loss_gradient(flat, batch):
@@ -73,6 +79,27 @@ def loss_gradient(flat, batch):
             [np.sum(d_linear * linear)],
         ]
     )
+
+
+class Gradient:
+    """The gradient of the loss on one batch, counted; its Hessian; the losses of the examples."""
+
+    def __init__(self, batch):
+        self.batch, self.calls = batch, 0
+
+    def __call__(self, w, indices=slice(None)):
+        self.calls += 1
+        x, y = self.batch
+        return loss_gradient(w, (x[indices], y[indices]))
+
+    def hessian(self, w, v):
+        """The Hessian times v, by a complex step: exact to the last digits."""
+        return loss_gradient(w + 1e-30j * v, self.batch).imag / 1e-30
+
+    def losses(self, w):
+        (x, y), p = self.batch, unravel(w)
+        hidden = np.tanh(p["scale"] * (x @ p["conv"].reshape(4, 3)))
+        return 0.5 * np.sum((hidden @ p["dense_kernel"] + p["dense_bias"] - y) ** 2, axis=1)
 
 
 # The formulas.
@@ -98,6 +125,111 @@ def sam(rho):
     def step(w, gradient, t, state):
         g = gradient(w)
         return gradient(w + at(rho, t) * unit(g)), state
+
+    return step
+
+
+def asam(rho, eta, weights=None):
+    def step(w, gradient, t, state):
+        g, scales = gradient(w), {}
+        for name, leaf in unravel(w).items():
+            # Kernels, and the scale of a normalisation layer, which is a scalar here.
+            named = name in ("conv", "dense_kernel", "scale")
+            is_weight = named if weights is None else name == "dense_bias"
+            scales[name] = np.abs(leaf) + at(eta, t) if is_weight else np.ones_like(leaf)
+        scale = ravel(scales)
+        return gradient(w + at(rho, t) * scale**2 * g / norm(scale * g)), state
+
+    return step
+
+
+def fisher_sam(rho, eta):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        inverse = 1 / (1 + eta * g**2)
+        return gradient(w + rho * inverse * g / math.sqrt(np.dot(g, inverse * g))), state
+
+    return step
+
+
+def ssam(rho):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        second = gradient(w + rho * unit(g))
+        return second * norm(g) / norm(second), state
+
+    return step
+
+
+def stream(key, t):
+    """The key of step t."""
+    return jax.random.fold_in(jax.random.key(key, impl="threefry2x32"), t)
+
+
+def draw(sampler, key, t, tree):
+    """Random numbers shaped like a tree of NumPy arrays."""
+    return optax.tree.random_like(stream(key, t), jax.tree.map(jnp.asarray, tree), sampler)
+
+
+def ss_sam(rho, probability, key):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        if jax.random.bernoulli(stream(key, t), at(probability, t)):
+            return gradient(w + rho * unit(g)), state
+        return g, state
+
+    return step
+
+
+def esam(rho, beta, gamma, key, mask="coordinate"):
+    def step(w, gradient, t, state):
+        g, leaves = gradient(w), unravel(w)
+        if mask == "coordinate":
+            kept = ravel(draw(jax.random.uniform, key, t, leaves)) < beta
+            epsilon = rho / beta * kept * g / norm(g)
+        else:
+            uniform = draw(jax.random.uniform, key, t, {name: np.zeros(()) for name in leaves})
+            kept = ravel({n: np.full(leaves[n].shape, uniform[n] < beta) for n in leaves})
+            epsilon = rho / beta * unit(kept * g)
+        rise = gradient.losses(w + epsilon) - gradient.losses(w)
+        share = max(1, int(gamma * len(rise)))
+        return gradient(w + epsilon, np.argsort(-rise)[:share]), state
+
+    return step
+
+
+def vasso(rho, theta):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        m = g if t == 0 else (1 - at(theta, t)) * state["m"] + at(theta, t) * g
+        return gradient(w + rho * unit(m)), {"m": m}
+
+    return step
+
+
+def friendly_sam(rho, sigma, decay):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        if t == 0:
+            return gradient(w + rho * unit(g)), {"m": g}
+        direction = g - sigma * state["m"]
+        m = decay * state["m"] + (1 - decay) * g
+        return gradient(w + rho * unit(direction)), {"m": m}
+
+    return step
+
+
+def eigen_sam(rho, alpha, period, power_iterations, key):
+    def step(w, gradient, t, state):
+        g = gradient(w)
+        v = state.get("v", np.zeros_like(w))
+        if t > 0 and t % period == 0:
+            if not v.any():
+                v = ravel(draw(jax.random.normal, key, t, unravel(w)))
+            for _ in range(power_iterations):
+                v = unit(gradient.hessian(w, v))
+        ascent = unit(g) + alpha * np.sign(np.dot(g, v)) * reject(v, unit(g))
+        return gradient(w + rho * ascent), {"v": v}
 
     return step
 
@@ -186,8 +318,7 @@ def le_sam(budget, rho_max=None):
 
 def noise(w, t, gamma, power, key):
     """δ0 at draw t: standard deviation γ ‖w_j‖^power in kernel j, a slice along the last axis."""
-    stream = jax.random.fold_in(jax.random.key(key, impl="threefry2x32"), t)
-    normals = optax.tree.random_like(stream, jax.tree.map(jnp.asarray, unravel(w)))
+    normals = draw(jax.random.normal, key, t, unravel(w))
     delta = {}
     for name, leaf in unravel(w).items():
         rows = leaf.reshape(-1, leaf.shape[-1]) if leaf.ndim >= 2 else leaf.reshape(-1, 1)
@@ -223,6 +354,38 @@ def r_gsam(
 
 def r_sam(rho, gamma, lambda_, key, **settings):
     return r_gsam(rho, gamma, lambda_, 0.0, key, **settings)
+
+
+def lpf_sgd(gamma, key, samples=1, updates_at="params"):
+    del updates_at
+
+    def step(w, gradient, t, state):
+        draws = range(t * samples, (t + 1) * samples)
+        gradients = [gradient(w + noise(w, i, at(gamma, t), 1.0, key)) for i in draws]
+        return sum(gradients) / samples, state
+
+    return step
+
+
+def msam(rho, decay, updates_at="params"):
+    del updates_at
+
+    def step(w, gradient, t, state):
+        velocity = state.get("velocity", np.zeros_like(w))
+        d = gradient(w - at(rho, t) * unit(velocity))
+        return d, {"velocity": decay * velocity + d}
+
+    return step
+
+
+def s2_sam(rho, updates_at="params"):
+    del updates_at
+
+    def step(w, gradient, t, state):
+        d = gradient(w + at(rho, t) * unit(state.get("previous", np.zeros_like(w))))
+        return d, {"previous": d}
+
+    return step
 
 
 def coupled_wsam(rho, gamma):
@@ -265,15 +428,44 @@ class Row(NamedTuple):
     momentum: float | None = 0.9
 
     @property
-    def at_point(self):
-        """Whether the caller takes the first gradient at `gradient_point`."""
-        return self.settings.get("updates_at") == "gradient_point"
+    def call(self):
+        """What the caller does for it: options of `make_step`, `run` and `trajectory`."""
+        return {
+            "at_point": self.settings.get("updates_at") == "gradient_point",
+            "examples": self.factory is sam_optax.esam,
+        }
+
+    @property
+    def static_args(self):
+        """What `optax.inject_hyperparams` must leave alone."""
+        static = {"samples", "power_iterations", "weights"}
+        if self.factory is sam_optax.esam:
+            static.add("gamma")
+        return tuple(static & set(inspect.signature(self.factory).parameters))
+
+    @property
+    def firsts(self):
+        """The gradients over which the first is averaged."""
+        return self.settings.get("samples", 1)
 
     def link(self):
-        return self.factory(**self.settings)
+        link = self.factory(**self.settings)
+        return whole_batch(link) if self.factory is sam_optax.esam else link
 
     def optimizer(self):
         return optax.chain(self.link(), sgd(self.momentum))
+
+
+def whole_batch(link):
+    """A link that selects examples, for a grad_fn that knows of none."""
+
+    def update(updates, state, params=None, *, grad_fn=None, **extra):
+        if grad_fn is not None and "example_loss_fn" not in extra:
+            extra["example_loss_fn"] = lambda p: jnp.zeros(4)
+            return link.update(updates, state, params, grad_fn=lambda p, i: grad_fn(p), **extra)
+        return link.update(updates, state, params, grad_fn=grad_fn, **extra)
+
+    return optax.GradientTransformationExtraArgs(link.init, update)
 
 
 def row(name, **settings):
@@ -304,9 +496,42 @@ def annealed_budget(t):
     return 0.4 if t < 5 else 0.1 + 0.5 * (0.4 - 0.1) * (1 + math.cos(math.pi * tau))
 
 
+# Each method once, for properties that settings do not change.
 METHODS = {
     "sam": row("sam", rho=0.4),
+    "asam": row("asam", rho=0.4, eta=0.1),
+    "fisher_sam": row("fisher_sam", rho=0.4, eta=2.0),
     "gsam": row("gsam", rho=0.4, alpha=0.6),
+    "ssam": row("ssam", rho=0.4),
+    "looksam": row("looksam", rho=0.4, alpha=0.7, period=3),
+    "ss_sam": row("ss_sam", rho=0.4, probability=0.6, key=3),
+    "esam": row("esam", rho=0.4, beta=0.5, gamma=0.5, key=3),
+    "ae_sam": row("ae_sam", rho=0.4, initial_variance=0.5, **AE),
+    "ae_looksam": row("ae_looksam", rho=0.4, alpha=0.3, initial_variance=0.5, **AE),
+    "samar": row("samar", rho=0.4, gamma=3.0, chi=1.1, lambda_0=1.0, delta=0.1, ratio="clean"),
+    "vasso": row("vasso", rho=0.4, theta=0.4),
+    "friendly_sam": row("friendly_sam", rho=0.4, sigma=0.7, decay=0.6),
+    "eigen_sam": row("eigen_sam", rho=0.4, alpha=0.5, period=3, power_iterations=4, key=3),
+    "le_sam": row("le_sam", budget=0.8, rho_max=0.3),
+    "le_sam_plus": row("le_sam_plus", budget=0.3, alpha=0.5, rho_max=0.12),
+    "r_sam": row("r_sam", **NOISY),
+    "r_gsam": row("r_gsam", alpha=0.6, **NOISY),
+    "lpf_sgd": row("lpf_sgd", gamma=0.3, key=3),
+    "msam": row("msam", rho=0.4, decay=0.8),
+    "s2_sam": row("s2_sam", rho=0.4),
+    "coupled_wsam": row("coupled_wsam", rho=0.4, gamma=0.8),
+    "wsam": Row(
+        sam_optax.wsam,
+        {"base": optax.trace(0.9), "rho": 0.4, "gamma": 0.8},
+        wsam(0.9, 0.4, 0.8),
+        momentum=None,
+    ),
+}
+
+NAMES = list(METHODS)
+
+# The same methods with other settings, schedules, and gradients at the gradient point.
+VARIANTS = {
     "gsam_schedule": Row(
         sam_optax.gsam,
         {
@@ -317,55 +542,44 @@ METHODS = {
         },
         gsam(linear_rho, lambda t: 0.25 * (t + 1)),
     ),
-    "looksam": row("looksam", rho=0.4, alpha=0.7, period=3),
-    "ae_sam": row("ae_sam", rho=0.4, initial_variance=0.5, **AE),
-    "ae_looksam": row("ae_looksam", rho=0.4, alpha=0.3, initial_variance=0.5, **AE),
-    "samar": row("samar", rho=0.4, gamma=3.0, chi=1.1, lambda_0=1.0, delta=0.1, ratio="clean"),
+    "asam_weights": row(
+        "asam", rho=0.4, eta=lambda t: 0.1 * t, weights=lambda path: path[-1].key == "dense_bias"
+    ),
+    "asam_mask": row(
+        "asam",
+        rho=0.4,
+        eta=0.3,
+        weights={"conv": False, "dense_bias": True, "dense_kernel": False, "scale": False},
+    ),
+    "ss_sam_schedule": row("ss_sam", rho=0.4, probability=lambda t: 0.125 * t, key=1),
+    "esam_tensor": row("esam", rho=0.4, beta=0.5, gamma=0.7, key=3, mask="tensor"),
+    "esam_all": row("esam", rho=0.4, beta=0.7, gamma=1, key=2),
+    "vasso_schedule": row("vasso", rho=0.4, theta=lambda t: 0.125 * t),
     "samar_perturbed": row(
         "samar", rho=0.4, gamma=2.0, chi=0.9, lambda_0=0.6, delta=0.2, ratio="perturbed"
     ),
-    "le_sam": row("le_sam", budget=0.8, rho_max=0.3),
     "le_sam_schedule": Row(
         sam_optax.le_sam,
         {"budget": sam_optax.schedules.budget_annealing(0.4, 5, 10, final=0.1, warmup=2)},
         le_sam(annealed_budget),
     ),
-    "le_sam_plus": row("le_sam_plus", budget=0.3, alpha=0.5, rho_max=0.12),
-    "r_sam": row("r_sam", **NOISY),
     "r_sam_variance": row("r_sam", noise_scale="variance", **NOISY),
     "r_sam_normalized": row("r_sam", normalize_gradient=True, **NOISY),
     "r_sam_point": row("r_sam", **NOISY, **POINT),
     "r_sam_schedule": row(
         "r_sam", **{**NOISY, "gamma": lambda t: 0.125 * (t + 1), "rho": lambda t: 0.25 * (t + 1)}
     ),
-    "r_gsam": row("r_gsam", alpha=0.6, **NOISY),
     "r_gsam_point": row(
         "r_gsam", alpha=0.6, noise_scale="variance", normalize_gradient=True, **NOISY, **POINT
     ),
-    "coupled_wsam": row("coupled_wsam", rho=0.4, gamma=0.8),
-    "wsam": Row(
-        sam_optax.wsam,
-        {"base": optax.trace(0.9), "rho": 0.4, "gamma": 0.8},
-        wsam(0.9, 0.4, 0.8),
-        momentum=None,
-    ),
+    "lpf_sgd_point": row("lpf_sgd", gamma=lambda t: 0.125 * (t + 1), key=3, **POINT),
+    "lpf_sgd_samples": row("lpf_sgd", gamma=0.3, key=3, samples=3),
+    "lpf_sgd_samples_point": row("lpf_sgd", gamma=0.3, key=3, samples=3, **POINT),
+    "msam_point": row("msam", rho=lambda t: 0.25 * (t + 1), decay=0.9, **POINT),
+    "s2_sam_point": row("s2_sam", rho=lambda t: 0.25 * (t + 1), **POINT),
 }
 
-# One row a method, for properties that settings do not change.
-NAMES = [
-    "sam",
-    "gsam",
-    "looksam",
-    "ae_sam",
-    "ae_looksam",
-    "samar",
-    "le_sam",
-    "le_sam_plus",
-    "r_sam",
-    "r_gsam",
-    "coupled_wsam",
-    "wsam",
-]
+ROWS = METHODS | VARIANTS
 
 
 # Running them.
@@ -375,35 +589,36 @@ def run_reference(row):
     """(w, state) after each step of SGD, with or without momentum, on the reference directions."""
     w, state, trace, ascents = ravel(initial_params()), {}, 0.0, 0
     for t in range(STEPS):
-        calls, batch = [], make_batch(t)
-
-        def gradient(x, batch=batch, calls=calls):
-            calls.append(x)
-            return loss_gradient(x, batch)
-
+        gradient = Gradient(make_batch(t))
         direction, state = row.step(w, gradient, t, state)
         trace = direction + (row.momentum or 0.0) * trace
         w = w - LEARNING_RATE * trace
-        ascents += len(calls) - 1
+        ascents += gradient.calls - row.firsts
         yield w, {**state, "ascents": ascents, "steps": t + 1}
 
 
-def make_step(tx, *, at_point=False, compiled=True, grad_loss=None, gradient=lambda f: f):
+def make_step(
+    tx, *, at_point=False, examples=False, compiled=True, grad_loss=None, gradient=lambda f: f
+):
     """step(params, opt_state, batch), with `gradient` around each gradient function."""
     grad_loss = grad_loss or jax.grad(loss)
 
     def step(params, opt_state, batch):
-        grad_fn = gradient(lambda p: grad_loss(p, batch))
+        def on(p, indices=slice(None)):
+            return grad_loss(p, jax.tree.map(lambda x: x[indices], batch))
+
+        extra = {"example_loss_fn": lambda p: losses(p, batch)} if examples else {}
+        grad_fn = gradient(on)
         point = sam_optax.gradient_point(opt_state, params) if at_point else params
-        updates, opt_state = tx.update(grad_fn(point), opt_state, params, grad_fn=grad_fn)
+        updates, opt_state = tx.update(grad_fn(point), opt_state, params, grad_fn=grad_fn, **extra)
         return optax.apply_updates(params, updates), opt_state
 
     return jax.jit(step) if compiled else step
 
 
-def run(tx, step=None, *, at_point=False, steps=STEPS):
+def run(tx, step=None, *, steps=STEPS, **call):
     """(params, opt_state) after each step of an optimizer of the library."""
-    step = step or make_step(tx, at_point=at_point)
+    step = step or make_step(tx, **call)
     params = jax.tree.map(jnp.asarray, initial_params())
     opt_state = tx.init(params)
     for t in range(steps):

@@ -6,6 +6,7 @@ import optax
 import pytest
 from reference import (
     METHODS,
+    ROWS,
     initial_params,
     loss,
     loss_gradient,
@@ -24,11 +25,11 @@ def test_the_gradient_written_by_hand_is_the_gradient():
     np.testing.assert_allclose(actual, loss_gradient(ravel(params), batch), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROWS)
 def test_ten_steps_equal_the_reference(name):
     """Parameters and the papers' state quantities agree after each of ten steps."""
-    row = METHODS[name]
-    library = run(row.optimizer(), at_point=row.at_point)
+    row = ROWS[name]
+    library = run(row.optimizer(), **row.call)
     for t, ((params, opt_state), (w, state)) in enumerate(
         zip(library, run_reference(row), strict=True)
     ):
@@ -51,7 +52,7 @@ def test_the_adaptive_rows_both_fire_and_skip(name):
 
 @pytest.mark.parametrize("name", ["samar", "samar_perturbed"])
 def test_the_samar_rows_grow_shrink_and_clip_at_both_ends(name):
-    row = METHODS[name]
+    row = ROWS[name]
     lambdas = np.array([state["lambda_k"] for _, state in run_reference(row)])
     delta, gamma = row.settings["delta"], row.settings["gamma"]
     ratios = lambdas[1:] / lambdas[:-1]
