@@ -38,12 +38,11 @@ def whole(name: str, value: Any, low: int) -> None:
         raise ValueError(f"{name} must be at least {low}, got {value!r}: pass a larger number.")
 
 
-def static(name: str, value: Any, kind: type) -> None:
-    """Raises unless value is a Python number: what sets a shape or a loop cannot be traced."""
-    if isinstance(value, bool) or not isinstance(value, kind):
-        what = "an integer" if kind is numbers.Integral else "a number"
+def static(name: str, value: Any) -> None:
+    """Raises where value is an array: what sets a shape or unrolls a loop cannot be traced."""
+    if isinstance(value, (jax.Array, np.ndarray)):
         raise TypeError(
-            f"{name} must be {what} that is known before tracing, got {value!r}: under "
+            f"{name} must be a Python number, known before tracing, got {value!r}: under "
             f"optax.inject_hyperparams pass static_args=({name!r},)."
         )
 

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import numbers
 
 import jax
 import optax
@@ -44,7 +43,7 @@ def select_examples(
       Du et al., Efficient Sharpness-aware Minimization (ESAM), 2022: sharpness-sensitive data
       selection. Deviation: the authors' code keeps K − 1 examples.
     """
-    _checks.static("gamma", gamma, numbers.Real)
+    _checks.static("gamma", gamma)
     _checks.interval("gamma", gamma, "(0, 1]", schedule=False)
 
     def update(updates, state, params=None, *, grad_fn=None, example_loss_fn=None, **extra):

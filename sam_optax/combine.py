@@ -238,7 +238,9 @@ def renormalize() -> Combine:
 
     def fresh(first, second, state, params, **extra):
         del params, extra
-        return _tree.towards(second, _tree.norm(first)), state
+        length = _tree.norm(first)
+        # Where ‖g‖² and ‖g'‖² overflow, 0 and not NaN.
+        return _tree.towards(second, jnp.minimum(length, jnp.finfo(length.dtype).max)), state
 
     return Combine(optax.init_empty_state, fresh, _hand_on_first)
 

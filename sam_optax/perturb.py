@@ -7,7 +7,6 @@ comes in float32 at least and is added in the parameters' dtype.
 """
 
 from collections.abc import Callable
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -288,7 +287,7 @@ def eigen_ball(
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("alpha", alpha, "[0, inf)")
     _checks.whole("period", period, 1)
-    _checks.static("power_iterations", power_iterations, numbers.Integral)
+    _checks.static("power_iterations", power_iterations)
     _checks.whole("power_iterations", power_iterations, 1)
     _random.check(key)
 

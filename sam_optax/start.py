@@ -1,6 +1,5 @@
 """Where the first gradient is taken: at params + offset."""
 
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -73,7 +72,7 @@ def noise(
     """
     _checks.interval("gamma", gamma, "[0, inf)")
     _checks.interval("power", power, "[0, inf)", schedule=False)
-    _checks.static("samples", samples, numbers.Integral)
+    _checks.static("samples", samples)
     _checks.whole("samples", samples, 1)
     _random.check(key)
 

@@ -228,6 +228,258 @@ def test_the_bernoulli_probability_is_a_schedule():
     assert_pairs(actual, (6, 12), (6, 12), (6, 12), (3, 4))
 
 
+# Geometries.
+
+
+def test_asam_stretches_the_ball_by_the_size_of_each_weight():
+    # b, a matrix, has T = 2 + η and a vector 1: at η = ½, T g = (6 | 8), ε = 5 (6 | 2.5 · 8) / 10.
+    actual, _ = directions(sam_optax.asam(rho=5.0, eta=0.5), pair(6, 3.2))
+    assert_pairs(actual, (6, 24))
+
+
+def test_asam_takes_the_size_of_negative_weights():
+    link = sam_optax.asam(rho=5.0, eta=0.5)
+    w = jax.tree.map(jnp.asarray, pair(-3, -2))
+    actual, _ = link.update(pair(6, 3.2), link.init(w), w, grad_fn=quadratic_gradient)
+    assert_pairs([actual], (-3 + 3, 2 * (-2 + 10)))
+
+
+def test_asam_takes_which_leaves_are_weights():
+    # With T = |w| on both, T g = (3 · 2 | 2 · 4), ε = 5 (3 · 6 | 2 · 8) / 10.
+    everything = {"weights": True}, {"weights": lambda path: True}, {"weights": pair(1, 1)}
+    for choice in everything:
+        actual, _ = directions(sam_optax.asam(rho=5.0, eta=0.0, **choice), pair(2, 4))
+        assert_pairs(actual, (3 + 9, 2 * (2 + 8)))
+    first = {"a": True, "b": False}
+    for choice in ({"weights": first}, {"weights": lambda path: path[-1].key == "a"}):
+        actual, _ = directions(sam_optax.asam(rho=5.0, eta=0.0, **choice), pair(2, 8))
+        assert_pairs(actual, (3 + 9, 2 * (2 + 4)))
+
+
+def test_kernels_embeddings_and_scales_are_weights_and_biases_are_not():
+    """Also a bias with two axes, as in attention; ε of a gradient of ones is T² times a number."""
+    shapes = {
+        "dense": {"kernel": (2, 3), "bias": (3,)},
+        "norm": {"scale": (3,), "bias": (3,)},
+        "attention": {"kernel": (2, 2, 2), "bias": (2, 2)},
+        "embedding": (4, 2),
+        "weight": (3,),
+        "temperature": (),
+    }
+    is_shape = {"is_leaf": lambda s: isinstance(s, tuple)}
+    params = jax.tree.map(lambda s: 2.0 * jnp.ones(s), shapes, **is_shape)
+    ones = optax.tree.ones_like(params)
+    geometry = perturb.adaptive_ball(1.0, eta=1.0)
+    epsilon, _ = geometry.update(ones, geometry.init(params), params, step=0)
+    stretched = jax.tree.map(
+        lambda e: bool(jnp.allclose(e / epsilon["dense"]["bias"][0], 9)), epsilon
+    )
+    assert stretched == {
+        "dense": {"kernel": True, "bias": False},
+        "norm": {"scale": True, "bias": False},
+        "attention": {"kernel": True, "bias": False},
+        "embedding": True,
+        "weight": True,
+        "temperature": False,
+    }
+
+
+def test_fisher_sam_shrinks_where_the_gradient_is_large():
+    # F⁻¹ g = (1/3 | 2/9), ⟨g, F⁻¹ g⟩ = 1/3 + 4/9 = 7/9.
+    actual, _ = directions(sam_optax.fisher_sam(rho=7.0, eta=2.0), pair(1, 2))
+    scale = 7 / np.sqrt(7 / 9)
+    assert_pairs(actual, (3 + scale / 3, 2 * (2 + scale * 2 / 9)))
+
+
+def test_eigen_sam_leans_to_the_top_eigenvector_on_the_side_of_the_gradient():
+    # v = (0 | ±1): reject((0 | 1), ĝ) = (−0.48 | 0.36), u = (0.6 − 0.24 | 0.8 + 0.18), not a unit.
+    link = sam_optax.eigen_sam(rho=5.0, alpha=0.5, period=1, power_iterations=60)
+    actual, state = directions(link, G, G, pair(-3, -4))
+    assert_pairs(actual, (6, 12), (3 + 1.8, 2 * (2 + 4.9)), (3 - 1.8, 2 * (2 - 4.9)))
+    assert abs(float(state.perturb.v["b"][0, 0])) == pytest.approx(1)
+
+
+def test_eigen_sam_estimates_every_period_from_the_last_estimate():
+    link = sam_optax.eigen_sam(rho=5.0, period=2, power_iterations=1, key=1)
+    estimates = []
+    for count in range(1, 6):
+        _, state = directions(link, *[G] * count)
+        estimates.append(np.array([state.perturb.v["a"][0], state.perturb.v["b"][0, 0]]))
+    np.testing.assert_array_equal(estimates[1], 0)  # steps 0 and 1 have none
+    np.testing.assert_array_equal(estimates[2], estimates[3])
+    product = estimates[2] * [1, 2]
+    np.testing.assert_allclose(estimates[4], product / np.linalg.norm(product), rtol=1e-9)
+    assert np.linalg.norm(estimates[2]) == pytest.approx(1)
+
+
+def test_eigen_sam_starts_from_a_draw_of_its_key():
+    first = [
+        directions(sam_optax.eigen_sam(period=1, power_iterations=1, key=key), G, G)[1].perturb.v
+        for key in (0, 0, 1)
+    ]
+    assert first[0] == first[1]
+    assert first[0] != first[2]
+
+
+def test_vasso_climbs_along_the_moving_average_with_the_new_gradient_in_it():
+    # m = ¾ (3 | 4) + ¼ (−9 | 12) = (0 | 6), ε = (0 | 5).
+    actual, state = directions(sam_optax.vasso(rho=5.0, theta=0.25), G, pair(-9, 12))
+    assert_pairs(actual, (6, 12), (3, 14))
+    assert_pairs([state.perturb[0].m], (0, 6))
+
+
+def test_friendly_sam_climbs_along_what_the_old_moving_average_leaves():
+    # m: (3 | 4), then ¾ (3 | 4) + ¼ (1.5 | 6) = (2.625 | 4.5), whatever the direction was.
+    link = sam_optax.friendly_sam(rho=5.0, sigma=0.5, decay=0.75)
+    actual, state = directions(link, G, pair(1.5, 6), pair(4.3125, 2.25))
+    assert_pairs(actual, (6, 12), (3, 14), (8, 4))
+    assert_pairs([state.perturb[0].m], (0.75 * 2.625 + 0.25 * 4.3125, 0.75 * 4.5 + 0.25 * 2.25))
+
+
+def test_ssam_gives_the_perturbed_gradient_the_norm_of_the_clean_one():
+    # From ‖g'‖ = √180 down to 5, and at −g, where g' = (0 | −4), up to 5.
+    actual, _ = directions(sam_optax.ssam(rho=5.0), G, pair(-3, -4))
+    assert_pairs(actual, (6 * 5 / 180**0.5, 12 * 5 / 180**0.5), (0, -5))
+
+
+def test_ssam_hands_on_zero_where_the_perturbed_gradient_is_zero():
+    actual, _ = directions(sam_optax.ssam(rho=13**0.5), pair(-3, -2))
+    assert_pairs(actual, (0, 0))
+
+
+def test_ss_sam_is_sam_or_the_base_optimizer_by_its_coin():
+    actual, state = directions(sam_optax.ss_sam(rho=5.0, probability=0.3, key=1), *[G] * 40)
+    values = [(float(d["a"][0]), float(d["b"][0, 0])) for d in actual]
+    assert set(values) == {(6.0, 12.0), (3.0, 4.0)}
+    assert values.count((6.0, 12.0)) == int(state.ascents)
+    assert 5 <= int(state.ascents) <= 20
+
+
+# Efficient SAM.
+
+
+def hand_on_the_point(link, params, gradient):
+    """w + ε: the second gradient is the identity."""
+    return link.update(gradient, link.init(params), params, grad_fn=lambda p: p)[0]
+
+
+def test_esam_perturbs_a_random_part_of_the_coordinates_so_much_further():
+    params = {"a": jnp.zeros(300), "b": jnp.zeros((20, 10))}
+    gradient = {"a": 3 * jnp.ones(300), "b": -2 * jnp.ones((20, 10))}
+    length = np.sqrt(300 * 9 + 200 * 4)
+    link = sam_optax.esam(rho=0.1, beta=0.25, gamma=1, key=5)
+    epsilon = hand_on_the_point(link, params, gradient)
+    for leaf, g in ((epsilon["a"], 3), (epsilon["b"], -2)):
+        perturbed = np.asarray(leaf) != 0
+        np.testing.assert_allclose(leaf[perturbed], 0.1 / 0.25 * g / length, rtol=1e-9)
+        assert abs(perturbed.mean() - 0.25) < 0.1
+
+
+def test_esam_draws_anew_at_each_step():
+    params = jnp.zeros(100)
+    link = sam_optax.esam(beta=0.5, gamma=1)
+    state = link.init(params)
+    one, state = link.update(params + 1, state, params, grad_fn=lambda p: p)
+    another, _ = link.update(params + 1, state, params, grad_fn=lambda p: p)
+    assert (one != another).any()
+
+
+def test_esam_by_tensors_has_the_whole_radius_in_the_tensors_that_are_active():
+    params = {f"leaf{i}": jnp.zeros((2, 3)) for i in range(40)}
+    gradient = {name: (i + 1.0) * jnp.ones((2, 3)) for i, name in enumerate(params)}
+    link = sam_optax.esam(rho=0.1, beta=0.25, gamma=1, key=1, mask="tensor")
+    epsilon = hand_on_the_point(link, params, gradient)
+    active = [name for name, leaf in epsilon.items() if leaf.any()]
+    assert 3 <= len(active) <= 18
+    assert float(optax.tree.norm(epsilon)) == pytest.approx(0.1 / 0.25)
+    ratios = [epsilon[name] / gradient[name] for name in active]
+    np.testing.assert_allclose(ratios, ratios[0][0, 0])
+
+
+def kept_examples(losses, gamma):
+    """The indices that grad_fn is given, for losses as a function of the parameter."""
+    seen = []
+
+    def grad_fn(w, indices):
+        seen.extend(np.asarray(indices).tolist())
+        return w
+
+    w = jnp.array([1.0])
+    link = sam_optax.esam(rho=0.5, beta=1.0, gamma=gamma)
+    link.update(w, link.init(w), w, grad_fn=grad_fn, example_loss_fn=losses)
+    return seen
+
+
+def test_esam_keeps_the_examples_whose_loss_rises_most():
+    """Not those of the largest loss: slopes (1, 5, −2, 4), losses far apart."""
+    slopes, levels = jnp.array([1.0, 5.0, -2.0, 4.0]), jnp.array([0.0, -100.0, 50.0, 7.0])
+    kept = kept_examples(lambda w: slopes * w[0] + levels, gamma=0.5)
+    assert sorted(kept) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("examples", "gamma", "count"), [(5, 0.5, 2), (5, 0.01, 1), (100, 0.29, 29), (7, 0.99, 6)]
+)
+def test_esam_keeps_so_many_examples(examples, gamma, count):
+    kept = kept_examples(lambda w: w[0] * jnp.arange(float(examples)), gamma)
+    assert sorted(kept) == list(range(examples - count, examples))
+
+
+# One gradient.
+
+
+def test_lpf_sgd_hands_on_the_gradient_at_the_noisy_point():
+    link = sam_optax.lpf_sgd(gamma=0.5)
+    point = sam_optax.gradient_point(link.init(W), W)
+    assert abs(float(point["a"][0]) - 3) > 1e-3
+    actual, state = directions(link, pair(9, 9))  # the gradient at w is not used
+    assert_pairs(actual, (float(point["a"][0]), 2 * float(point["b"][0, 0])))
+    assert int(state.ascents) == 0
+
+
+def test_lpf_sgd_averages_over_draws_that_never_come_again():
+    link = sam_optax.lpf_sgd(gamma=0.5, samples=3, key=2)
+    state, offsets = link.init(W), []
+    for _ in range(2):
+        offsets += [state.start.offset(W, i) for i in range(3)]
+        actual, state = link.update(G, state, W, grad_fn=quadratic_gradient)
+    a, b = (np.array([float(jnp.ravel(o[name])[0]) for o in offsets]) for name in "ab")
+    assert len(set(a)) == 6
+    assert_pairs([actual], (3 + a[3:].mean(), 2 * (2 + b[3:].mean())))
+
+
+def test_msam_looks_ahead_along_its_momentum():
+    # v = (3 | 4), then ½ (3 | 4) + (0 | −4) = (1.5 | −2); δ0 = −(3 | 4), then (−3 | 4).
+    link = sam_optax.msam(rho=5.0, decay=0.5)
+    actual, state = directions(link, G, G, G)
+    assert_pairs(actual, (3, 4), (0, -4), (0, 12))
+    assert_pairs([state.start.velocity], (0.75, -1 + 12))
+    assert int(state.ascents) == 0
+
+
+def test_msam_looks_along_the_last_update_of_the_optimizer():
+    tx = optax.chain(sam_optax.msam(rho=5.0, decay=0.9), optax.sgd(0.1, momentum=0.9))
+    w, state = jax.tree.map(jnp.asarray, W), tx.init(W)
+    for _ in range(3):
+        updates, state = tx.update(w, state, w, grad_fn=quadratic_gradient)
+    ahead = optax.tree.sub(sam_optax.gradient_point(state, w), w)
+    expected = optax.tree.scale(5.0 / optax.tree.norm(updates), updates)
+    np.testing.assert_allclose(ahead["b"], expected["b"], rtol=1e-9)
+
+
+def test_s2_sam_climbs_along_the_direction_of_the_step_before():
+    # δ0 = (3 | 4), then 5 unit((6 | 12)) = √5 (1 | 2).
+    actual, state = directions(sam_optax.s2_sam(rho=5.0), G, G, G)
+    assert_pairs(actual, (3, 4), (6, 12), (3 + 5**0.5, 2 * (2 + 2 * 5**0.5)))
+    assert_pairs([state.start.previous], (3 + 5**0.5, 2 * (2 + 2 * 5**0.5)))
+
+
+def test_the_radius_of_a_start_is_a_schedule_of_the_links_steps():
+    for method, sign in ((sam_optax.msam, -1), (sam_optax.s2_sam, 1)):
+        actual, _ = directions(method(rho=lambda t: 5.0 * t), G, G)
+        assert_pairs(actual, (3, 4), (3 + sign * 3, 2 * (2 + sign * 4)))
+
+
 # The noise of r_sam.
 
 KERNELS = np.ones((50, 8, 3)) * np.array([0.0, 1.0, 4.0]) / 20  # norms 0, 1, 4

@@ -1,5 +1,6 @@
 """Every error names the argument, its value and what to pass instead."""
 
+import functools
 import math
 import re
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from reference import METHODS, NAMES
+from reference import METHODS, NAMES, ROWS
 
 import sam_optax
 from sam_optax import combine, perturb, schedules, start, when
@@ -26,10 +27,55 @@ def update(link, **extra):
 # At the update.
 
 
-@pytest.mark.parametrize("name", [*NAMES, "r_sam_point"])
+WITHOUT_EXAMPLES = [name for name in NAMES if name != "esam"]
+
+
+@pytest.mark.parametrize(
+    "name", [*WITHOUT_EXAMPLES, "r_sam_point", "lpf_sgd_samples_point", "esam_all"]
+)
 def test_an_update_without_grad_fn_says_how_to_call(name):
     with pytest.raises(ValueError, match=r"needs grad_fn.*update\(grads, .*grad_fn=jax.grad\("):
-        update(METHODS[name].link())
+        update(ROWS[name].link())
+
+
+@pytest.mark.parametrize("missing", ["grad_fn", "example_loss_fn"])
+def test_selecting_examples_without_what_it_needs_says_how_to_call(missing):
+    given = {"grad_fn": lambda w, indices: w, "example_loss_fn": lambda w: jnp.ones(3)}
+    del given[missing]
+    message = rf"selecting examples needs {missing}.*grad_fn=lambda params, indices: .*gamma=1"
+    with pytest.raises(ValueError, match=message):
+        update(sam_optax.esam(), **given)
+
+
+@pytest.mark.parametrize("grad_fn", [identity, jax.jit(identity)])
+def test_a_grad_fn_that_takes_no_indices_is_an_error(grad_fn):
+    message = r"grad_fn must take the indices of the examples.*gamma=1 takes the whole batch"
+    with pytest.raises(TypeError, match=message):
+        update(sam_optax.esam(), grad_fn=grad_fn, example_loss_fn=lambda w: jnp.ones(3))
+
+
+def test_a_callable_without_a_signature_is_taken_at_its_word():
+    w, link = jnp.array([2.0]), sam_optax.esam()  # max(w, indices) is w
+    direction, _ = link.update(
+        w, link.init(w), w, grad_fn=max, example_loss_fn=lambda w: jnp.ones(2)
+    )
+    assert direction == w
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+def test_losses_that_are_not_one_for_each_example_are_an_error(shape):
+    message = re.escape(f"one loss for each example, an array [B], got shape {list(shape)}")
+    with pytest.raises(ValueError, match=message):
+        update(
+            sam_optax.esam(),
+            grad_fn=lambda w, indices: w,
+            example_loss_fn=lambda w: jnp.ones(shape),
+        )
+
+
+def test_a_weight_mask_of_another_structure_is_an_error():
+    with pytest.raises(ValueError, match="prefix"):
+        update(sam_optax.asam(weights={"other": True}), grad_fn=identity)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,12 +147,16 @@ def construct(name, **settings):
     return getattr(sam_optax, name)(**REQUIRED.get(name, {}), **settings)
 
 
+WITH_RHO = [name for name in NAMES if not name.startswith(("le_sam", "lpf_sgd"))]
 NEGATIVE = [
-    *((name, "rho") for name in NAMES if not name.startswith("le_sam")),
+    *((name, "rho") for name in WITH_RHO),
     *((name, "budget") for name in ("le_sam", "le_sam_plus")),
     *((name, "rho_max") for name in ("le_sam", "le_sam_plus")),
     *((name, "alpha") for name in ("gsam", "looksam", "ae_looksam", "le_sam_plus", "r_gsam")),
-    *((name, "gamma") for name in ("r_sam", "r_gsam")),
+    ("eigen_sam", "alpha"),
+    ("friendly_sam", "sigma"),
+    *((name, "eta") for name in ("asam", "fisher_sam")),
+    *((name, "gamma") for name in ("r_sam", "r_gsam", "lpf_sgd")),
     *((name, "lambda_") for name in ("r_sam", "r_gsam")),
     *((name, "initial_variance") for name in ("ae_sam", "ae_looksam")),
     ("samar", "chi"),
@@ -121,9 +171,14 @@ def test_a_negative_or_undefined_size_is_an_error(name, argument, value):
         construct(name, **{argument: value})
 
 
+DECAYS = ("ae_sam", "ae_looksam", "friendly_sam")
 OUTSIDE = [
     *((name, "gamma", v, "[0, 1)") for name in ("wsam", "coupled_wsam") for v in (1.0, -0.1, 2)),
-    *((name, "decay", v, "[0, 1]") for name in ("ae_sam", "ae_looksam") for v in (1.1, -0.1)),
+    *((name, "decay", v, "[0, 1]") for name in DECAYS for v in (1.1, -0.1)),
+    *(("msam", "decay", v, "[0, 1)") for v in (1.0, -0.1, math.nan)),
+    *(("vasso", "theta", v, "[0, 1]") for v in (1.1, -0.1, math.nan)),
+    *(("ss_sam", "probability", v, "[0, 1]") for v in (1.1, -0.1, math.nan)),
+    *(("esam", name, v, "(0, 1]") for name in ("beta", "gamma") for v in (0, 1.1, math.nan)),
     *((name, "lambda_1", math.nan, "[-inf, inf]") for name in ("ae_sam", "ae_looksam")),
     *((name, "lambda_2", math.nan, "[-inf, inf]") for name in ("ae_sam", "ae_looksam")),
     *(("samar", "gamma", v, "(1, inf)") for v in (1.0, 0.5, -2.0)),
@@ -147,7 +202,14 @@ def test_a_probability_outside_the_unit_interval_is_an_error(value):
         when.bernoulli(value)
 
 
-COUNTS = [("ae_sam", "total_steps"), ("ae_looksam", "total_steps"), ("looksam", "period")]
+COUNTS = [
+    ("ae_sam", "total_steps"),
+    ("ae_looksam", "total_steps"),
+    ("looksam", "period"),
+    ("eigen_sam", "period"),
+    ("eigen_sam", "power_iterations"),
+    ("lpf_sgd", "samples"),
+]
 
 
 @pytest.mark.parametrize(("name", "argument"), COUNTS)
@@ -165,9 +227,17 @@ def test_a_count_that_is_no_integer_is_an_error(name, argument, value):
 
 
 TYPES = [
-    *((name, "rho") for name in NAMES if not name.startswith("le_sam")),
+    *((name, "rho") for name in WITH_RHO),
     *((name, "budget") for name in ("le_sam", "le_sam_plus")),
-    *((name, "gamma") for name in ("samar", "r_sam", "coupled_wsam", "wsam")),
+    *((name, "gamma") for name in ("samar", "r_sam", "coupled_wsam", "wsam", "lpf_sgd", "esam")),
+    *((name, "eta") for name in ("asam", "fisher_sam")),
+    ("esam", "beta"),
+    ("vasso", "theta"),
+    ("friendly_sam", "sigma"),
+    ("friendly_sam", "decay"),
+    ("msam", "decay"),
+    ("eigen_sam", "alpha"),
+    ("ss_sam", "probability"),
     *((name, "decay") for name in ("ae_sam", "ae_looksam")),
     *((name, "lambda_1") for name in ("ae_sam", "ae_looksam")),
     ("samar", "lambda_0"),
@@ -183,14 +253,17 @@ def test_what_is_neither_a_number_nor_a_schedule_is_an_error(name, argument, val
         construct(name, **{argument: value})
 
 
-@pytest.mark.parametrize("name", ["r_sam", "r_gsam"])
-@pytest.mark.parametrize(
-    ("argument", "choices"),
-    [
-        ("updates_at", "'params' or 'gradient_point'"),
-        ("noise_scale", "'std' or 'variance'"),
-    ],
-)
+CHOICES = [
+    *(
+        (name, "updates_at", "'params' or 'gradient_point'")
+        for name in ("r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam")
+    ),
+    *((name, "noise_scale", "'std' or 'variance'") for name in ("r_sam", "r_gsam")),
+    ("esam", "mask", "'coordinate' or 'tensor'"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "choices"), CHOICES)
 @pytest.mark.parametrize("value", ["elsewhere", None])
 def test_a_choice_that_is_not_offered_is_an_error(name, argument, choices, value):
     with pytest.raises(ValueError, match=f"^{argument} must be {choices}, got {value!r}"):
@@ -205,11 +278,19 @@ def test_an_unknown_ratio_is_an_error(value):
 
 @pytest.mark.parametrize("key", ["0", 1.5, None])
 @pytest.mark.parametrize(
-    "part", [lambda k: sam_optax.r_sam(key=k), lambda k: when.bernoulli(0.5, key=k)]
+    "part",
+    [
+        *(
+            functools.partial(getattr(sam_optax, name))
+            for name in ("r_sam", "lpf_sgd", "ss_sam", "esam", "eigen_sam")
+        ),
+        functools.partial(when.bernoulli, 0.5),
+    ],
+    ids=lambda part: part.func.__name__,
 )
 def test_a_key_that_is_none_is_an_error(part, key):
     with pytest.raises(TypeError, match=rf"key must be an int or a jax.random.key, got {key!r}"):
-        part(key)
+        part(key=key)
 
 
 def test_a_key_array_of_another_shape_is_an_error():
@@ -241,6 +322,19 @@ def test_a_geometry_that_is_no_transformation_is_an_error(value):
 def test_a_decision_about_no_second_gradient_is_an_error(slot):
     with pytest.raises(ValueError, match=r"without perturb there is none: pass perturb, such as"):
         sam_optax.sharpness_aware(**slot)
+
+
+INJECTED = [("esam", "gamma"), ("eigen_sam", "power_iterations"), ("lpf_sgd", "samples")]
+
+
+@pytest.mark.parametrize(("name", "argument"), INJECTED)
+def test_what_sets_a_shape_or_a_loop_is_not_to_be_injected(name, argument):
+    """The error names the argument of `inject_hyperparams` that leaves it alone."""
+    message = re.escape(f"under optax.inject_hyperparams pass static_args=('{argument}',)")
+    with pytest.raises(TypeError, match=message):
+        optax.inject_hyperparams(getattr(sam_optax, name))().init(W)
+    tx = optax.inject_hyperparams(getattr(sam_optax, name), static_args=(argument,))()
+    assert tx.init(W).inner_state.steps == 0
 
 
 def test_arrays_and_schedules_are_not_checked():

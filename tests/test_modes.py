@@ -21,6 +21,9 @@ from reference import (
     sgd,
     trajectory,
 )
+from reference import (
+    ROWS as TABLE,
+)
 
 import sam_optax
 from sam_optax import perturb, when
@@ -28,15 +31,15 @@ from sam_optax import perturb, when
 pytestmark = pytest.mark.usefixtures("x64")
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
-ROWS = [*NAMES, "gsam_schedule", "r_sam_point"]
+ROWS = [*NAMES, "gsam_schedule", "r_sam_point", "esam_all", "lpf_sgd_samples_point", "msam_point"]
 eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
 @functools.cache
 def expected(name):
     """The trajectory inside jit, which the tests of exactness compare with the references."""
-    row = METHODS[name]
-    return trajectory(row.optimizer(), at_point=row.at_point)
+    row = TABLE[name]
+    return trajectory(row.optimizer(), **row.call)
 
 
 def start(tx):
@@ -55,19 +58,19 @@ def compiled_gradient():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_eager_steps_are_the_compiled_ones(name):
-    row = METHODS[name]
+    row = TABLE[name]
     tx = row.optimizer()
-    step = make_step(tx, at_point=row.at_point, compiled=False)
+    step = make_step(tx, **row.call, compiled=False)
     np.testing.assert_allclose(trajectory(tx, step, steps=4), expected(name)[:4], **CLOSE)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_decision_on_the_host_is_the_one_on_the_device(name):
     """The update outside jit, with a compiled gradient; the state keeps its types from init on."""
-    row = METHODS[name]
+    row = TABLE[name]
     tx = row.optimizer()
     options = {"compiled": False, "grad_loss": compiled_gradient()}
-    step = make_step(tx, at_point=row.at_point, **options)
+    step = make_step(tx, **row.call, **options)
     _, initial_state = start(tx)
     points = []
     for params, opt_state in run(tx, step):
@@ -80,19 +83,19 @@ def test_the_decision_on_the_host_is_the_one_on_the_device(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_a_donated_step_is_traced_once(name):
     """Buffers are given away, and neither shapes, dtypes nor weak types change from init on."""
-    row = METHODS[name]
+    row = TABLE[name]
     tx = row.optimizer()
     chex.clear_trace_counter()
-    step = chex.assert_max_traces(make_step(tx, at_point=row.at_point, compiled=False), n=1)
+    step = chex.assert_max_traces(make_step(tx, **row.call, compiled=False), n=1)
     donated = jax.jit(step, donate_argnums=(0, 1))
     np.testing.assert_allclose(trajectory(tx, donated), expected(name), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_scan_over_steps_is_the_steps(name):
-    row = METHODS[name]
+    row = TABLE[name]
     tx = row.optimizer()
-    step = make_step(tx, at_point=row.at_point, compiled=False)
+    step = make_step(tx, **row.call, compiled=False)
 
     def body(carry, batch):
         carry = step(*carry, batch)
@@ -108,22 +111,23 @@ def test_a_scan_over_steps_is_the_steps(name):
 
 
 def injected(row):
-    return optax.chain(optax.inject_hyperparams(row.factory)(**row.settings), sgd(row.momentum))
+    factory = optax.inject_hyperparams(row.factory, static_args=row.static_args)
+    return optax.chain(factory(**row.settings), sgd(row.momentum))
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_injected_hyperparameters_change_nothing_under_jit(name):
-    row = METHODS[name]
+    row = TABLE[name]
     tx = injected(row)
-    np.testing.assert_allclose(trajectory(tx, at_point=row.at_point), expected(name), **CLOSE)
+    np.testing.assert_allclose(trajectory(tx, **row.call), expected(name), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_injected_hyperparameters_change_nothing_on_the_host(name):
-    row = METHODS[name]
+    row = TABLE[name]
     tx = injected(row)
     options = {"compiled": False, "grad_loss": compiled_gradient()}
-    step = make_step(tx, at_point=row.at_point, **options)
+    step = make_step(tx, **row.call, **options)
     np.testing.assert_allclose(trajectory(tx, step, steps=4), expected(name)[:4], **CLOSE)
 
 
@@ -159,14 +163,19 @@ def test_a_gradient_that_is_not_finite_is_skipped_by_apply_if_finite():
     assert float(optax.tree.get(state, "mean")) == 0
 
 
+COPIES = {
+    *("looksam", "ae_looksam", "wsam", "vasso", "friendly_sam", "eigen_sam", "msam", "s2_sam")
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_map_params_finds_what_is_shaped_like_parameters(name):
-    """It maps v of looksam and the trace of wsam, and no statistic or key."""
+    """It maps v, m, the velocity and the trace of wsam, and no statistic or key."""
     link = METHODS[name].link()
     params, state = start(link)
     mapped = optax.tree.map_params(link, lambda leaf: "params", state, transform_non_params=type)
     leaves = jax.tree.leaves(mapped)
-    copies = 1 if name in ("looksam", "ae_looksam", "wsam") else 0
+    copies = 1 if name in COPIES else 0
     assert leaves.count("params") == copies * len(params)
     assert len(leaves) == len(jax.tree.leaves(state))
 
@@ -252,10 +261,11 @@ def test_a_perturb_part_may_call_grad_fn(policy):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_point_is_elsewhere_only_for_methods_with_a_start(name):
-    tx = METHODS[name].optimizer()
-    params, state = start(tx)
+    """After one step: before it, the momentum and the previous gradient are 0."""
+    row = METHODS[name]
+    ((params, state),) = run(row.optimizer(), steps=1, **row.call)
     point = sam_optax.gradient_point(state, params)
-    if name in ("r_sam", "r_gsam"):
+    if name in ("r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam"):
         assert types(point) == types(params)
         assert np.abs(ravel(point) - ravel(params)).min() > 0
     else:
@@ -275,7 +285,7 @@ def test_the_gradient_point_of_two_methods_is_an_error():
 
 
 def test_the_gradient_point_is_found_inside_wrappers():
-    row = METHODS["r_sam_point"]
+    row = TABLE["r_sam_point"]
     tx = optax.apply_if_finite(optax.chain(optax.identity(), injected(row)), 3)
     np.testing.assert_allclose(trajectory(tx, at_point=True), expected("r_sam_point"), **CLOSE)
 

@@ -10,7 +10,7 @@ import pytest
 from reference import LEARNING_RATE, sgd, trajectory
 
 import sam_optax
-from sam_optax import combine, perturb, when
+from sam_optax import combine, perturb, start, when
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -54,6 +54,19 @@ ZERO_RADIUS = {
     "r_sam": lambda: sam_optax.r_sam(0.0, gamma=0.3),
     "r_gsam": lambda: sam_optax.r_gsam(0.0, gamma=0.0),
     "coupled_wsam": lambda: sam_optax.coupled_wsam(0.0, gamma=0.8),
+    "asam": lambda: sam_optax.asam(0.0),
+    "fisher_sam": lambda: sam_optax.fisher_sam(0.0),
+    "ssam": lambda: sam_optax.ssam(0.0),
+    "ss_sam": lambda: sam_optax.ss_sam(0.0),
+    "esam": lambda: sam_optax.esam(0.0, beta=0.5, gamma=1),
+    "esam by tensors": lambda: sam_optax.esam(0.0, beta=0.5, gamma=1, mask="tensor"),
+    "vasso": lambda: sam_optax.vasso(0.0, theta=0.4),
+    "friendly_sam": lambda: sam_optax.friendly_sam(0.0),
+    "eigen_sam": lambda: sam_optax.eigen_sam(0.0, period=2),
+    "lpf_sgd": lambda: sam_optax.lpf_sgd(0.0),
+    "lpf_sgd with samples": lambda: sam_optax.lpf_sgd(0.0, samples=3),
+    "msam": lambda: sam_optax.msam(0.0),
+    "s2_sam": lambda: sam_optax.s2_sam(0.0),
 }
 
 
@@ -74,6 +87,7 @@ def test_le_sam_plus_with_a_zero_budget_is_the_base_optimizer_at_a_smaller_learn
 BASES = {
     "ae_sam": lambda: sam_optax.ae_sam(RHO, **NEVER),
     "ae_looksam": lambda: sam_optax.ae_looksam(RHO, **NEVER),
+    "ss_sam": lambda: sam_optax.ss_sam(RHO, probability=0.0),
     "coupled_wsam": lambda: sam_optax.coupled_wsam(RHO, gamma=0.0),
     "bernoulli": lambda: sam_optax.sharpness_aware(
         perturb.ball(RHO), when=when.bernoulli(0.0), combine=combine.mix()
@@ -103,6 +117,15 @@ SAMS = {
     "ae_sam": lambda: sam_optax.ae_sam(RHO, **EVER),
     "ae_looksam": lambda: sam_optax.ae_looksam(RHO, **EVER),
     "le_sam": lambda: sam_optax.le_sam(budget=1e6, rho_max=RHO),
+    "asam without weights": lambda: sam_optax.asam(RHO, weights=False),
+    "fisher_sam": lambda: sam_optax.fisher_sam(RHO, eta=0.0),
+    "ss_sam": lambda: sam_optax.ss_sam(RHO, probability=1.0),
+    "esam": lambda: sam_optax.esam(RHO, beta=1, gamma=1),
+    "esam by tensors": lambda: sam_optax.esam(RHO, beta=1.0, gamma=1.0, mask="tensor"),
+    "vasso": lambda: sam_optax.vasso(RHO, theta=1.0),
+    "friendly_sam": lambda: sam_optax.friendly_sam(RHO, sigma=0.0),
+    "eigen_sam": lambda: sam_optax.eigen_sam(RHO, alpha=0.0, period=2),
+    "eigen_sam before an estimate": lambda: sam_optax.eigen_sam(RHO, alpha=0.5, period=11),
     "every": lambda: sam_optax.sharpness_aware(perturb.ball(RHO), when=when.every(1)),
     "bernoulli": lambda: sam_optax.sharpness_aware(perturb.ball(RHO), when=when.bernoulli(1.0)),
     "noisy_ball without an offset": lambda: sam_optax.sharpness_aware(perturb.noisy_ball(RHO, 0.3)),
@@ -132,6 +155,14 @@ OTHERS = {
     "looksam without alpha is sam every few steps": (
         lambda: sam_optax.looksam(RHO, alpha=0.0, period=3),
         lambda: sam_optax.sharpness_aware(perturb.ball(RHO), when=when.every(3)),
+    ),
+    "lpf_sgd is the start of r_sam": (
+        lambda: sam_optax.lpf_sgd(0.3, key=3),
+        lambda: sam_optax.sharpness_aware(start=start.noise(0.3, key=3)),
+    ),
+    "ssam has the signs of sam": (
+        lambda: optax.chain(sam_optax.ssam(RHO), optax.scale_by_sign()),
+        lambda: optax.chain(sam_optax.sam(RHO), optax.scale_by_sign()),
     ),
     "ae_looksam without alpha is ae_sam": (
         lambda: sam_optax.ae_looksam(RHO, 0.0, total_steps=9, lambda_1=-1.0, lambda_2=1.0),
@@ -169,10 +200,20 @@ def test_coupled_and_decoupled_wsam_differ_under_momentum():
     assert np.abs(coupled - decoupled)[-1].max() > 1e-2
 
 
-@pytest.mark.parametrize("method", [sam_optax.r_sam, sam_optax.r_gsam])
-def test_taking_the_gradient_at_the_gradient_point_changes_nothing(method):
-    safe = trajectory(with_sgd(method(**NOISY)))
-    cheap = with_sgd(method(updates_at="gradient_point", **NOISY))
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (sam_optax.r_sam, NOISY),
+        (sam_optax.r_gsam, NOISY),
+        (sam_optax.lpf_sgd, {"gamma": 0.3, "key": 3}),
+        (sam_optax.lpf_sgd, {"gamma": 0.3, "key": 3, "samples": 2}),
+        (sam_optax.msam, {"rho": RHO, "decay": 0.7}),
+        (sam_optax.s2_sam, {"rho": RHO}),
+    ],
+)
+def test_taking_the_gradient_at_the_gradient_point_changes_nothing(method, settings):
+    safe = trajectory(with_sgd(method(**settings)))
+    cheap = with_sgd(method(updates_at="gradient_point", **settings))
     np.testing.assert_allclose(trajectory(cheap, at_point=True), safe, rtol=1e-9, atol=1e-11)
 
 
