@@ -55,7 +55,7 @@ def test_a_grad_fn_that_takes_no_indices_is_an_error(grad_fn):
 
 
 def test_a_callable_without_a_signature_is_taken_at_its_word():
-    w, link = jnp.array([2.0]), sam_optax.esam()  # max(w, indices) is w
+    w, link = jnp.array([2.0]), sam_optax.esam(rho=0.0)  # max(w, indices) is w
     direction, _ = link.update(
         w, link.init(w), w, grad_fn=max, example_loss_fn=lambda w: jnp.ones(2)
     )
