@@ -165,7 +165,9 @@ def test_sharding_types_are_kept_on_an_explicit_mesh(name):
 
         @jax.jit
         def step(params, state):
-            updates, state = tx.update(params, state, params, grad_fn=lambda p: jax.tree.map(jnp.sin, p))
+            updates, state = tx.update(
+                params, state, params, grad_fn=lambda p: jax.tree.map(jnp.sin, p)
+            )
             return optax.apply_updates(params, updates), state
 
         state = jax.jit(tx.init)(params)

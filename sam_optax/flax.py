@@ -1,0 +1,103 @@
+"""For Flax: a Linen train state that forwards `grad_fn`, and `grad_fn` from an NNX model.
+
+It needs Flax, which the package itself does not: `pip install "sam_optax[flax]"`.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+from flax.training import train_state
+import jax
+import optax
+
+from sam_optax._engine import gradient_point
+
+
+class TrainState(train_state.TrainState):
+    """Flax's `TrainState`, whose `apply_gradients` gives the optimizer what it needs besides.
+
+    Subclass it for more fields, such as batch statistics, as you would Flax's own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sam_optax
+      >>> from sam_optax.flax import TrainState
+      >>> state = TrainState.create(
+      ...     apply_fn=None, params={"w": jnp.ones(2)},
+      ...     tx=optax.chain(sam_optax.sam(), optax.sgd(0.1)))
+      >>> grad_fn = jax.grad(lambda params: jnp.sum(params["w"] ** 2))
+      >>> state = state.apply_gradients(grads=grad_fn(state.params), grad_fn=grad_fn)
+      >>> int(state.step)
+      1
+    """
+
+    def apply_gradients(self, *, grads: optax.Updates, **kwargs: Any) -> "TrainState":
+        """Updates `step`, `params` and `opt_state`.
+
+        Args:
+          grads: gradients with the structure of `params`, taken at `self.gradient_point()` where
+            the method was built with updates_at="gradient_point".
+          **kwargs: fields of the state are replaced; everything else, `grad_fn` first, goes on to
+            `tx.update`.
+
+        Returns:
+          The new state.
+        """
+        fields = {field.name for field in dataclasses.fields(self)}
+        replaced = {name: value for name, value in kwargs.items() if name in fields}
+        extra = {name: value for name, value in kwargs.items() if name not in fields}
+        tx = optax.with_extra_args_support(self.tx)
+        forwarding = tx._replace(update=functools.partial(tx.update, **extra))
+        # Flax's own method, so that what it does besides (float8 parameters) stays as it is.
+        forwarded = super(TrainState, self.replace(tx=forwarding))
+        return forwarded.apply_gradients(grads=grads, **replaced).replace(tx=self.tx)
+
+    def gradient_point(self) -> optax.Params:
+        """Where the first gradient is taken; see `sam_optax.gradient_point`.
+
+        Returns:
+          Parameters like `params`.
+        """
+        return gradient_point(self.opt_state, self.params)
+
+
+def nnx_grad_fn(
+    loss_fn: Callable[..., Any],
+    model: nnx.Module,
+    *args: Any,
+    wrt: nnx.filterlib.Filter = nnx.Param,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Callable[[Any], Any]:
+    """The gradient of an NNX model's loss as a function of its parameters alone.
+
+    All else that the model holds is fixed as it is now: make it BEFORE the first gradient, which
+    moves batch statistics and random counts, so that both passes see the same dropout masks and
+    statistics move once per step::
+
+        grad_fn = sam_optax.flax.nnx_grad_fn(loss_fn, model, batch)
+        grads = nnx.grad(loss_fn)(model, batch)
+        optimizer.update(model, grads, grad_fn=grad_fn)
+
+    Args:
+      loss_fn: `loss_fn(model, *args, **kwargs)` -> loss, or (loss, aux) where has_aux is true.
+      model: the model; it is read, and never changed.
+      *args: the batch and whatever loss_fn takes besides.
+      wrt: the variables that are trained, the filter of the `nnx.Optimizer`.
+      has_aux: whether loss_fn returns aux besides; it is dropped.
+      **kwargs: keyword arguments of loss_fn.
+
+    Returns:
+      `grad_fn(params)` for an `nnx.State` of pure arrays, such as `nnx.Optimizer` passes to Optax;
+      the gradient has the same structure.
+    """
+    graphdef, _, rest = nnx.split(model, wrt, ...)
+    rest = nnx.as_pure(rest)
+
+    def loss(params):
+        result = loss_fn(nnx.merge(graphdef, params, rest), *args, **kwargs)
+        return result[0] if has_aux else result
+
+    return jax.grad(loss)
