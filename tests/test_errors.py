@@ -113,19 +113,6 @@ def test_a_grad_fn_with_a_value_is_told_to_return_the_gradient_alone(name, compi
         call(link.init(W), W)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_masked_parameters_are_told_to_mask_the_perturbation(name):
-    """`optax.masked` and `optax.partition` around the link hide parameters from grad_fn."""
-    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
-    link = METHODS[name].link()
-    masked = optax.masked(link, {"a": True, "b": False})
-    partition = optax.partition({"x": link, "y": optax.sgd(0.1)}, {"a": "x", "b": "y"})
-    message = r"optax.MaskedNode.*put the mask in the perturb slot instead.*outside optax.masked"
-    for tx in (masked, partition):
-        with pytest.raises(ValueError, match=message):
-            tx.init(params)
-
-
 def test_masked_parameters_are_found_at_the_update_too():
     link = sam_optax.sam()
     params = {"a": jnp.ones(2), "b": optax.MaskedNode()}

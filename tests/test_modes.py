@@ -140,21 +140,6 @@ def test_an_injected_radius_can_be_changed_from_outside():
     np.testing.assert_allclose(updates, [6, 8])
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda row: optax.named_chain(("link", row.link()), ("sgd", sgd(row.momentum))),
-        lambda row: optax.apply_if_finite(row.optimizer(), 3),
-        lambda row: optax.chain(optax.chain(optax.identity(), row.link()), sgd(row.momentum)),
-        lambda row: optax.conditionally_transform(row.optimizer(), lambda step, **extra: True),
-    ],
-    ids=["named_chain", "apply_if_finite", "nested_chain", "conditionally_transform"],
-)
-@pytest.mark.parametrize("name", ["gsam", "ae_looksam", "wsam"])
-def test_wrappers_change_nothing(name, wrap):
-    np.testing.assert_allclose(trajectory(wrap(METHODS[name])), expected(name), **CLOSE)
-
-
 def test_a_gradient_that_is_not_finite_is_skipped_by_apply_if_finite():
     tx = optax.apply_if_finite(optax.chain(sam_optax.ae_looksam(total_steps=9), sgd()), 3)
     w = jnp.ones(2)

@@ -1,0 +1,288 @@
+"""The Flax helpers: what they forward, and that batch statistics and dropout move once per step."""
+
+import equinox as eqx
+from flax import linen as nn
+from flax import nnx
+from flax.training import train_state
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sam_optax
+from sam_optax.flax import TrainState, nnx_grad_fn
+
+X = jax.random.normal(jax.random.key(1), (16, 4))
+Y = jax.random.normal(jax.random.key(2), (16, 2))
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def ravel(tree):
+    return np.concatenate([np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+# Linen.
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(nn.Dense(8)(x))
+        return nn.Dense(2)(nn.Dropout(0.4, deterministic=not train)(nn.relu(x)))
+
+
+class BatchNormState(TrainState):
+    batch_stats: dict
+
+
+def linen_loss(params, batch_stats, key):
+    out, new = Net().apply(
+        {"params": params, "batch_stats": batch_stats},
+        X,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+    )
+    return jnp.mean((out - Y) ** 2), new["batch_stats"]
+
+
+GRADIENT = jax.jit(jax.value_and_grad(linen_loss, has_aux=True))
+
+
+def linen_state(tx):
+    variables = Net().init(jax.random.key(0), X, train=False)
+    return BatchNormState.create(apply_fn=Net().apply, tx=tx, **variables)
+
+
+def linen_step(state, key):
+    point = state.gradient_point()
+    (_, batch_stats), grads = GRADIENT(point, state.batch_stats, key)
+    return state.apply_gradients(
+        grads=grads,
+        grad_fn=lambda p: GRADIENT(p, state.batch_stats, key)[1],
+        batch_stats=batch_stats,
+    )
+
+
+OPTIMIZERS = {
+    "sam": lambda: sam_optax.sam(0.1),
+    "ae_looksam": lambda: sam_optax.ae_looksam(0.1, total_steps=3),
+    "msam": lambda: sam_optax.msam(0.1, updates_at="gradient_point"),
+    "r_sam": lambda: sam_optax.r_sam(0.1, updates_at="gradient_point"),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_linen_step_is_the_step_by_hand(name, compiled):
+    tx = optax.chain(OPTIMIZERS[name](), optax.sgd(0.1, momentum=0.9))
+    state = linen_state(tx)
+    step = jax.jit(linen_step) if compiled else linen_step
+    params, opt_state, batch_stats = state.params, tx.init(state.params), state.batch_stats
+    for t in range(3):
+        key = jax.random.key(t)
+        state = step(state, key)
+        point = sam_optax.gradient_point(opt_state, params)
+        (_, new), grads = GRADIENT(point, batch_stats, key)
+
+        def grad_fn(p, key=key, batch_stats=batch_stats):
+            return GRADIENT(p, batch_stats, key)[1]
+
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+        params, batch_stats = optax.apply_updates(params, updates), new
+    assert int(state.step) == 3
+    for actual, expected in (
+        (state.params, params),
+        (state.opt_state, opt_state),
+        (state.batch_stats, batch_stats),
+    ):
+        np.testing.assert_allclose(ravel(actual), ravel(expected), **CLOSE)
+    assert state.tx is tx
+
+
+def test_batch_statistics_move_once_per_linen_step():
+    state = linen_state(optax.chain(sam_optax.sam(0.1), optax.sgd(0.1)))
+    key = jax.random.key(0)
+    (_, once), _ = GRADIENT(state.params, state.batch_stats, key)
+    np.testing.assert_allclose(ravel(linen_step(state, key).batch_stats), ravel(once), **CLOSE)
+
+
+def test_the_train_state_forwards_every_extra_argument_that_is_no_field():
+    seen = {}
+
+    def update(updates, state, params=None, **extra):
+        seen.update(extra)
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    state = TrainState.create(apply_fn=None, params={"w": jnp.ones(2)}, tx=tx)
+    state = state.apply_gradients(grads={"w": jnp.ones(2)}, grad_fn=len, value=3.0, apply_fn=max)
+    assert seen == {"grad_fn": len, "value": 3.0}
+    assert state.apply_fn is max
+
+
+def test_the_train_state_of_a_plain_optimizer_is_flaxs_own():
+    grads = {"w": jnp.array([1.0, 2.0])}
+    states = [
+        kind.create(apply_fn=None, params=grads, tx=optax.sgd(0.1)).apply_gradients(grads=grads)
+        for kind in (TrainState, train_state.TrainState)
+    ]
+    np.testing.assert_array_equal(states[0].params["w"], states[1].params["w"])
+
+
+def test_a_train_state_without_grad_fn_says_what_is_missing():
+    state = TrainState.create(apply_fn=None, params={"w": jnp.ones(2)}, tx=sam_optax.sam())
+    with pytest.raises(ValueError, match="needs grad_fn"):
+        state.apply_gradients(grads={"w": jnp.ones(2)})
+
+
+# NNX.
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(4, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.4, rngs=rngs)
+        self.out = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
+
+
+def nnx_loss(model, x, y, scale=1.0):
+    return scale * jnp.mean((model(x) - y) ** 2)
+
+
+def nnx_step(model, optimizer):
+    grad_fn = nnx_grad_fn(nnx_loss, model, X, Y)
+    grads = nnx.grad(nnx_loss)(model, X, Y)
+    optimizer.update(model, grads, grad_fn=grad_fn)
+
+
+def pure(model, *filters):
+    return nnx.as_pure(nnx.state(model, *filters))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["sam", "ae_looksam"])
+def test_an_nnx_step_is_the_step_on_pure_arrays(name, compiled):
+    """From the same model: parameters, batch statistics and the count of dropout masks."""
+    tx = optax.chain(OPTIMIZERS[name](), optax.sgd(0.1, momentum=0.9))
+    model = Model(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+    opt_state = tx.init(params)
+
+    def loss(params, rest):
+        merged = nnx.merge(graphdef, params, rest)
+        value = nnx_loss(merged, X, Y)
+        return value, nnx.as_pure(nnx.split(merged, nnx.Param, ...)[2])
+
+    gradient = jax.grad(loss, has_aux=True)
+    step = nnx.jit(nnx_step) if compiled else nnx_step
+    for _ in range(3):
+        step(model, optimizer)
+        grads, new = gradient(params, rest)
+
+        def grad_fn(p, rest=rest):
+            return gradient(p, rest)[0]
+
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+        params, rest = optax.apply_updates(params, updates), new
+    np.testing.assert_allclose(ravel(pure(model, nnx.Param)), ravel(params), **CLOSE)
+    for statistic in ("mean", "var"):
+        actual = pure(model, nnx.BatchStat)["norm"][statistic]
+        np.testing.assert_allclose(actual, rest["norm"][statistic], **CLOSE)
+    assert int(optimizer.opt_state[0].steps[...]) == 3
+
+
+def test_nnx_statistics_and_dropout_counts_move_once_per_step():
+    models = [Model(nnx.Rngs(0)) for _ in range(2)]
+    tx = optax.chain(sam_optax.sam(0.1), optax.sgd(0.1))
+    nnx_step(models[0], nnx.Optimizer(models[0], tx, wrt=nnx.Param))
+    models[1](X)  # one forward pass
+    for kind in (nnx.BatchStat, nnx.RngCount):
+        np.testing.assert_allclose(
+            ravel(pure(models[0], kind)), ravel(pure(models[1], kind)), **CLOSE
+        )
+    assert ravel(pure(models[0], nnx.RngCount)).sum() > 0
+
+
+def test_both_passes_see_the_same_dropout_mask():
+    """At the parameters themselves the function is the first gradient, however often it is called."""
+    model = Model(nnx.Rngs(0))
+    grad_fn = nnx_grad_fn(nnx_loss, model, X, Y)
+    params = pure(model, nnx.Param)
+    grads = ravel(pure(nnx.grad(nnx_loss)(model, X, Y), nnx.Param))
+    for _ in range(2):
+        np.testing.assert_allclose(ravel(grad_fn(params)), grads, **CLOSE)
+    late = nnx_grad_fn(nnx_loss, model, X, Y)  # after the first gradient: another mask
+    assert np.abs(ravel(late(params)) - grads).max() > 1e-3
+
+
+def test_aux_and_keyword_arguments_of_the_loss():
+    model = Model(nnx.Rngs(0))
+    params = pure(model, nnx.Param)
+
+    def with_aux(model, x, y, scale):
+        return nnx_loss(model, x, y, scale), "aux"
+
+    once = nnx_grad_fn(nnx_loss, model, X, Y)(params)
+    twice = nnx_grad_fn(with_aux, model, X, Y, has_aux=True, scale=2.0)(params)
+    np.testing.assert_allclose(ravel(twice), 2 * ravel(once), **CLOSE)
+
+
+def test_only_the_variables_that_are_trained_are_arguments():
+    """With wrt the output layer alone, the rest is fixed."""
+    model = Model(nnx.Rngs(0))
+    out = nnx.All(nnx.Param, nnx.PathContains("out"))
+    tx = optax.chain(sam_optax.sam(0.1), optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=out)
+    before = pure(model, nnx.Param)
+    grad_fn = nnx_grad_fn(nnx_loss, model, X, Y, wrt=out)
+    grads = nnx.grad(nnx_loss, argnums=nnx.DiffState(0, out))(model, X, Y)
+    optimizer.update(model, grads, grad_fn=grad_fn)
+    after = pure(model, nnx.Param)
+    np.testing.assert_array_equal(after["hidden"]["kernel"], before["hidden"]["kernel"])
+    assert np.abs(after["out"]["kernel"] - before["out"]["kernel"]).max() > 0
+
+
+def test_the_gradient_point_of_an_nnx_model():
+    """There and back: the parameters move by the gradient at the point."""
+    model = Model(nnx.Rngs(0))
+    tx = optax.chain(sam_optax.lpf_sgd(0.5, updates_at="gradient_point"), optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    params = pure(model, nnx.Param)
+    grad_fn = nnx_grad_fn(nnx_loss, model, X, Y)
+    point = sam_optax.gradient_point(nnx.as_pure(optimizer.opt_state), params)
+    nnx.update(model, point)
+    grads = nnx.grad(nnx_loss)(model, X, Y)
+    nnx.update(model, params)
+    optimizer.update(model, grads)
+    expected = ravel(params) - 0.1 * ravel(grad_fn(point))
+    np.testing.assert_allclose(ravel(pure(model, nnx.Param)), expected, **CLOSE)
+    assert np.abs(ravel(point) - ravel(params)).max() > 0
+
+
+class EquinoxModel(eqx.Module):
+    norm: eqx.nn.LayerNorm
+    out: eqx.nn.Linear
+
+
+def test_asam_finds_the_weights_of_nnx_and_equinox_by_their_names():
+    """The scale of a normalisation layer is a weight, a bias is not."""
+    out = eqx.nn.Linear(8, 2, key=jax.random.key(0))
+    for model, names in (
+        (pure(Model(nnx.Rngs(0)), nnx.Param), {"kernel", "scale"}),
+        (EquinoxModel(eqx.nn.LayerNorm(8), out), {"weight"}),
+    ):
+        ones = jax.tree.map(jnp.ones_like, model)
+        geometry = sam_optax.perturb.adaptive_ball(1.0, eta=2.0)
+        epsilon, _ = geometry.update(ones, geometry.init(ones), ones, step=0)
+        shortest = min(leaf.min() for leaf in jax.tree.leaves(epsilon))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(epsilon):
+            name = getattr(path[-1], "key", getattr(path[-1], "name", None))
+            np.testing.assert_allclose(leaf / shortest, 9 if name in names else 1, rtol=1e-5)
