@@ -212,7 +212,7 @@ def test_nnx_statistics_and_dropout_counts_move_once_per_step():
 
 
 def test_both_passes_see_the_same_dropout_mask():
-    """At the parameters themselves the function is the first gradient, however often it is called."""
+    """At the parameters the function is the first gradient, however often it is called."""
     model = Model(nnx.Rngs(0))
     grad_fn = nnx_grad_fn(nnx_loss, model, X, Y)
     params = pure(model, nnx.Param)

@@ -1,9 +1,12 @@
 """Compositions that no named method is: random parts on random trees."""
 
+import chex
+from flax import serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from test_gradient_counts import Counter
 
@@ -12,12 +15,33 @@ from sam_optax import combine, gradient_point, perturb, sharpness_aware, start, 
 pytestmark = pytest.mark.usefixtures("x64")
 
 STEPS = 5
+POWER_ITERATIONS = 2
 
-STARTS = (lambda: None, lambda: start.noise(0.3, key=2), lambda: start.noise(0.2, power=0.5))
+
+def no_vectors(params):
+    return jax.tree.map(lambda p: jnp.ndim(p) != 1, params)
+
+
+STARTS = (
+    lambda: None,
+    lambda: start.noise(0.3, key=2),
+    lambda: start.noise(0.2, power=0.5, samples=2),
+    lambda: start.momentum(0.2, 0.7),
+    lambda: start.previous(lambda t: 0.1 * (t + 1)),
+)
 PERTURBS = (
+    lambda: None,
     lambda: perturb.ball(0.3),
+    lambda: perturb.adaptive_ball(0.3, 0.1),
+    lambda: perturb.fisher_ball(0.3, lambda t: 0.5 * t),
     lambda: perturb.loss_ball(0.2, 0.5),
     lambda: perturb.noisy_ball(0.3, 0.5),
+    lambda: perturb.eigen_ball(0.3, 0.5, period=2, power_iterations=POWER_ITERATIONS),
+    lambda: optax.chain(perturb.ema(0.4), perturb.adaptive_ball(0.3, weights=True)),
+    lambda: optax.chain(perturb.subtract_ema(0.7, 0.6), perturb.loss_ball(0.2, 0.5)),
+    lambda: optax.chain(perturb.ball(0.3), perturb.random_coordinates(0.5, key=5)),
+    lambda: optax.chain(perturb.random_coordinates(0.6, mask="tensor"), perturb.fisher_ball(0.3)),
+    lambda: optax.chain(optax.masked(optax.set_to_zero(), no_vectors), perturb.ball(0.3)),
     lambda: optax.chain(optax.ema(0.8, debias=False), perturb.ball(0.3)),
     lambda: optax.chain(optax.scale_by_sign(), optax.scale(0.1)),
     lambda: optax.chain(optax.scale_by_adam(), perturb.ball(lambda t: 0.1 * (t + 1))),
@@ -35,58 +59,137 @@ COMBINES = (
     lambda: combine.weigh(0.7, optax.scale_by_adam()),
     lambda: combine.extrapolate(0.3),
     lambda: combine.surrogate_gap(0.5),
+    combine.renormalize,
     lambda: combine.reuse(0.5),
 )
+# Few shapes, so that what is compiled for one draw serves others.
+LEAVES = ((), (3,), (2, 3), (1, 2, 2))
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def draw(seed):
-    """A composition, a tree of parameters, and the gradient of its loss at step t."""
-    rng = np.random.default_rng(seed)
-    parts = [options[rng.integers(len(options))] for options in (STARTS, PERTURBS, WHENS, COMBINES)]
-    updates_at = ("params", "gradient_point")[seed % 2]
-    shapes = [tuple(rng.integers(1, 4, size=rng.integers(0, 4))) for _ in range(rng.integers(1, 5))]
-    params = {f"leaf{i}": rng.normal(size=shape) for i, shape in enumerate(shapes)}
-    params["nested"] = [{}, {"last": rng.normal(size=2)}]
-    centres = [jax.tree.map(lambda w: rng.normal(size=w.shape), params) for _ in range(STEPS)]
+class Draw:
+    """A composition, a tree of parameters, and the centres of its loss."""
 
-    def link():
-        first, geometry, policy, join = (part() for part in parts)
-        return sharpness_aware(
-            geometry, start=first, when=policy, combine=join, updates_at=updates_at
-        )
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        slots = (STARTS, PERTURBS, WHENS, COMBINES)
+        self.parts = [options[rng.integers(len(options))] for options in slots]
+        self.at_point = bool(seed % 2)
+        shapes = [LEAVES[i] for i in rng.integers(len(LEAVES), size=rng.integers(1, 5))]
+        leaves = {f"leaf{i}": rng.normal(size=shape) for i, shape in enumerate(shapes)}
+        self.params = {**leaves, "nested": [{}, (None, rng.normal(size=3))]}
+        self.centres = [
+            jax.tree.map(lambda w: rng.normal(size=w.shape), self.params) for _ in range(STEPS)
+        ]
+        self.dtypes = jax.tree.map(lambda w: DTYPES[rng.integers(len(DTYPES))], self.params)
 
-    def gradient(w, centre):
-        return jax.tree.map(lambda x, c: jnp.sin(x) + 0.5 * (x - c) ** 3, w, centre)
+    def link(self):
+        first, geometry, policy, join = (part() for part in self.parts)
+        slots = {} if geometry is None else {"when": policy, "combine": join}
+        updates_at = "gradient_point" if self.at_point else "params"
+        return sharpness_aware(geometry, start=first, updates_at=updates_at, **slots)
 
-    return link, params, centres, gradient, updates_at == "gradient_point"
+    def step(self, tx, counter=lambda f: f):
+        """The step, with a gradient that is not that of a quadratic."""
 
+        def step(carry, centre):
+            params, state = carry
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_random_composition_is_finite_counted_and_the_same_in_every_mode(seed):
-    link, initial, centres, gradient, at_point = draw(seed)
-    offset = bool(link().init(initial).start)
-    trajectories = []
-    for mode in ("eager", "jit", "host"):
-        tx, counter = optax.chain(link(), optax.sgd(0.1)), Counter()
-        evaluate = jax.jit(gradient) if mode == "host" else gradient
+            def gradient(w):
+                return jax.tree.map(
+                    lambda x, c: jnp.sin(x) + 0.5 * (x - c.astype(x.dtype)) ** 3, w, centre
+                )
 
-        def step(params, state, centre, tx=tx, counter=counter, evaluate=evaluate):
-            grad_fn = counter(lambda w: evaluate(w, centre))
-            point = gradient_point(state, params) if at_point else params
+            grad_fn = counter(gradient)
+            point = gradient_point(state, params) if self.at_point else params
             updates, state = tx.update(grad_fn(point), state, params, grad_fn=grad_fn)
             return optax.apply_updates(params, updates), state
 
-        step = jax.jit(step) if mode == "jit" else step
-        params = jax.tree.map(jnp.asarray, initial)
-        state, points = tx.init(params), []
+        return step
+
+    def gradients(self, ascents):
+        """The gradients of all steps, the caller's first included."""
+        first = self.parts[0]()
+        samples = first.samples if first else 1
+        firsts = samples if self.at_point or first is None else samples + 1
+        products = POWER_ITERATIONS * ((STEPS - 1) // 2)
+        eigen = PERTURBS.index(self.parts[1]) == 6
+        return STEPS * firsts + ascents + (products if eigen else 0)
+
+
+def ravel(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def run(draw, mode):
+    """(parameters after each step, the last state, gradients taken)."""
+    tx, counter = optax.chain(draw.link(), optax.sgd(0.1)), Counter()
+    step = draw.step(tx, counter)
+    params = jax.tree.map(jnp.asarray, draw.params)
+    carry = params, tx.init(params)
+    centres = [jax.tree.map(jnp.asarray, centre) for centre in draw.centres]
+    if mode == "scan":
+
+        def body(carry, centre):
+            carry = step(carry, centre)
+            return carry, carry[0]
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *centres)
+        carry, points = jax.jit(lambda c: jax.lax.scan(body, c, stacked))(carry)
+        points = [jax.tree.map(lambda leaf, t=t: leaf[t], points) for t in range(STEPS)]
+    else:
+        step, points = jax.jit(step) if mode == "jit" else step, []
         for centre in centres:
-            params, state = step(params, state, jax.tree.map(jnp.asarray, centre))
-            points.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)]))
-        jax.effects_barrier()
-        # The caller's gradient, a further one where it is not the first, and the second ones.
-        firsts = STEPS * (2 if offset and not at_point else 1)
-        assert counter.calls == firsts + int(optax.tree.get(state, "ascents")), mode
+            carry = step(carry, centre)
+            points.append(carry[0])
+    jax.effects_barrier()
+    return [ravel(point) for point in points], carry[1], counter.calls
+
+
+def assert_a_good_citizen(seed, path):
+    draw = Draw(seed)
+    trajectories = []
+    for mode in ("eager", "jit", "scan"):
+        points, state, calls = run(draw, mode)
+        assert calls == draw.gradients(int(optax.tree.get(state, "ascents"))), mode
         trajectories.append(points)
     assert np.isfinite(trajectories).all()
     for other in trajectories[1:]:
         np.testing.assert_allclose(other, trajectories[0], rtol=1e-8, atol=1e-10)
+    assert_types_are_kept(draw)
+    assert_the_state_survives(state, path)
+
+
+def assert_types_are_kept(draw):
+    """Of parameters and state, on leaves of every dtype side by side."""
+    tx = optax.chain(draw.link(), optax.sgd(0.1))
+    params = jax.tree.map(jnp.asarray, draw.params, draw.dtypes)
+    before = params, tx.init(params)
+    after = jax.eval_shape(draw.step(tx), before, draw.centres[0])
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, jax.eval_shape(lambda: before))
+
+
+def assert_the_state_survives(state, path):
+    """Two checkpoints: Flax's bytes and Orbax's files."""
+    blank = jax.tree.map(jnp.zeros_like, state)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path / "state", state)
+        checkpointer.wait_until_finished()
+        by_orbax = checkpointer.restore(path / "state", blank)
+    by_flax = serialization.from_bytes(blank, serialization.to_bytes(state))
+    for restored in (by_orbax, by_flax):
+        chex.assert_trees_all_equal_structs(restored, state)
+        chex.assert_trees_all_equal_dtypes(restored, state)
+        chex.assert_trees_all_equal(restored, state)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_random_composition_is_a_good_citizen(seed, tmp_path):
+    """Finite, counted, the same eagerly, jitted and scanned; it keeps types, and is restored."""
+    assert_a_good_citizen(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50, 500))
+def test_450_more_random_compositions_are_good_citizens(seed, tmp_path):
+    assert_a_good_citizen(seed, tmp_path)
