@@ -107,12 +107,16 @@ class Trainer:
         self.on_host = on_host
         build = functools.partial(optimizer, recipe, method, settings, total_steps=total_steps)
         self.optimizer = build()
+        # A method that selects examples asks for their losses, by name again.
+        asked = inspect.signature(self.optimizer.method.update).parameters
+        self._selects_examples = "example_loss_fn" in asked
         # A method keeps its random key in its state, so that one compiled step serves all seeds.
         self._init_method = lambda params, seed: build(seed=seed).method.init(params)
         self.jit_step = jax.jit(self._step, donate_argnums=0)
         self._jit_scan = jax.jit(self._scan, donate_argnums=0)
         self._jit_first = jax.jit(self._first)
         self._jit_second = jax.jit(self._second)
+        self._jit_losses = jax.jit(self._losses)
         self._jit_apply = jax.jit(self._apply, donate_argnums=1)
         self._jit_evaluate = jax.jit(self._evaluate)
 
@@ -166,13 +170,21 @@ class Trainer:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.sum(), (logits.argmax(-1) == labels).sum()
 
-    def _loss(self, params, model_state, images, labels):
+    def _forward(self, params, model_state, images, labels):
         variables = {"params": params, **model_state}
         logits, model_state = self.model.apply(
             variables, images, train=True, mutable=list(model_state)
         )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (model_state, (logits.argmax(-1) == labels).mean())
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses, (model_state, (logits.argmax(-1) == labels).mean())
+
+    def _loss(self, params, model_state, images, labels):
+        losses, aux = self._forward(params, model_state, images, labels)
+        return losses.mean(), aux
+
+    def _losses(self, model_state, images, labels, params):
+        """The loss of each example."""
+        return self._forward(params, model_state, images, labels)[0]
 
     def _first(self, state, images, labels):
         """Loss, accuracy, batch statistics and gradient, all of the first pass."""
@@ -183,8 +195,10 @@ class Trainer:
         )
         return grads, model_state, (loss, accuracy)
 
-    def _second(self, model_state, images, labels, params):
-        """The gradient alone; its batch statistics are dropped."""
+    def _second(self, model_state, images, labels, params, kept=None):
+        """The gradient alone, on the examples kept; its batch statistics are dropped."""
+        if kept is not None:
+            images, labels = images[kept], labels[kept]
         return jax.grad(self._loss, has_aux=True)(params, model_state, images, labels)[0]
 
     def _apply(self, updates, state):
@@ -197,25 +211,28 @@ class Trainer:
         order = jax.random.permutation(key, examples)
         return order[: steps * self.batch_size].reshape(steps, self.batch_size)
 
-    def _update(self, state, images, labels, first, second):
+    def _update(self, state, images, labels, first, second, losses):
         """The method's link: the first gradient, and the second where the method takes it."""
         grads, model_state, metrics = first(state, images, labels)
+        fixed = state.model_state, images, labels
+        extra = {"grad_fn": functools.partial(second, *fixed)}
+        if self._selects_examples:
+            extra["example_loss_fn"] = functools.partial(losses, *fixed)
         updates, method_state = self.optimizer.method.update(
-            grads,
-            state.method_state,
-            state.params,
-            grad_fn=functools.partial(second, state.model_state, images, labels),
+            grads, state.method_state, state.params, **extra
         )
         return updates, state._replace(model_state=model_state, method_state=method_state), metrics
 
     def _step(self, state, images, labels):
-        updates, state, metrics = self._update(state, images, labels, self._first, self._second)
+        updates, state, metrics = self._update(
+            state, images, labels, self._first, self._second, self._losses
+        )
         return self._apply(updates, state), metrics
 
     def host_step(self, state: TrainState, images: jax.Array, labels: jax.Array):
         """One step around the method's Python branch; state is donated."""
         updates, state, metrics = self._update(
-            state, images, labels, self._jit_first, self._jit_second
+            state, images, labels, self._jit_first, self._jit_second, self._jit_losses
         )
         return self._jit_apply(updates, state), metrics
 

@@ -80,6 +80,14 @@ def test_looksam_adds_the_stored_direction_at_the_size_of_the_new_gradient():
     assert int(state.ascents) == 2
 
 
+def test_ae_looksam_reuses_what_its_last_second_gradient_left():
+    # s = 25 fires at c = 0; then ‖g‖² = 1 < μ = 0.9 · 2.5 + 0.1: g + ½ · 1 · (−0.8 | 0.6).
+    link = sam_optax.ae_looksam(5.0, alpha=0.5, total_steps=9, lambda_1=0.0, lambda_2=0.0)
+    actual, state = directions(link, G, pair(0.6, 0.8))
+    assert_pairs(actual, (6, 12), (0.6 - 0.4, 0.8 + 0.3))
+    assert int(state.ascents) == 1
+
+
 def test_reuse_hands_on_the_gradient_before_any_second_one():
     link = sam_optax.sharpness_aware(
         perturb.ball(5.0), when=when.adaptive(jnp.inf), combine=combine.reuse(0.5)

@@ -107,7 +107,9 @@ def test_a_set_that_is_not_prepared_names_the_command(tmp_path):
 # Training
 
 
-@pytest.mark.parametrize("method", ["sgd", "sam", "ae_looksam", "r_sam", "wsam"])
+@pytest.mark.parametrize(
+    "method", ["sgd", "sam", "ae_looksam", "r_sam", "wsam", "esam", "eigen_sam", "msam"]
+)
 def test_the_two_ways_to_decide_train_alike(method, data_dir):
     """An epoch decided on the host ends where the compiled one ends."""
     loaded = tiny(data.load("digits", data_dir=data_dir))
@@ -424,4 +426,4 @@ def test_the_methods_of_the_commands_are_those_of_the_library():
     assert "sgd" in cli.METHODS
     assert {"sam", "wsam", "r_gsam"} < set(cli.METHODS) - {"sharpness_aware", "average"}
     assert all(callable(getattr(sam_optax, m)) for m in cli.METHODS if m != "sgd")
-    assert len(cli.METHODS) == 13
+    assert len(cli.METHODS) == 24
