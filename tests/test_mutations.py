@@ -49,9 +49,9 @@ MUTATIONS = {
         "combine.py", " * _tree.norm(first) * ", " * ", "closed_forms", "looksam"
     ),
     "a norm per leaf": Mutation(
-        "perturb.py",
-        "lambda g: scale * g, first), state",
-        "lambda g: value_at(rho, step) * _tree.unit_scale(g) * g, first), state",
+        "_tree.py",
+        "return combine(lambda x: scale * x, a)",
+        "return combine(lambda x: length * unit_scale(x) * x, a)",
         "closed_forms",
         "unit_first_gradient",
     ),
@@ -94,22 +94,22 @@ MUTATIONS = {
     ),
     "the first gradient is not at the noisy point": Mutation(
         "_engine.py",
-        "first = gradient(_offset_params(state, params)) if replaces",
-        "first = gradient(params) if replaces",
+        "first = updates if taken else gradient(_offset_params(state, params))",
+        "first = updates if taken else gradient(params)",
         "closed_forms",
         "r_sam",
     ),
     "the noise draws the same number again": Mutation(
         "start.py",
-        "draw = optax.safe_increment(state.draw)",
-        "draw = state.draw",
+        "draw=state.draw + samples",
+        "draw=state.draw",
         "closed_forms",
         "draws_anew",
     ),
     "the offset of the draw before": Mutation(
         "start.py",
-        "_random.fold(self.key_data, self.draw)",
-        "_random.fold(self.key_data, jnp.maximum(self.draw - 1, 0))",
+        "self.key_data, self.draw + sample, params)",
+        "self.key_data, jnp.maximum(self.draw + sample - 1, 0), params)",
         "exactness",
         "equal_the_reference and r_sam",
     ),
@@ -200,6 +200,87 @@ MUTATIONS = {
         "closed_forms",
         "le_sam_plus",
     ),
+    "asam does not square": Mutation(
+        "perturb.py",
+        "return _tree.combine(jnp.multiply, axes, _tree.towards(ascent, rho))",
+        "return _tree.towards(ascent, rho)",
+        "closed_forms",
+        "asam",
+    ),
+    "asam takes every leaf for a weight": Mutation(
+        "perturb.py",
+        "(jnp.ndim(w) > 1 and name",
+        "(jnp.ndim(w) >= 0 and name",
+        "closed_forms",
+        "asam",
+    ),
+    "fisher_sam without the root": Mutation(
+        "perturb.py", "jax.lax.rsqrt(1 +", "jnp.reciprocal(1 +", "closed_forms", "fisher"
+    ),
+    "ssam scales the other way": Mutation(
+        "combine.py",
+        "length = _tree.norm(first)",
+        "length = _tree.norm(second) ** 2 / _tree.norm(first)",
+        "closed_forms",
+        "ssam",
+    ),
+    "vasso climbs along the average before": Mutation(
+        "perturb.py",
+        "return m, EmaState(m)",
+        "return state.m, EmaState(m)",
+        "closed_forms",
+        "vasso",
+    ),
+    "friendly_sam averages what is left": Mutation(
+        "perturb.py",
+        "EmaState(_moved(state.m, first, 1 - value_at(decay, step), step))",
+        "EmaState(_moved(state.m, direction, 1 - value_at(decay, step), step))",
+        "closed_forms",
+        "friendly",
+    ),
+    "eigen_sam renormalises": Mutation(
+        "perturb.py",
+        "return _tree.combine(lambda a, r: rho * (a + weight * r), ascent, rejected)",
+        "return _tree.towards(_tree.combine(lambda a, r: a + weight * r, ascent, rejected), rho)",
+        "closed_forms",
+        "eigen",
+    ),
+    "eigen_sam without the sign": Mutation(
+        "perturb.py", "alpha * jnp.sign(_tree.vdot(first, v))", "alpha", "closed_forms", "eigen"
+    ),
+    "eigen_sam estimates at step 0": Mutation(
+        "perturb.py", "due = (step > 0) & ", "due = (step >= 0) & ", "closed_forms", "eigen"
+    ),
+    "esam keeps one example less": Mutation(
+        "_examples.py",
+        "kept = max(1, math.floor(",
+        "kept = max(1, -1 + math.floor(",
+        "closed_forms",
+        "esam",
+    ),
+    "esam keeps the largest losses": Mutation(
+        "_examples.py",
+        "example_loss_fn(point) - clean, kept",
+        "example_loss_fn(point), kept",
+        "closed_forms",
+        "esam",
+    ),
+    "esam does not make up for what it masks": Mutation(
+        "perturb.py", "x / beta, 0)", "x, 0)", "closed_forms", "esam"
+    ),
+    "msam looks back": Mutation(
+        "start.py", "self.velocity, -self.rho", "self.velocity, self.rho", "closed_forms", "msam"
+    ),
+    "s2_sam descends": Mutation(
+        "start.py", "self.previous, self.rho", "self.previous, -self.rho", "closed_forms", "s2_sam"
+    ),
+    "lpf_sgd takes the same draw for each sample": Mutation(
+        "_engine.py",
+        "gradient(_offset_params(state, params, i))",
+        "gradient(_offset_params(state, params))",
+        "closed_forms",
+        "lpf_sgd",
+    ),
     "unit without its guard": Mutation(
         "_tree.py", "jnp.maximum(norm(a), TINY)", "norm(a)", "edge_cases", "moves_nothing"
     ),
@@ -230,7 +311,7 @@ MUTATIONS = {
         "_, state = ascend.plain(grad_fn, first, state, params, extra)",
         "",
         "off_menu",
-        "random_composition",
+        "a_random_composition and 38",
     ),
     "steps are not counted": Mutation(
         "_engine.py",
@@ -247,14 +328,14 @@ MUTATIONS = {
         "ten_steps and host",
     ),
     "every convolution under a conditional": Mutation(
-        "_engine.py",
+        "_decision.py",
         "if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):",
         "if True:",
         "gradient_counts",
         "convolution",
     ),
     "a hidden convolution is not found": Mutation(
-        "_engine.py",
+        "_decision.py",
         "if is_jaxpr(node) and _has_convolution(",
         "if False and _has_convolution(",
         "gradient_counts",
