@@ -14,43 +14,41 @@ import optax
 
 def branch(
     fire: jax.typing.ArrayLike,
-    gradient: Callable[[Any], Any],
     yes: Callable[..., Any],
-    no: Callable[[Any], Any],
-    operand: Any,
+    no: Callable[[], Any],
+    gradient: Callable[[optax.Params], optax.Updates],
     point: optax.Params,
 ) -> Any:
-    """yes(gradient, operand, repeat) where fire is true, else no(operand).
+    """yes(gradient, repeat) where fire is true, else no().
 
     Args:
       fire: a boolean; traced inside jit.
-      gradient: a function of parameters.
       yes: what needs the gradient; repeat(n, function, x) applies a function n times.
       no: what does not; its result has the structure and dtypes of the other.
-      operand: of both.
-      point: parameters like those that gradient will be called with, to look inside it.
+      gradient: a function of parameters.
+      point: parameters to look inside the gradient with.
     """
     if not isinstance(fire, jax.core.Tracer):
-        return yes(gradient, operand, _unroll) if fire else no(operand)
+        return yes(gradient, _unroll) if fire else no()
     gradient = jax.jit(gradient)  # traced once, for the branches and for the look inside
 
-    def conditional(fire, operand):
-        return jax.lax.cond(fire, lambda x: yes(gradient, x, _loop), no, operand)
+    def conditional(fire):
+        return jax.lax.cond(fire, lambda: yes(gradient, _loop), no)
 
-    def select(fire, operand):
-        return optax.tree.where(fire, yes(gradient, operand, _unroll), no(operand))
+    def select(fire):
+        return optax.tree.where(fire, yes(gradient, _unroll), no())
 
     if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):
-        return conditional(fire, operand)
+        return conditional(fire)
     if jax.default_backend() == "cpu":
         warnings.warn(
             "A convolution's gradient inside a conditional runs about 40 times slower on CPU, so "
-            "this update takes it at every step and selects. To skip it for real, "
-            "compile grad_fn and call the optimizer's update outside jit: the decision is then "
-            "taken on the host.",
+            "this update takes at every step what it may not need, and selects. To skip it for "
+            "real, compile grad_fn and call the optimizer's update outside jit: the decision is "
+            "then taken on the host.",
             stacklevel=2,
         )
-    return jax.lax.platform_dependent(fire, operand, cpu=select, default=conditional)
+    return jax.lax.platform_dependent(fire, cpu=select, default=conditional)
 
 
 def _loop(n, function, x):

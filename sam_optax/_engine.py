@@ -191,10 +191,9 @@ def sharpness_aware(
             point, state = ascend(gradient, first, state, params, extra)
             joined = _decision.branch(
                 fire,
+                lambda gradient, _: join(first, gradient(point), state, params, extra),
+                lambda: join(first, None, state, params, extra),
                 gradient,
-                lambda gradient, p, _: join(first, gradient(p), state, params, extra),
-                lambda p: join(first, None, state, params, extra),
-                point,
                 point,
             )
             return finish(fire, joined, state, params, extra)
@@ -209,9 +208,9 @@ def sharpness_aware(
 def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
     """The parameters at which the coming update expects its first gradient.
 
-    They are w + δ0 for a method with a start (r_sam, r_gsam), and w itself for every other
-    optimizer. With `updates_at="gradient_point"` the caller takes its gradient there, and no
-    gradient is wasted::
+    They are w + δ0 for a method with a start (r_sam, r_gsam, lpf_sgd, msam, s2_sam), and w itself
+    for every other optimizer. With `updates_at="gradient_point"` the caller takes its gradient
+    there, and no gradient is wasted::
 
         grads = grad_fn(sam_optax.gradient_point(opt_state, params))
         updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)

@@ -297,18 +297,18 @@ def eigen_ball(
     def update(first, state, params, *, step, grad_fn, **extra):
         del extra
 
-        def estimate(gradient, v, repeat):
-            def product(v):
+        def estimate(gradient, repeat):
+            def iterate(v):
                 _, product = jax.jvp(gradient, (params,), (v,))
                 return _tree.cast_like(_tree.towards(product, 1.0), v)
 
             normal = _random.draw_like(jax.random.normal, state.key_data, step, params)
-            exists = _tree.norm(v) > 0
-            v = _tree.combine(lambda v, z: jnp.where(exists, v, z), v, normal)
-            return repeat(power_iterations, product, _tree.cast_like(v, params))
+            exists = _tree.norm(state.v) > 0
+            v = _tree.combine(lambda v, z: jnp.where(exists, v, z), state.v, normal)
+            return repeat(power_iterations, iterate, _tree.cast_like(v, state.v))
 
         due = (step > 0) & (step % period == 0)
-        v = _decision.branch(due, grad_fn, estimate, lambda v: v, state.v, params)
+        v = _decision.branch(due, estimate, lambda: state.v, grad_fn, params)
         epsilon = _lean(first, v, value_at(rho, step), value_at(alpha, step))
         return epsilon, state._replace(v=v)
 

@@ -223,6 +223,24 @@ def test_a_convolution_is_selected_on_cpu_with_one_warning(wrap):
     assert " conditional(" not in compiled.as_text()
 
 
+def product(params, x):
+    return x.reshape(1, 32) @ params["kernel"].reshape(36, 1)[:32]
+
+
+@on_cpu
+@pytest.mark.parametrize(("apply", "warns"), [(convolution, True), (product, False)])
+def test_the_hessian_products_of_a_convolution_are_unrolled_and_selected_on_cpu(apply, warns):
+    """Those of matrix products are a loop, whose body counts once, under a conditional."""
+    flops = []
+    for power_iterations in (1, 11):
+        link = sam_optax.eigen_sam(period=2, power_iterations=power_iterations)
+        messages, compiled = decide_under_jit(apply, link)
+        assert len(messages) == warns
+        assert (" conditional(" in compiled.as_text()) != warns
+        flops.append(compiled.cost_analysis()["flops"])
+    assert (flops[1] > 2 * flops[0]) == warns
+
+
 @on_cpu
 def test_a_convolution_in_a_branch_of_the_callers_own_is_found():
     messages, _ = decide_under_jit(conditional_on(convolution))
@@ -254,9 +272,7 @@ def test_the_selected_update_is_the_update_of_the_host():
 def test_matrix_products_are_decided_on_the_device_without_a_warning(policy):
     settings = {"period": 3} if policy == "looksam" else {"total_steps": 10}
     link = getattr(sam_optax, policy)(**settings)
-    messages, compiled = decide_under_jit(
-        lambda params, x: x.reshape(1, 32) @ params["kernel"].reshape(36, 1)[:32], link
-    )
+    messages, compiled = decide_under_jit(product, link)
     assert messages == []
     assert " conditional(" in compiled.as_text()
 
