@@ -241,6 +241,46 @@ def test_a_perturb_part_may_call_grad_fn(policy):
     assert np.abs(trajectory(plain, steps=5) - on_device).max() > 1e-4
 
 
+def traces(extra, calls=4):
+    """Whether a part of the link saw tracers, at each time that Python ran it outside jit."""
+    seen = []
+
+    def update(first, state, params, **extra):
+        seen.append(isinstance(first, jax.core.Tracer))
+        return jnp.asarray(True), state
+
+    policy = sam_optax.When(optax.init_empty_state, update)
+    link = sam_optax.sharpness_aware(perturb.ball(0.1), when=policy)
+    w = jnp.ones(2)
+    state = link.init(w)
+    for _ in range(calls):
+        _, state = link.update(w, state, w, grad_fn=lambda p: p, **extra)
+    return seen
+
+
+def test_outside_jit_the_pieces_run_as_they_are_once_and_are_compiled_then():
+    """Unless an extra argument is no array, which a compiled piece could not take."""
+    assert traces({}) == [False, True]
+    assert traces({"value": jnp.ones(3), "n": 1}) == [False, True]
+    assert traces({"name": "a string"}) == [False] * 4
+
+
+def test_a_piece_that_asks_for_the_gradient_is_tried_compiled_once():
+    seen = []
+
+    def update(first, state, params, *, grad_fn, **extra):
+        seen.append(isinstance(first, jax.core.Tracer))
+        return grad_fn(params), state
+
+    geometry = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    link = sam_optax.sharpness_aware(geometry)
+    w = jnp.ones(2)
+    state = link.init(w)
+    for _ in range(4):
+        _, state = link.update(w, state, w, grad_fn=lambda p: p)
+    assert seen == [False, True, False, False, False]
+
+
 # gradient_point.
 
 

@@ -1,0 +1,137 @@
+"""The published signatures, and what the states hold before the first step."""
+
+import inspect
+import operator
+
+import jax.numpy as jnp
+import optax
+import pytest
+from reference import METHODS
+
+import sam_optax
+
+SIGNATURES = {
+    "sam": "(rho=0.05)",
+    "asam": "(rho=0.5, eta=0.01, weights=None)",
+    "fisher_sam": "(rho=0.1, eta=1.0)",
+    "gsam": "(rho=0.05, alpha=0.4)",
+    "ssam": "(rho=0.05)",
+    "looksam": "(rho=0.05, alpha=0.7, period=5)",
+    "ss_sam": "(rho=0.05, probability=0.5, *, key=0)",
+    "esam": "(rho=0.05, beta=0.6, gamma=0.5, *, key=0, mask='coordinate')",
+    "ae_sam": "(rho=0.05, *, total_steps, lambda_1=-1.0, lambda_2=1.0, decay=0.9, "
+    "initial_variance=4.5399929762484854e-05)",
+    "ae_looksam": "(rho=0.05, alpha=0.3, *, total_steps, lambda_1=0.0, lambda_2=2.0, decay=0.9, "
+    "initial_variance=4.5399929762484854e-05)",
+    "samar": "(rho=0.1, gamma=1.4, chi=1.05, lambda_0=1.0, delta=0.01, ratio='clean')",
+    "vasso": "(rho=0.05, theta=0.9)",
+    "friendly_sam": "(rho=0.05, sigma=1.0, decay=0.9)",
+    "eigen_sam": "(rho=0.05, alpha=0.2, period=100, power_iterations=5, *, key=0)",
+    "le_sam": "(budget=0.35, rho_max=None)",
+    "le_sam_plus": "(budget=0.15, alpha=0.5, rho_max=None)",
+    "r_sam": "(rho=0.05, gamma=0.1, lambda_=1.0, *, key=0, noise_scale='std', "
+    "normalize_gradient=False, updates_at='params')",
+    "r_gsam": "(rho=0.05, gamma=0.1, lambda_=1.0, alpha=0.4, *, key=0, noise_scale='std', "
+    "normalize_gradient=False, updates_at='params')",
+    "lpf_sgd": "(gamma=0.001, samples=1, *, key=0, updates_at='params')",
+    "msam": "(rho=0.3, decay=0.9, *, updates_at='params')",
+    "s2_sam": "(rho=0.05, *, updates_at='params')",
+    "coupled_wsam": "(rho=0.05, gamma=0.9)",
+    "wsam": "(base, rho=0.05, gamma=0.9, *, perturb=None)",
+}
+PARTS = {
+    "sharpness_aware": "(perturb=None, *, start=None, when=None, combine=None, "
+    "updates_at='params')",
+    "select_examples": "(link, gamma)",
+    "gradient_point": "(opt_state, params)",
+    "average": "(axis_name)",
+    "start.momentum": "(rho, decay=0.9)",
+    "start.noise": "(gamma, *, key=0, power=1.0, samples=1)",
+    "start.previous": "(rho)",
+    "perturb.adaptive_ball": "(rho, eta=0.01, weights=None)",
+    "perturb.ball": "(rho)",
+    "perturb.eigen_ball": "(rho, alpha=0.2, period=100, power_iterations=5, *, key=0)",
+    "perturb.ema": "(theta)",
+    "perturb.fisher_ball": "(rho, eta=1.0)",
+    "perturb.loss_ball": "(budget, rho_max=None)",
+    "perturb.noisy_ball": "(rho, lambda_=1.0, *, normalize_gradient=False)",
+    "perturb.random_coordinates": "(beta, *, key=0, mask='coordinate')",
+    "perturb.subtract_ema": "(sigma, decay=0.9)",
+    "when.adaptive": "(threshold, *, decay=0.9, initial_variance=4.5399929762484854e-05, "
+    "axis_name=None)",
+    "when.always": "()",
+    "when.bernoulli": "(probability, *, key=0)",
+    "when.every": "(period)",
+    "combine.extrapolate": "(alpha)",
+    "combine.mix": "(gamma=1.4, chi=1.05, lambda_0=1.0, delta=0.01, *, ratio='clean', "
+    "axis_name=None)",
+    "combine.perturbed": "()",
+    "combine.renormalize": "()",
+    "combine.reuse": "(alpha)",
+    "combine.surrogate_gap": "(alpha)",
+    "combine.weigh": "(gamma, base=None)",
+    "schedules.budget_annealing": "(budget, anneal_from, total, final=0.0, warmup=0, *, "
+    "steps_per_epoch=1)",
+    "schedules.linear_threshold": "(lambda_1, lambda_2, total_steps)",
+    "schedules.rho_from_learning_rate": "(learning_rate, *, rho_max, rho_min, lr_max, lr_min)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES | PARTS)
+def test_a_function_has_its_published_signature(name):
+    signature = inspect.signature(operator.attrgetter(name)(sam_optax))
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    assert str(inspect.Signature(plain)) == (SIGNATURES | PARTS)[name]
+
+
+def test_every_method_and_every_part_is_in_the_table():
+    assert set(SIGNATURES) == set(METHODS)
+    for module in (
+        sam_optax.start,
+        sam_optax.perturb,
+        sam_optax.when,
+        sam_optax.combine,
+        sam_optax.schedules,
+    ):
+        public = {
+            f"{module.__name__.removeprefix('sam_optax.')}.{name}"
+            for name, f in inspect.getmembers(module, inspect.isfunction)
+            if f.__module__ == module.__name__ and not name.startswith("_")
+        }
+        assert public <= set(PARTS)
+
+
+INITIAL = {
+    "le_sam": {"rho": 0.0},
+    "samar": {"lambda_k": 1.0, "previous_norm": 0.0},
+    "ae_sam": {"mean": 0.0, "variance": 0.5},
+    "looksam": {"v": 0.0},
+    "vasso": {"m": 0.0},
+    "friendly_sam": {"m": 0.0},
+    "eigen_sam": {"v": 0.0},
+    "r_sam": {"draw": 0, "gamma": 0.3, "power": 1.0},
+    "msam": {"velocity": 0.0, "rho": 0.4},
+    "s2_sam": {"previous": 0.0, "rho": 0.4},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_begins_with_no_steps_and_the_papers_first_values(name):
+    state = METHODS[name].link().init(jnp.ones(3))
+    expected = {"steps": 0, "ascents": 0, **INITIAL.get(name, {})}
+    for field, value in expected.items():
+        assert jnp.allclose(optax.tree.get(state, field), value), field
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "value"),
+    [
+        ("r_sam", {"gamma": lambda t: t + 2.0}, {"gamma": 2.0}),
+        ("msam", {"rho": lambda t: t + 2.0}, {"rho": 2.0}),
+        ("s2_sam", {"rho": lambda t: t + 2.0}, {"rho": 2.0}),
+    ],
+)
+def test_the_first_offset_takes_its_schedule_at_step_0(name, settings, value):
+    ((field, expected),) = value.items()
+    state = getattr(sam_optax, name)(**settings).init(jnp.ones(3))
+    assert optax.tree.get(state, field) == expected
