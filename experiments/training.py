@@ -179,21 +179,21 @@ class Trainer:
         return losses, (model_state, (logits.argmax(-1) == labels).mean())
 
     def _loss(self, params, model_state, images, labels):
-        losses, aux = self._forward(params, model_state, images, labels)
-        return losses.mean(), aux
+        losses, (model_state, accuracy) = self._forward(params, model_state, images, labels)
+        return losses.mean(), (model_state, accuracy, losses)
 
     def _losses(self, model_state, images, labels, params):
         """The loss of each example."""
         return self._forward(params, model_state, images, labels)[0]
 
     def _first(self, state, images, labels):
-        """Loss, accuracy, batch statistics and gradient, all of the first pass."""
+        """Gradient, batch statistics, losses, loss and accuracy, all of the first pass."""
         point = sam_optax.gradient_point(state.method_state, state.params)
         value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
-        (loss, (model_state, accuracy)), grads = value_and_grad(
+        (loss, (model_state, accuracy, losses)), grads = value_and_grad(
             point, state.model_state, images, labels
         )
-        return grads, model_state, (loss, accuracy)
+        return grads, model_state, losses, (loss, accuracy)
 
     def _second(self, model_state, images, labels, params, kept=None):
         """The gradient alone, on the examples kept; its batch statistics are dropped."""
@@ -213,11 +213,12 @@ class Trainer:
 
     def _update(self, state, images, labels, first, second, losses):
         """The method's link: the first gradient, and the second where the method takes it."""
-        grads, model_state, metrics = first(state, images, labels)
+        grads, model_state, example_losses, metrics = first(state, images, labels)
         fixed = state.model_state, images, labels
         extra = {"grad_fn": functools.partial(second, *fixed)}
         if self._selects_examples:
             extra["example_loss_fn"] = functools.partial(losses, *fixed)
+            extra["example_losses"] = example_losses
         updates, method_state = self.optimizer.method.update(
             grads, state.method_state, state.params, **extra
         )

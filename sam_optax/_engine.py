@@ -246,6 +246,10 @@ def average(axis_name: str | tuple[str, ...]) -> optax.GradientTransformation:
 
         optax.chain(sam_optax.sam(0.05), sam_optax.average("batch"), optax.sgd(0.1))
 
+    Under `jax.shard_map` as it comes (check_vma=True), the gradient of a local loss with respect to
+    replicated parameters is already a sum over devices. Take local gradients with
+    `jax.lax.pcast(params, axis_name, to="varying")`, or with check_vma=False.
+
     Args:
       axis_name: the mapped axis or axes of `jax.pmap`, `jax.vmap` or `jax.shard_map`.
 

@@ -4,9 +4,12 @@ import inspect
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sam_optax import _checks
+from sam_optax._engine import SharpnessAwareState
+from sam_optax.perturb import EigenBallState
 
 
 def select_examples(
@@ -15,29 +18,36 @@ def select_examples(
     """The link, with its second gradient on the share γ of the batch that is most sensitive.
 
     With ℓ_i the loss of example i and s_i = ℓ_i(w + ε) − ℓ_i(w), g' is the gradient of the mean
-    loss over the K = max(1, ⌊γB⌋) of the B examples with the largest s_i. That costs one forward
-    pass at w + ε, and one at w where XLA does not find it in the first gradient's, and a gradient
-    on K examples in place of one on B. The update takes two more things::
+    loss over the K = max(1, ⌊γB⌋) of the B examples with the largest s_i. The update takes more::
 
         updates, opt_state = tx.update(
             grads, opt_state, params,
             grad_fn=lambda p, indices: jax.grad(loss)(p, batch[indices]),   # indices: int32[K]
             example_loss_fn=lambda p: losses(p, batch),                     # float[B]
+            example_losses=losses_of_the_first_pass,                        # float[B], optional
         )
+
+    That costs a forward pass at w + ε, and a gradient on K examples in place of one on B. Without
+    `example_losses`, such as aux of the first gradient, it costs another forward pass at w, or what
+    XLA does not find in the first gradient's.
 
     Args:
       link: a sharpness-aware method that takes its first gradient at the parameters, and grad_fn
         for nothing but its second.
-      gamma: the share γ in (0, 1]. 1 is the neutral setting: all examples, in the order of their
-        s_i. It sets a shape, so it is not to be injected.
+      gamma: the share γ in (0, 1]. 1 is the neutral setting: the link itself, for which grad_fn may
+        take the parameters alone and the losses are not needed. It sets a shape, so it is not to be
+        injected.
 
     Returns:
-      A link with the state of the one inside.
+      A link with the state of the one inside. Under `jax.pmap` and `jax.shard_map` each device
+      selects among its own examples.
 
     Raises:
-      ValueError: gamma is outside (0, 1]; at the update, example_loss_fn or grad_fn is missing,
-        or example_loss_fn does not return one loss for each example.
-      TypeError: gamma is no Python number; at the update, grad_fn does not take the indices.
+      ValueError: gamma is outside (0, 1]; at init, the link has no sharpness-aware method inside,
+        or one with a start or with `eigen_ball`; at the update, example_loss_fn or grad_fn is
+        missing, or the losses are not one for each example.
+      TypeError: gamma is no Python number, or link no Optax transformation; at the update, grad_fn
+        does not take the indices.
 
     References:
       Du et al., Efficient Sharpness-aware Minimization (ESAM), 2022: sharpness-sensitive data
@@ -45,8 +55,29 @@ def select_examples(
     """
     _checks.static("gamma", gamma)
     _checks.interval("gamma", gamma, "(0, 1]", schedule=False)
+    if not isinstance(link, optax.GradientTransformation):
+        raise TypeError(
+            f"link must be a sharpness-aware method such as sam_optax.sam(), got {link!r}."
+        )
+    link = optax.with_extra_args_support(link)
 
-    def update(updates, state, params=None, *, grad_fn=None, example_loss_fn=None, **extra):
+    def init(params):
+        state = link.init(params)
+        _check_state(state)
+        return state
+
+    def update(
+        updates,
+        state,
+        params=None,
+        *,
+        grad_fn=None,
+        example_loss_fn=None,
+        example_losses=None,
+        **extra,
+    ):
+        if gamma == 1 and example_loss_fn is None:
+            return link.update(updates, state, params, grad_fn=grad_fn, **extra)
         if grad_fn is None or example_loss_fn is None:
             missing = "grad_fn" if grad_fn is None else "example_loss_fn"
             raise ValueError(
@@ -58,20 +89,60 @@ def select_examples(
         _check_takes_indices(grad_fn)
 
         def second(point):
-            clean = example_loss_fn(params)
-            if clean.ndim != 1:
-                raise ValueError(
-                    "example_loss_fn must return one loss for each example, an array [B], got "
-                    f"shape {list(clean.shape)}: leave out the mean over the batch."
-                )
+            if gamma == 1:
+                losses = _checked(jax.eval_shape(example_loss_fn, params))
+                return grad_fn(point, jnp.arange(losses.shape[0]))
+            clean = example_loss_fn(params) if example_losses is None else example_losses
+            rise = _replicated(_checked(example_loss_fn(point)) - _checked(clean))
             # Rounded first: 0.29 · 100 is 28.999… in floating point.
-            kept = max(1, math.floor(round(gamma * clean.shape[0], 6)))
-            _, indices = jax.lax.top_k(example_loss_fn(point) - clean, kept)
-            return grad_fn(point, indices)
+            kept = max(1, math.floor(round(gamma * rise.shape[0], 6)))
+            return grad_fn(point, jax.lax.top_k(rise, kept)[1])
 
         return link.update(updates, state, params, grad_fn=second, **extra)
 
-    return optax.GradientTransformationExtraArgs(link.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_state(state):
+    """Raises unless the link takes grad_fn for nothing but its second gradient."""
+
+    def has(node_type):
+        def is_node(node):
+            return isinstance(node, node_type)
+
+        return [n for n in jax.tree.leaves(state, is_leaf=is_node) if is_node(n)]
+
+    methods = has(SharpnessAwareState)
+    if not methods:
+        raise ValueError(
+            "selecting examples needs a sharpness-aware method inside the link, such as "
+            "sam_optax.sam()."
+        )
+    if any(hasattr(method.start, "offset") for method in methods) or has(EigenBallState):
+        raise ValueError(
+            "selecting examples needs a method that takes grad_fn for nothing but its second "
+            "gradient, and one with a start (r_sam, msam, ...) or with eigen_ball takes it for "
+            "more: leave select_examples away."
+        )
+
+
+def _checked(losses):
+    """The losses, if they are one for each example."""
+    shape = getattr(losses, "shape", None)
+    if shape is None or len(shape) != 1 or shape[0] == 0:
+        got = type(losses).__name__ if shape is None else f"shape {list(shape)}"
+        raise ValueError(
+            "example_loss_fn and example_losses must be one loss for each example, an array [B], "
+            f"got {got}: leave out the mean over the batch, and any aux."
+        )
+    return losses
+
+
+def _replicated(x):
+    """x on every device of an explicit mesh, since top_k cannot sort what is sharded."""
+    if any(axis is not None for axis in jax.typeof(x).sharding.spec):
+        return jax.sharding.reshard(x, jax.sharding.PartitionSpec(None))
+    return x
 
 
 def _check_takes_indices(grad_fn):
@@ -81,7 +152,8 @@ def _check_takes_indices(grad_fn):
     except TypeError:
         raise TypeError(
             "grad_fn must take the indices of the examples to keep: grad_fn(params, indices) -> "
-            "gradient of the mean loss over them; gamma=1 takes the whole batch."
+            "gradient of the mean loss over them; gamma=1 takes the whole batch, without "
+            "example_loss_fn."
         ) from None
     except ValueError:  # a callable without a signature
         pass

@@ -27,8 +27,17 @@ def check(key: Key) -> None:
         )
 
 
-def key_data(key: Key) -> jax.Array:
-    """A new uint32[2], the threefry key of a key that `check` accepts."""
+def key_data(key: Key, stream: int | None = None) -> jax.Array:
+    """A new uint32[2], the threefry key of a key that `check` accepts.
+
+    Parts that draw arrays have streams of their own, so that two of them with the same key, such as
+    the default, do not share their bits.
+    """
+    data = _key_data(key)
+    return data if stream is None else jax.random.key_data(fold(data, stream))
+
+
+def _key_data(key):
     if isinstance(key, numbers.Integral) or (key.shape == () and not _is_typed(key)):
         key = jax.random.key(key, impl=IMPLEMENTATION)
     if not _is_typed(key):

@@ -5,6 +5,7 @@ It needs Flax, which the package itself does not: `pip install "sam_optax[flax]"
 
 from collections.abc import Callable
 import dataclasses
+import difflib
 import functools
 from typing import Any
 
@@ -44,15 +45,26 @@ class TrainState(train_state.TrainState):
 
         Returns:
           The new state.
+
+        Raises:
+          TypeError: an argument is almost the name of a field, and so probably a slip.
         """
-        fields = {field.name for field in dataclasses.fields(self)}
+        fields = [field.name for field in dataclasses.fields(self)]
         replaced = {name: value for name, value in kwargs.items() if name in fields}
         extra = {name: value for name, value in kwargs.items() if name not in fields}
-        tx = optax.with_extra_args_support(self.tx)
-        forwarding = tx._replace(update=functools.partial(tx.update, **extra))
+        for name in extra:
+            if near := difflib.get_close_matches(name, fields, n=1, cutoff=0.8):
+                raise TypeError(
+                    f"{name!r} is no field of {type(self).__name__}: did you mean {near[0]!r}? "
+                    "Arguments for the optimizer must not look so much like a field."
+                )
+        update = self.tx.update
+        if isinstance(self.tx, optax.GradientTransformation):  # and not such as optax.MultiSteps
+            update = optax.with_extra_args_support(self.tx).update
+        tx = optax.GradientTransformation(self.tx.init, functools.partial(update, **extra))
         # Flax's own method, so that what it does besides (float8 parameters) stays as it is.
-        forwarded = super(TrainState, self.replace(tx=forwarding))
-        return forwarded.apply_gradients(grads=grads, **replaced).replace(tx=self.tx)
+        forwarding = super(TrainState, self.replace(tx=tx))
+        return forwarding.apply_gradients(grads=grads, **replaced).replace(tx=self.tx)
 
     def gradient_point(self) -> optax.Params:
         """Where the first gradient is taken; see `sam_optax.gradient_point`.
@@ -63,6 +75,38 @@ class TrainState(train_state.TrainState):
         return gradient_point(self.opt_state, self.params)
 
 
+def nnx_pure_fn(
+    function: Callable[..., Any],
+    model: nnx.Module,
+    *args: Any,
+    wrt: nnx.filterlib.Filter = nnx.Param,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """A function of an NNX model as a function of its parameters alone.
+
+    All else that the model holds (batch statistics, random counts) is fixed as it is now, and what
+    the function changes of it is dropped.
+
+    Args:
+      function: `function(model, *args, **kwargs)`.
+      model: the model; it is read, and never changed.
+      *args: the batch and whatever function takes besides.
+      wrt: the variables that are trained, the filter of the `nnx.Optimizer`.
+      **kwargs: keyword arguments of function.
+
+    Returns:
+      `pure_fn(params, *more)`, for an `nnx.State` of pure arrays such as `nnx.Optimizer` passes to
+      Optax; `more` follows args.
+    """
+    graphdef, _, rest = nnx.split(model, wrt, ...)
+    rest = nnx.as_pure(rest)
+
+    def pure_fn(params, *more):
+        return function(nnx.merge(graphdef, params, rest), *args, *more, **kwargs)
+
+    return pure_fn
+
+
 def nnx_grad_fn(
     loss_fn: Callable[..., Any],
     model: nnx.Module,
@@ -70,7 +114,7 @@ def nnx_grad_fn(
     wrt: nnx.filterlib.Filter = nnx.Param,
     has_aux: bool = False,
     **kwargs: Any,
-) -> Callable[[Any], Any]:
+) -> Callable[..., Any]:
     """The gradient of an NNX model's loss as a function of its parameters alone.
 
     All else that the model holds is fixed as it is now: make it BEFORE the first gradient, which
@@ -90,14 +134,14 @@ def nnx_grad_fn(
       **kwargs: keyword arguments of loss_fn.
 
     Returns:
-      `grad_fn(params)` for an `nnx.State` of pure arrays, such as `nnx.Optimizer` passes to Optax;
-      the gradient has the same structure.
+      `grad_fn(params, *more)` for an `nnx.State` of pure arrays, such as `nnx.Optimizer` passes to
+      Optax; the gradient has the same structure. `more`, such as the indices of `esam`, follows
+      args.
     """
-    graphdef, _, rest = nnx.split(model, wrt, ...)
-    rest = nnx.as_pure(rest)
+    pure_fn = nnx_pure_fn(loss_fn, model, *args, wrt=wrt, **kwargs)
 
-    def loss(params):
-        result = loss_fn(nnx.merge(graphdef, params, rest), *args, **kwargs)
+    def loss(params, *more):
+        result = pure_fn(params, *more)
         return result[0] if has_aux else result
 
     return jax.grad(loss)

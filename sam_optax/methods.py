@@ -94,8 +94,9 @@ def asam(
       A link of an Optax chain.
 
     Raises:
-      ValueError: rho or eta is negative.
-      TypeError: one of them is neither a number nor a schedule.
+      ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters.
+      TypeError: rho or eta is neither a number nor a schedule; at the update, weights returns no
+        boolean.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -313,9 +314,10 @@ def esam(
       \frac{m \, g}{\|g\|}, \qquad d = \nabla \, \frac{1}{K} \sum_{i \in S} \ell_i(w + \epsilon)
 
     S holds the K = max(1, ⌊γB⌋) examples with the largest ℓ_i(w + ε) − ℓ_i(w). One gradient, one
-    forward pass and γ gradients a step, and a forward pass at w where XLA does not find it in the
-    first gradient's. Where γ < 1, grad_fn takes the indices of the examples to keep, and the update
-    needs the loss of each example; see `sam_optax.select_examples`.
+    forward pass and γ gradients a step, where the update is given the losses at w as
+    `example_losses`; otherwise another forward pass. Where γ < 1, grad_fn takes the indices of the
+    examples to keep, and the update needs the loss of each example; see
+    `sam_optax.select_examples`.
 
     Args:
       rho: the radius ρ ≥ 0. 0 perturbs nothing.
@@ -344,7 +346,8 @@ def esam(
       >>> updates, state = tx.update(
       ...     grad(w, batch), tx.init(w), w,
       ...     grad_fn=lambda w, indices: grad(w, batch[indices]),
-      ...     example_loss_fn=lambda w: losses(w, batch))
+      ...     example_loss_fn=lambda w: losses(w, batch),
+      ...     example_losses=losses(w, batch))  # better: the aux of the first gradient
 
     References:
       Du et al., `Efficient Sharpness-aware Minimization for Improved Training of Neural Networks
@@ -356,8 +359,7 @@ def esam(
         perturb = optax.chain(ball(rho), masked)
     else:
         perturb = optax.chain(masked, ball(rho), optax.scale(1 / beta))
-    link = sharpness_aware(perturb)
-    return link if gamma == 1 else select_examples(link, gamma)
+    return select_examples(sharpness_aware(perturb), gamma)
 
 
 def ae_sam(

@@ -66,7 +66,8 @@ def adaptive_ball(
 
     Raises:
       ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters.
-      TypeError: rho or eta is neither a number nor a schedule.
+      TypeError: rho or eta is neither a number nor a schedule; at the update, weights returns no
+        boolean.
 
     References:
       Kwon et al., ASAM, 2021. The authors' code takes each tensor whose name has "weight" in it.
@@ -92,8 +93,25 @@ def _weight_mask(weights, params):
     if weights is None:
         return jax.tree_util.tree_map_with_path(_is_weight, params)
     if callable(weights):
-        return jax.tree_util.tree_map_with_path(lambda path, w: bool(weights(path)), params)
-    return jax.tree.broadcast(weights, params)
+        return jax.tree_util.tree_map_with_path(lambda path, w: _chosen(weights, path), params)
+    try:
+        return jax.tree.broadcast(weights, params)
+    except ValueError as error:
+        raise ValueError(
+            "weights must be a tree of booleans that is a prefix of the parameters, got "
+            f"{weights!r}: {error}"
+        ) from error
+
+
+def _chosen(weights, path):
+    """What the function says of one leaf."""
+    chosen = weights(path)
+    if not isinstance(chosen, bool):
+        raise TypeError(
+            "weights must return True or False for the key path of one leaf, got "
+            f"{chosen!r} for {jax.tree_util.keystr(path)}: pass a tree of booleans for a mask."
+        )
+    return chosen
 
 
 def _is_weight(path, w):
@@ -292,7 +310,7 @@ def eigen_ball(
     _random.check(key)
 
     def init(params):
-        return EigenBallState(_random.key_data(key), optax.tree.zeros_like(params))
+        return EigenBallState(_random.key_data(key, stream=1), optax.tree.zeros_like(params))
 
     def update(first, state, params, *, step, grad_fn, **extra):
         del extra
@@ -427,8 +445,8 @@ def random_coordinates(
 
     Args:
       beta: the probability β in (0, 1] with which a coordinate is kept. 1 is the identity.
-      key: an int or a `jax.random.key`; step t draws with `jax.random.fold_in(key, t)`, split over
-        the leaves by `optax.tree.random_like`.
+      key: an int or a `jax.random.key`; step t draws with `jax.random.fold_in(fold_in(key, 2), t)`,
+        split over the leaves by `optax.tree.random_like`.
       mask: "coordinate", a draw for each coordinate, or "tensor", one for each leaf.
 
     Returns:
@@ -455,5 +473,5 @@ def random_coordinates(
         return _tree.combine(lambda x, u: jnp.where(u < beta, x / beta, 0), x, uniform), state
 
     return optax.GradientTransformationExtraArgs(
-        lambda params: RandomCoordinatesState(_random.key_data(key)), update
+        lambda params: RandomCoordinatesState(_random.key_data(key, stream=2)), update
     )

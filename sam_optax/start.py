@@ -97,7 +97,7 @@ class MomentumState(NamedTuple):
     """State of `momentum`.
 
     Attributes:
-      velocity: v, the momentum of the directions; shaped and typed like the parameters.
+      velocity: v, the momentum of the directions; shaped like the parameters, in float32 at least.
       rho: ρ of the coming step; float32, or float64 for float64 parameters.
     """
 
@@ -121,7 +121,8 @@ def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
       decay: of the momentum, in [0, 1): that of the optimizer behind the link.
 
     Returns:
-      A `Start` with state `MomentumState`, one copy of the parameters.
+      A `Start` with state `MomentumState`, one copy of the parameters in float32 at least, where
+      a sum of small gradients neither overflows nor stalls.
 
     Raises:
       ValueError: rho is negative, or decay outside [0, 1).
@@ -135,15 +136,14 @@ def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
 
     def init(params):
         rho_0 = _tree.scalar(value_at(rho, 0), params)
-        return MomentumState(optax.tree.zeros_like(params), rho_0)
+        return MomentumState(_tree.combine(jnp.zeros_like, params), rho_0)
 
     def update(direction, state, params, *, step, **extra):
         del extra
         velocity = _tree.combine(lambda v, d: decay * v + d, state.velocity, direction)
+        velocity = _tree.cast_like(velocity, state.velocity)
         following = value_at(rho, optax.safe_increment(step))
-        return MomentumState(
-            _tree.cast_like(velocity, state.velocity), _tree.scalar(following, params)
-        )
+        return MomentumState(velocity, _tree.scalar(following, params))
 
     return Start(init, update)
 

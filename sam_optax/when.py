@@ -89,7 +89,8 @@ def bernoulli(probability: Schedulable, *, key: _random.Key = 0) -> When:
     def update(first, state, params, *, step, **extra):
         del first, params, extra
         coin = _random.fold(state.key_data, step)
-        return jax.random.bernoulli(coin, value_at(probability, step)), state
+        # Of one dtype, so that the coins do not depend on that of the probability.
+        return jax.random.uniform(coin, (), jnp.float32) < value_at(probability, step), state
 
     return When(lambda params: BernoulliState(_random.key_data(key)), update)
 

@@ -161,20 +161,21 @@ def ssam(rho):
     return step
 
 
-def stream(key, t):
-    """The key of step t."""
-    return jax.random.fold_in(jax.random.key(key, impl="threefry2x32"), t)
+def stream(key, t, part=None):
+    """The key of step t, in a stream of its own for some parts."""
+    start = jax.random.key(key, impl="threefry2x32")
+    return jax.random.fold_in(start if part is None else jax.random.fold_in(start, part), t)
 
 
-def draw(sampler, key, t, tree):
+def draw(sampler, key, t, tree, part=None):
     """Random numbers shaped like a tree of NumPy arrays."""
-    return optax.tree.random_like(stream(key, t), jax.tree.map(jnp.asarray, tree), sampler)
+    return optax.tree.random_like(stream(key, t, part), jax.tree.map(jnp.asarray, tree), sampler)
 
 
 def ss_sam(rho, probability, key):
     def step(w, gradient, t, state):
         g = gradient(w)
-        if jax.random.bernoulli(stream(key, t), at(probability, t)):
+        if jax.random.uniform(stream(key, t), (), jnp.float32) < at(probability, t):
             return gradient(w + rho * unit(g)), state
         return g, state
 
@@ -185,10 +186,11 @@ def esam(rho, beta, gamma, key, mask="coordinate"):
     def step(w, gradient, t, state):
         g, leaves = gradient(w), unravel(w)
         if mask == "coordinate":
-            kept = ravel(draw(jax.random.uniform, key, t, leaves)) < beta
+            kept = ravel(draw(jax.random.uniform, key, t, leaves, part=2)) < beta
             epsilon = rho / beta * kept * g / norm(g)
         else:
-            uniform = draw(jax.random.uniform, key, t, {name: np.zeros(()) for name in leaves})
+            like = {name: np.zeros(()) for name in leaves}
+            uniform = draw(jax.random.uniform, key, t, like, part=2)
             kept = ravel({n: np.full(leaves[n].shape, uniform[n] < beta) for n in leaves})
             epsilon = rho / beta * unit(kept * g)
         rise = gradient.losses(w + epsilon) - gradient.losses(w)
@@ -225,7 +227,7 @@ def eigen_sam(rho, alpha, period, power_iterations, key):
         v = state.get("v", np.zeros_like(w))
         if t > 0 and t % period == 0:
             if not v.any():
-                v = ravel(draw(jax.random.normal, key, t, unravel(w)))
+                v = ravel(draw(jax.random.normal, key, t, unravel(w), part=1))
             for _ in range(power_iterations):
                 v = unit(gradient.hessian(w, v))
         ascent = unit(g) + alpha * np.sign(np.dot(g, v)) * reject(v, unit(g))
@@ -461,7 +463,7 @@ def whole_batch(link):
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):
         if grad_fn is not None and "example_loss_fn" not in extra:
-            extra["example_loss_fn"] = lambda p: jnp.zeros(4)
+            extra["example_loss_fn"] = lambda p: jnp.arange(4.0) * optax.tree.sum(p)
             return link.update(updates, state, params, grad_fn=lambda p, i: grad_fn(p), **extra)
         return link.update(updates, state, params, grad_fn=grad_fn, **extra)
 

@@ -433,6 +433,53 @@ def test_esam_keeps_so_many_examples(examples, gamma, count):
     assert sorted(kept) == list(range(examples - count, examples))
 
 
+def test_esam_takes_the_clean_losses_from_the_first_pass():
+    """Given other clean losses, it ranks by the rise from those, and does not compute its own."""
+    w, calls, seen = jnp.array([1.0]), [], []
+
+    def losses(w):
+        calls.append(w)
+        return jnp.zeros(3) + w[0]
+
+    def grad_fn(w, indices):
+        seen.extend(np.asarray(indices).tolist())
+        return w
+
+    link = sam_optax.esam(beta=1.0, gamma=0.4)
+    given = {"grad_fn": grad_fn, "example_loss_fn": losses}
+    link.update(w, link.init(w), w, **given, example_losses=jnp.array([0.0, -5.0, 3.0]))
+    assert seen == [1]
+    assert len(calls) == 1
+
+
+def test_esam_on_all_examples_takes_a_grad_fn_of_either_kind():
+    w, seen = jnp.array([1.0]), []
+    link = sam_optax.esam(rho=0.5, beta=1.0, gamma=1)
+    alone, _ = link.update(w, link.init(w), w, grad_fn=lambda p: p)
+
+    def grad_fn(w, indices):
+        seen.extend(np.asarray(indices).tolist())
+        return w
+
+    given = {"grad_fn": grad_fn, "example_loss_fn": lambda w: jnp.ones(5)}
+    indexed, _ = link.update(w, link.init(w), w, **given)
+    assert seen == [0, 1, 2, 3, 4]
+    assert float(alone[0]) == float(indexed[0]) == 1.5
+
+
+def test_parts_with_the_same_key_do_not_share_their_bits():
+    """The offset, the mask and the start of the power iteration are independent."""
+    w = jnp.ones(2000)
+    offset = start.noise(0.1).init(w).offset(w)
+    masks = perturb.random_coordinates(0.5)
+    kept, _ = masks.update(w, masks.init(w), w, step=0)
+    eigen = perturb.eigen_ball(0.1, period=1, power_iterations=1)
+    _, state = eigen.update(w, eigen.init(w), w, step=1, grad_fn=lambda p: p)  # v = unit(draw 1)
+    other = start.noise(0.1).init(w)._replace(draw=jnp.int32(1)).offset(w)
+    assert abs(np.corrcoef(np.sign(offset), kept)[0, 1]) < 0.1
+    assert abs(np.corrcoef(other, state.v)[0, 1]) < 0.1
+
+
 # One gradient.
 
 

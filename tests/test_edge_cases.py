@@ -222,6 +222,15 @@ def test_a_norm_beyond_float32_gives_no_nan(name):
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(direction))
 
 
+def test_the_momentum_of_large_float16_gradients_does_not_overflow():
+    w = jnp.ones(3, jnp.float16)
+    link = sam_optax.msam(0.1)
+    state = link.init(w)
+    for _ in range(20):
+        _, state = link.update(w, state, w, grad_fn=lambda p: 3e4 * jnp.ones_like(p))
+        assert jnp.isfinite(sam_optax.gradient_point(state, w)).all()
+
+
 @pytest.mark.parametrize("outlier", [1e15, jnp.inf, jnp.nan])
 def test_one_overflow_does_not_stay_in_the_moving_averages(outlier):
     """A step whose statistics are not finite leaves them as they were; later steps decide."""

@@ -62,20 +62,51 @@ def test_a_callable_without_a_signature_is_taken_at_its_word():
     assert direction == w
 
 
-@pytest.mark.parametrize("shape", [(), (3, 1)])
-def test_losses_that_are_not_one_for_each_example_are_an_error(shape):
-    message = re.escape(f"one loss for each example, an array [B], got shape {list(shape)}")
+@pytest.mark.parametrize(
+    ("losses", "got"),
+    [
+        (jnp.ones(()), "shape []"),
+        (jnp.ones((3, 1)), "shape [3, 1]"),
+        (jnp.ones(0), "shape [0]"),
+        ((jnp.ones(3), "aux"), "tuple"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["example_loss_fn", "example_losses"])
+def test_losses_that_are_not_one_for_each_example_are_an_error(argument, losses, got):
+    given = {"example_loss_fn": lambda w: jnp.ones(3)}
+    given[argument] = losses if argument == "example_losses" else lambda w: losses
+    message = re.escape(f"one loss for each example, an array [B], got {got}")
     with pytest.raises(ValueError, match=message):
-        update(
-            sam_optax.esam(),
-            grad_fn=lambda w, indices: w,
-            example_loss_fn=lambda w: jnp.ones(shape),
-        )
+        update(sam_optax.esam(), grad_fn=lambda w, indices: w, **given)
+
+
+@pytest.mark.parametrize("link", [5, sam_optax.sam])
+def test_selecting_for_what_is_no_transformation_is_an_error(link):
+    with pytest.raises(TypeError, match="link must be a sharpness-aware method such as"):
+        sam_optax.select_examples(link, 0.5)
+
+
+def test_selecting_for_an_optimizer_without_a_second_gradient_is_an_error():
+    with pytest.raises(ValueError, match="needs a sharpness-aware method inside the link"):
+        sam_optax.select_examples(optax.sgd(0.1), 0.5).init(W)
+
+
+@pytest.mark.parametrize("name", ["r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam", "eigen_sam"])
+def test_selecting_for_a_method_with_more_uses_of_grad_fn_is_an_error(name):
+    with pytest.raises(ValueError, match="grad_fn for nothing but its second gradient"):
+        sam_optax.select_examples(METHODS[name].link(), 0.5).init(W)
 
 
 def test_a_weight_mask_of_another_structure_is_an_error():
-    with pytest.raises(ValueError, match="prefix"):
+    message = r"weights must be a tree of booleans that is a prefix of the parameters, got {'other"
+    with pytest.raises(ValueError, match=message):
         update(sam_optax.asam(weights={"other": True}), grad_fn=identity)
+
+
+def test_a_weight_function_that_returns_no_boolean_is_an_error():
+    message = r"weights must return True or False for the key path of one leaf, got {'w': False}"
+    with pytest.raises(TypeError, match=message):
+        update(sam_optax.asam(weights=lambda params: {"w": False}), grad_fn=identity)
 
 
 @pytest.mark.parametrize("name", NAMES)

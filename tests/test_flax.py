@@ -1,8 +1,10 @@
 """The Flax helpers: what they forward, and that batch statistics and dropout move once per step."""
 
+import re
+
 import equinox as eqx
 from flax import linen as nn
-from flax import nnx
+from flax import nnx, serialization
 from flax.training import train_state
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import optax
 import pytest
 
 import sam_optax
-from sam_optax.flax import TrainState, nnx_grad_fn
+from sam_optax.flax import TrainState, nnx_grad_fn, nnx_pure_fn
 
 X = jax.random.normal(jax.random.key(1), (16, 4))
 Y = jax.random.normal(jax.random.key(2), (16, 2))
@@ -120,6 +122,30 @@ def test_the_train_state_forwards_every_extra_argument_that_is_no_field():
     state = state.apply_gradients(grads={"w": jnp.ones(2)}, grad_fn=len, value=3.0, apply_fn=max)
     assert seen == {"grad_fn": len, "value": 3.0}
     assert state.apply_fn is max
+
+
+def test_a_misspelt_field_is_an_error():
+    state = linen_state(optax.chain(sam_optax.sam(), optax.sgd(0.1)))
+    grads = optax.tree.zeros_like(state.params)
+    message = "'batch_stat' is no field of BatchNormState: did you mean 'batch_stats'?"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        state.apply_gradients(grads=grads, grad_fn=lambda p: p, batch_stat={})
+
+
+def test_the_train_state_takes_multi_steps():
+    """An object that is no Optax transformation by type, as Flax's own train state does."""
+    tx = optax.MultiSteps(optax.chain(sam_optax.sam(), optax.sgd(0.1)), 2)
+    state = TrainState.create(apply_fn=None, params={"w": jnp.ones(2)}, tx=tx)
+    for _ in range(2):
+        state = state.apply_gradients(grads={"w": jnp.ones(2)}, grad_fn=lambda p: p)
+    assert float(state.params["w"][0]) < 1
+
+
+def test_a_train_state_survives_a_checkpoint():
+    state = linen_state(optax.chain(sam_optax.vasso(), optax.sgd(0.1)))
+    stepped = linen_step(state, jax.random.key(0))
+    restored = serialization.from_bytes(state, serialization.to_bytes(stepped))
+    np.testing.assert_array_equal(ravel(restored), ravel(stepped))
 
 
 def test_the_train_state_of_a_plain_optimizer_is_flaxs_own():
@@ -233,6 +259,34 @@ def test_aux_and_keyword_arguments_of_the_loss():
     once = nnx_grad_fn(nnx_loss, model, X, Y)(params)
     twice = nnx_grad_fn(with_aux, model, X, Y, has_aux=True, scale=2.0)(params)
     np.testing.assert_allclose(ravel(twice), 2 * ravel(once), **CLOSE)
+
+
+def test_esam_on_an_nnx_model():
+    """The indices follow the other arguments, and the losses come from a pure function too."""
+
+    def losses(model, x, y, kept=slice(None)):
+        return jnp.mean((model(x[kept]) - y[kept]) ** 2, axis=1)
+
+    def mean_loss(*args):
+        return losses(*args).mean()
+
+    model = Model(nnx.Rngs(0))
+    tx = optax.chain(sam_optax.esam(0.1, gamma=0.25), optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    kept = []
+    gradient = nnx_grad_fn(mean_loss, model, X, Y)
+    example_loss_fn = nnx_pure_fn(losses, model, X, Y)
+
+    def grad_fn(params, indices):
+        kept.append(indices)
+        return gradient(params, indices)
+
+    grads = nnx.grad(mean_loss)(model, X, Y)
+    before = pure(model, nnx.Param)
+    np.testing.assert_allclose(example_loss_fn(before).mean(), mean_loss(Model(nnx.Rngs(0)), X, Y))
+    optimizer.update(model, grads, grad_fn=grad_fn, example_loss_fn=example_loss_fn)
+    assert [indices.shape for indices in kept] == [(4,)]
+    assert np.abs(ravel(pure(model, nnx.Param)) - ravel(before)).max() > 0
 
 
 def test_only_the_variables_that_are_trained_are_arguments():

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,54 @@ def test_esam_costs_a_forward_pass_and_a_part_of_a_gradient_more_than_sgd(sgd_fl
     forward = jax.jit(mlp_losses).lower(params, batch).compile().cost_analysis()["flops"]
     expected = 1 + forward / sgd_flops + 0.5
     assert flops_ratio("esam", sgd_flops) == pytest.approx(expected, rel=0.02)
+
+
+class BatchNormNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=False)(nn.Dense(256)(x))
+        return nn.Dense(10)(nn.relu(x))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_esam_takes_no_clean_pass_where_it_is_given_the_losses_of_the_first(given):
+    """With Flax's batch norm, XLA does not find the losses at w in the first gradient's pass."""
+    net = BatchNormNet()
+    x, y = (jax.ShapeDtypeStruct((4096, n), jnp.float32) for n in (64, 10))
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    params = variables["params"]
+
+    def losses(p, x, y):
+        out, new = net.apply(variables_of(p), x, mutable=["batch_stats"])
+        return jnp.mean((out - y) ** 2, axis=1), new
+
+    def variables_of(p):
+        return {"params": p, "batch_stats": {"BatchNorm_0": {"mean": 0.0, "var": 1.0}}}
+
+    def loss(p, x, y):
+        each, new = losses(p, x, y)
+        return each.mean(), (each, new)
+
+    def cost(tx, select):
+        def step(params, state, x, y):
+            (value, (each, new)), grads = jax.value_and_grad(loss, has_aux=True)(params, x, y)
+            extra = {"example_loss_fn": lambda p: losses(p, x, y)[0]} if select else {}
+            if select and given:
+                extra["example_losses"] = each
+
+            def grad_fn(p, kept=slice(None)):
+                return jax.grad(loss, has_aux=True)(p, x[kept], y[kept])[0]
+
+            updates, state = tx.update(grads, state, params, grad_fn=grad_fn, **extra)
+            return optax.apply_updates(params, updates), state, value, new
+
+        lowered = jax.jit(step).lower(params, jax.eval_shape(tx.init, params), x, y)
+        return lowered.compile().cost_analysis()["flops"]
+
+    once = cost(optax.with_extra_args_support(sgd()), select=False)
+    ratio = cost(optax.chain(sam_optax.esam(gamma=0.5), sgd()), select=True) / once
+    forward = jax.jit(losses).lower(params, x, y).compile().cost_analysis()["flops"] / once
+    assert (abs(ratio - (1 + forward + 0.5)) < 0.03) == given
 
 
 # The decision under jit.

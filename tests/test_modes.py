@@ -423,3 +423,65 @@ def test_donating_the_state_leaves_the_callers_key_alive(key):
     jax.jit(lambda s: jax.tree.map(jnp.array, s), donate_argnums=0)(state)
     assert not key.is_deleted()
     assert int(link.init(params).steps) == 0
+
+
+def test_the_coin_does_not_depend_on_the_dtype_of_its_probability():
+    """As where `inject_hyperparams` casts it to that of the parameters."""
+    tosses = []
+    for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
+        policy = when.bernoulli(jnp.asarray(0.5, dtype), key=7)
+        state = policy.init(jnp.ones(1))
+        tosses.append([bool(policy.update(None, state, None, step=t)[0]) for t in range(30)])
+    assert tosses[0] == tosses[1] == tosses[2]
+
+
+def sharded_updates(tx, gradient, *, varying):
+    """One update under the default `jax.shard_map`: replicated parameters, a batch a device."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    params, state = start(tx)
+
+    def update(params, state, batch):
+        if varying:
+            params = jax.lax.pcast(params, "batch", to="varying")
+        batch = jax.tree.map(lambda x: x[0], batch)
+
+        def grad_fn(p):
+            return gradient(p, batch)
+
+        return tx.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
+
+    spec = jax.sharding.PartitionSpec
+    mapped_update = jax.shard_map(
+        update, mesh=mesh, in_specs=(spec(), spec(), spec("batch")), out_specs=spec()
+    )
+    return ravel(jax.jit(mapped_update)(params, state, shards()))
+
+
+@eight_devices
+def test_shard_map_perturbs_for_each_device_where_the_parameters_vary():
+    """The recipe of the documentation; without it JAX sums the gradients, eight times too much."""
+    link = METHODS["gsam"].link()
+    tx = optax.chain(link, sam_optax.average("batch"))
+    params, state = start(link)
+    singles = [
+        ravel(parallel_step(link)(params, state, jax.tree.map(lambda x, i=i: x[i], shards()))[0])
+        for i in range(8)
+    ]
+    actual = sharded_updates(tx, jax.grad(loss), varying=True)
+    np.testing.assert_allclose(actual, np.mean(singles, axis=0), **CLOSE)
+
+
+@eight_devices
+def test_shard_map_perturbs_for_the_global_batch_where_grad_fn_averages():
+    link = METHODS["gsam"].link()
+    params, state = start(link)
+    whole = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), shards())
+    expected = ravel(parallel_step(link)(params, state, whole)[0])
+
+    def averaged(p, batch):
+        return jax.lax.pmean(
+            jax.grad(loss)(jax.lax.pcast(p, "batch", to="varying"), batch), "batch"
+        )
+
+    actual = sharded_updates(link, averaged, varying=False)
+    np.testing.assert_allclose(actual, expected, **CLOSE)

@@ -108,14 +108,29 @@ def update(tx, params=PARAMS, grads=GRADS):
     return jax.jit(lambda s: tx.update(grads, s, params, grad_fn=lambda p: grads))(state)
 
 
+def three_steps(tx):
+    """(updates, state) after three steps on a gradient that differs from point to point."""
+
+    def grad_fn(params):
+        return jax.tree.map(lambda p: jnp.sin(3 * p) + p**3, params)
+
+    params = [jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), jnp.linspace(0.5, 2.0, 4)]
+    state = jax.jit(tx.init)(params)
+    step = jax.jit(lambda p, s: tx.update(grad_fn(p), s, p, grad_fn=grad_fn))
+    for _ in range(3):
+        updates, state = step(params, state)
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+    return updates, state
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_injected_hyperparameters_give_the_same_update_and_state(name):
     row = METHODS[name]
     factory = optax.inject_hyperparams(row.factory, static_args=row.static_args)
     injected = factory(**row.settings)
     injected = whole_batch(injected) if name == "esam" else injected
-    expected, state = update(row.link())
-    actual, injected_state = update(injected)
+    expected, state = three_steps(row.link())
+    actual, injected_state = three_steps(injected)
     chex.assert_trees_all_close(actual, expected, rtol=1e-5)
     chex.assert_trees_all_close(injected_state.inner_state, state, rtol=1e-5, atol=1e-5)
 
@@ -179,3 +194,28 @@ def test_sharding_types_are_kept_on_an_explicit_mesh(name):
             if leaf.shape == (16, 3):
                 assert jax.typeof(leaf).sharding == jax.typeof(params["a"]).sharding
         assert np.isfinite(params["a"]).all()
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_examples_are_selected_from_a_batch_that_is_sharded_on_an_explicit_mesh():
+    """The indices are those of the whole batch."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    link, w, seen = sam_optax.esam(rho=0.5, beta=1.0, gamma=0.25), jnp.array([1.0]), []
+    slopes = jnp.arange(16.0) * (-1.0) ** jnp.arange(16)
+
+    def grad_fn(w, indices):
+        jax.debug.callback(lambda i: seen.extend(sorted(i.tolist())), indices)
+        return w
+
+    with jax.set_mesh(mesh):
+        slopes = jax.device_put(slopes, jax.sharding.PartitionSpec("x"))
+
+        @jax.jit
+        def step(w, state, slopes):
+            return link.update(
+                w, state, w, grad_fn=grad_fn, example_loss_fn=lambda w: slopes * w[0]
+            )
+
+        jax.block_until_ready(step(w, link.init(w), slopes))
+        jax.effects_barrier()
+    assert seen == [8, 10, 12, 14]
