@@ -30,7 +30,8 @@ class Options(cli.Options):
     seeds: int = 10
     """Seeds 0 to this number less one."""
     equal_gradients: bool = False
-    """Compare at equal numbers of gradients too: sgd gets twice the epochs of sam."""
+    """Compare at equal numbers of gradients too: sgd gets twice the epochs of sam. A second
+    gradient of part of the batch counts as one, and Hessian products do not count."""
     name: str | None = None
     """The comparison's folder inside --out; RECIPE-comparison where left out."""
     overwrite: bool = False
