@@ -532,6 +532,9 @@ METHODS = {
 
 NAMES = list(METHODS)
 
+# One method for each kind of state and of call, where a test of all would take long.
+KINDS = ["gsam", "ae_looksam", "le_sam", "esam", "eigen_sam", "msam", "wsam"]
+
 # The same methods with other settings, schedules, and gradients at the gradient point.
 VARIANTS = {
     "gsam_schedule": Row(

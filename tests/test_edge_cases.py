@@ -89,8 +89,8 @@ def test_no_gradient_of_any_size_gives_nan_under_jit(name, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_gradient_of_any_size_gives_nan_eagerly(name, dtype):
-    assert_finite_and_stable(name, dtype, (1.0, 0.0, 1e4), compiled=False)
+def test_no_gradient_of_any_size_gives_nan_eagerly(name):
+    assert_finite_and_stable(name, jnp.bfloat16, (1.0, 0.0, 1e4), compiled=False)
 
 
 @pytest.mark.parametrize("name", NAMES)

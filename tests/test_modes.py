@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from reference import (
+    KINDS,
     METHODS,
     NAMES,
     STEPS,
@@ -56,7 +57,7 @@ def compiled_gradient():
     return jax.jit(jax.grad(loss))
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_eager_steps_are_the_compiled_ones(name):
     row = TABLE[name]
     tx = row.optimizer()
@@ -122,7 +123,7 @@ def test_injected_hyperparameters_change_nothing_under_jit(name):
     np.testing.assert_allclose(trajectory(tx, **row.call), expected(name), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_injected_hyperparameters_change_nothing_on_the_host(name):
     row = TABLE[name]
     tx = injected(row)

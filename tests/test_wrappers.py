@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from reference import (
+    KINDS,
     METHODS,
     NAMES,
     initial_params,
@@ -46,7 +47,7 @@ WORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_wrappers_that_work_change_nothing(name):
     row = METHODS[name]
     expected = trajectory(row.optimizer(), steps=4, **row.call)
@@ -154,7 +155,7 @@ def microbatched_gradient(params, micro):
 
 
 @pytest.mark.parametrize("accumulate", [scanned_gradient, microbatched_gradient])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "esam"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "esam"])
 def test_accumulated_gradients_are_the_step_of_the_big_batch(name, accumulate):
     micro, whole = batches()
     link = METHODS[name].link()
