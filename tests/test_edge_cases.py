@@ -18,7 +18,12 @@ DTYPES = {
 }
 
 
-@pytest.fixture(params=DTYPES)
+SLOW = ("float16", "float64")  # exactness is of float64, and Optax's suite has all four
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in DTYPES]
+)
 def dtype(request):
     """Each floating-point type, float64 arrays allowed for the last alone."""
     with jax.enable_x64(request.param == "float64"):

@@ -92,7 +92,7 @@ def test_a_donated_step_is_traced_once(name):
     np.testing.assert_allclose(trajectory(tx, donated), expected(name), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_scan_over_steps_is_the_steps(name):
     row = TABLE[name]
     tx = row.optimizer()
