@@ -1,13 +1,19 @@
-"""Eight virtual devices, set up before JAX starts, and float64 where a test asks for it."""
+"""Eight virtual devices and quick compilation, before JAX starts; float64 where a test asks."""
 
 import os
 
-DEVICES = "--xla_force_host_platform_device_count"
+FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    # Small programs that run once: what takes long is to compile them.
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+}
 
 # Many queued collectives on few cores need a larger thread pool.
 os.environ.setdefault("NPROC", "16")
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+for name, value in FLAGS.items():
+    if name not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {name}={value}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
