@@ -177,10 +177,7 @@ def sharpness_aware(
         gradient = functools.partial(_gradient, grad_fn, updates)
         first = updates if taken else gradient(_offset_params(state, params))
         if start.samples > 1:
-            samples = range(1, start.samples)
-            further = [gradient(_offset_params(state, params, i)) for i in samples]
-            mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
-            first = _tree.cast_like(mean, updates)
+            first = _average_samples(first, gradient, start.samples, state, params)
         if perturb is None:
             return conclude(gradient, first, None, state, params, extra)
         if certain:
@@ -304,6 +301,13 @@ def _offset_params(state, params, *sample):
     """The parameters at which the first gradient, or a further sample of it, is taken."""
     offset = _offset(state, params, *sample)
     return params if offset is None else _tree.add(params, offset)
+
+
+def _average_samples(first, gradient, samples, state, params):
+    """The mean of the first gradient over the samples of a start; `first` is number 0."""
+    further = [gradient(_offset_params(state, params, i)) for i in range(1, samples)]
+    mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
+    return _tree.cast_like(mean, first)
 
 
 def _gradient(grad_fn, like, params):

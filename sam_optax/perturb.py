@@ -355,6 +355,10 @@ class EmaState(NamedTuple):
     m: optax.Updates
 
 
+def _init_ema(params):
+    return EmaState(optax.tree.zeros_like(params))
+
+
 def _moved(m, first, share, step):
     """m + share (g − m), and g itself at step 0; in the dtype of m."""
 
@@ -388,9 +392,7 @@ def ema(theta: Schedulable) -> optax.GradientTransformationExtraArgs:
         m = _moved(state.m, first, value_at(theta, step), step)
         return m, EmaState(m)
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: EmaState(optax.tree.zeros_like(params)), update
-    )
+    return optax.GradientTransformationExtraArgs(_init_ema, update)
 
 
 def subtract_ema(
@@ -423,9 +425,7 @@ def subtract_ema(
         direction = _tree.combine(lambda g, m: g - weight * m, first, state.m)
         return direction, EmaState(_moved(state.m, first, 1 - value_at(decay, step), step))
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: EmaState(optax.tree.zeros_like(params)), update
-    )
+    return optax.GradientTransformationExtraArgs(_init_ema, update)
 
 
 class RandomCoordinatesState(NamedTuple):

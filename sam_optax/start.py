@@ -10,6 +10,11 @@ from sam_optax import _checks, _random, _tree
 from sam_optax._contracts import Schedulable, Start, value_at
 
 
+def _following(hyperparameter, step, params):
+    """The hyperparameter at the step after this one, whose offset the state has to fix."""
+    return _tree.scalar(value_at(hyperparameter, optax.safe_increment(step)), params)
+
+
 class NoiseState(NamedTuple):
     """State of `noise`: all that the offset needs beside the parameters.
 
@@ -86,9 +91,8 @@ def noise(
 
     def update(direction, state, params, *, step, **extra):
         del direction, extra
-        following = value_at(gamma, optax.safe_increment(step))
         # The number of the draw may wrap around: it only names a key.
-        return state._replace(draw=state.draw + samples, gamma=_tree.scalar(following, params))
+        return state._replace(draw=state.draw + samples, gamma=_following(gamma, step, params))
 
     return Start(init, update, samples)
 
@@ -142,8 +146,7 @@ def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
         del extra
         velocity = _tree.combine(lambda v, d: decay * v + d, state.velocity, direction)
         velocity = _tree.cast_like(velocity, state.velocity)
-        following = value_at(rho, optax.safe_increment(step))
-        return MomentumState(velocity, _tree.scalar(following, params))
+        return MomentumState(velocity, _following(rho, step, params))
 
     return Start(init, update)
 
@@ -193,9 +196,7 @@ def previous(rho: Schedulable) -> Start:
 
     def update(direction, state, params, *, step, **extra):
         del extra
-        following = value_at(rho, optax.safe_increment(step))
-        return PreviousState(
-            _tree.cast_like(direction, state.previous), _tree.scalar(following, params)
-        )
+        p = _tree.cast_like(direction, state.previous)
+        return PreviousState(p, _following(rho, step, params))
 
     return Start(init, update)

@@ -22,6 +22,10 @@ def no_vectors(params):
     return jax.tree.map(lambda p: jnp.ndim(p) != 1, params)
 
 
+def eigen_ball():
+    return perturb.eigen_ball(0.3, 0.5, period=2, power_iterations=POWER_ITERATIONS)
+
+
 STARTS = (
     lambda: None,
     lambda: start.noise(0.3, key=2),
@@ -36,7 +40,7 @@ PERTURBS = (
     lambda: perturb.fisher_ball(0.3, lambda t: 0.5 * t),
     lambda: perturb.loss_ball(0.2, 0.5),
     lambda: perturb.noisy_ball(0.3, 0.5),
-    lambda: perturb.eigen_ball(0.3, 0.5, period=2, power_iterations=POWER_ITERATIONS),
+    eigen_ball,
     lambda: optax.chain(perturb.ema(0.4), perturb.adaptive_ball(0.3, weights=True)),
     lambda: optax.chain(perturb.subtract_ema(0.7, 0.6), perturb.loss_ball(0.2, 0.5)),
     lambda: optax.chain(perturb.ball(0.3), perturb.random_coordinates(0.5, key=5)),
@@ -113,8 +117,7 @@ class Draw:
         samples = first.samples if first else 1
         firsts = samples if self.at_point or first is None else samples + 1
         products = POWER_ITERATIONS * ((STEPS - 1) // 2)
-        eigen = PERTURBS.index(self.parts[1]) == 6
-        return STEPS * firsts + ascents + (products if eigen else 0)
+        return STEPS * firsts + ascents + (products if self.parts[1] is eigen_ball else 0)
 
 
 def ravel(tree):

@@ -1,12 +1,14 @@
 """The package's promises about itself: names, signatures, docstrings, README, citation."""
 
 import inspect
+import operator
 from pathlib import Path
 import re
 
 import pytest
 from reference import METHODS
 from test_gradient_counts import COUNTS
+from test_signatures import PARTS, public_functions
 import yaml
 
 import sam_optax
@@ -15,29 +17,13 @@ from sam_optax import methods
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 README = (ROOT / "README.md").read_text()
-PARTS = (sam_optax.start, sam_optax.perturb, sam_optax.when, sam_optax.combine, sam_optax.schedules)
-PUBLIC = [
-    *(getattr(sam_optax, name) for name in METHODS),
-    sam_optax.sharpness_aware,
-    sam_optax.gradient_point,
-    sam_optax.average,
-    sam_optax.select_examples,
-    *(
-        f
-        for module in PARTS
-        for name, f in inspect.getmembers(module, inspect.isfunction)
-        if f.__module__ == module.__name__ and not name.startswith("_")
-    ),
-]
+PUBLIC = [getattr(sam_optax, name) for name in METHODS]
+PUBLIC += [operator.attrgetter(name)(sam_optax) for name in PARTS]
 
 
 def test_every_method_is_exported():
     """A function of methods.py is public, and has a row in the table of references."""
-    defined = {
-        name
-        for name, f in inspect.getmembers(methods, inspect.isfunction)
-        if f.__module__ == methods.__name__ and not name.startswith("_")
-    }
+    defined = public_functions(methods)
     assert defined == set(METHODS)
     assert len(defined) == 23
     assert defined <= set(sam_optax.__all__)

@@ -84,21 +84,22 @@ def test_a_function_has_its_published_signature(name):
     assert str(inspect.Signature(plain)) == (SIGNATURES | PARTS)[name]
 
 
+def public_functions(module):
+    """The names of the functions that a module defines and publishes."""
+    functions = inspect.getmembers(module, inspect.isfunction)
+    own = {name for name, f in functions if f.__module__ == module.__name__}
+    return {name for name in own if not name.startswith("_")}
+
+
 def test_every_method_and_every_part_is_in_the_table():
     assert set(SIGNATURES) == set(METHODS)
-    for module in (
-        sam_optax.start,
-        sam_optax.perturb,
-        sam_optax.when,
-        sam_optax.combine,
-        sam_optax.schedules,
-    ):
-        public = {
-            f"{module.__name__.removeprefix('sam_optax.')}.{name}"
-            for name, f in inspect.getmembers(module, inspect.isfunction)
-            if f.__module__ == module.__name__ and not name.startswith("_")
-        }
-        assert public <= set(PARTS)
+    in_modules = {name for name in PARTS if "." in name}
+    modules = ("start", "perturb", "when", "combine", "schedules")
+    assert in_modules == {
+        f"{module}.{name}"
+        for module in modules
+        for name in public_functions(getattr(sam_optax, module))
+    }
 
 
 INITIAL = {
