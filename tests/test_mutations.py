@@ -115,8 +115,8 @@ MUTATIONS = {
     ),
     "the scale of the noise of the step before": Mutation(
         "start.py",
-        "value_at(gamma, optax.safe_increment(step))",
-        "value_at(gamma, step)",
+        "value_at(hyperparameter, optax.safe_increment(step))",
+        "value_at(hyperparameter, step)",
         "exactness",
         "r_sam_schedule",
     ),
@@ -260,8 +260,8 @@ MUTATIONS = {
     ),
     "esam keeps the largest losses": Mutation(
         "_examples.py",
-        "example_loss_fn(point) - clean, kept",
-        "example_loss_fn(point), kept",
+        "_checked(example_loss_fn(point)) - _checked(clean)",
+        "_checked(example_loss_fn(point))",
         "closed_forms",
         "esam",
     ),
