@@ -186,6 +186,11 @@ def test_samar_remembers_the_norm_that_its_ratio_is_of(ratio, norm):
     assert float(state.combine.previous_norm) == pytest.approx(norm)
 
 
+def test_always_fires_whoever_asks():
+    fire, _ = when.always().update(G, (), W)
+    assert fire is True
+
+
 def test_the_adaptive_statistics_move_before_the_test():
     # δ = 0.9, s = 25: μ = 2.5, σ² = 0.9 · 0.5 + 0.1 · 22.5²; then s = 0.25.
     link = sam_optax.ae_sam(5.0, total_steps=10, lambda_1=1, lambda_2=1, initial_variance=0.5)

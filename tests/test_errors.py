@@ -421,14 +421,20 @@ def test_a_threshold_schedule_checks_its_arguments(arguments, error, message):
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: sam_optax.ae_sam(total_steps=3, lambda_1=lambda t: 1.0), "lambda_1"),
-        (lambda: sam_optax.samar(lambda_0=lambda t: 0.5), "lambda_0"),
-        (lambda: sam_optax.when.adaptive(0.0, decay=lambda t: 0.5), "decay"),
+        (functools.partial(sam_optax.ae_sam, total_steps=3), "lambda_1"),
+        (functools.partial(sam_optax.ae_sam, total_steps=3), "initial_variance"),
+        (sam_optax.samar, "lambda_0"),
+        (sam_optax.samar, "delta"),
+        (functools.partial(when.adaptive, 0.0), "decay"),
+        (sam_optax.msam, "decay"),
+        (sam_optax.esam, "beta"),
+        (sam_optax.esam, "gamma"),
+        (functools.partial(start.noise, 0.1), "power"),
     ],
 )
 def test_a_plain_number_cannot_be_a_schedule(make, name):
     with pytest.raises(TypeError, match=f"^{name} must be a number, got"):
-        make()
+        make(**{name: lambda t: 0.5})
 
 
 def test_wsam_needs_a_base():
