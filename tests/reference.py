@@ -579,7 +579,7 @@ VARIANTS = {
     ),
     "lpf_sgd_point": row("lpf_sgd", gamma=lambda t: 0.125 * (t + 1), key=3, **POINT),
     "lpf_sgd_samples": row("lpf_sgd", gamma=0.3, key=3, samples=3),
-    "lpf_sgd_samples_point": row("lpf_sgd", gamma=0.3, key=3, samples=3, **POINT),
+    "lpf_sgd_samples_point": row("lpf_sgd", gamma=0.3, key=3, samples=2, **POINT),
     "msam_point": row("msam", rho=0.3, decay=0.9, **POINT),
     "msam_schedule": row("msam", rho=lambda t: 0.25 * (t + 1), decay=0.7),
     "s2_sam_point": row("s2_sam", rho=0.3, **POINT),

@@ -257,3 +257,16 @@ def test_looksam_takes_the_rounding_of_small_parameters_for_rounding(dtype_name)
     _, state = link.update(w, link.init(w), w, grad_fn=lambda p: p)
     direction, _ = link.update(w, state, w, grad_fn=lambda p: p)
     np.testing.assert_array_equal(direction, w)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_rank_is_promoted_where_jax_is_told_to_refuse(name):
+    """A scalar goes with any leaf, and nothing else is broadcast."""
+    tx = optimizer(METHODS[name])
+    params = {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones(3)}
+    grad_fn = scaled_gradient(jnp.ones([]))
+    with jax.numpy_rank_promotion("raise"):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    assert types(updates) == types(params)

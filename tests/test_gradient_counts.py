@@ -31,7 +31,7 @@ COUNTS = {
     "msam_point": 10,
     "s2_sam_point": 10,
     "lpf_sgd_samples": 40,
-    "lpf_sgd_samples_point": 30,
+    "lpf_sgd_samples_point": 20,
 }
 DECIDES = ("ss_sam", "ae_sam", "ae_looksam")
 ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam")
@@ -145,7 +145,7 @@ MULTIPLES = {
     **dict.fromkeys(("le_sam", "le_sam_plus", "coupled_wsam", "wsam"), 2),
     **dict.fromkeys(("r_sam_point", "r_gsam_point"), 2),
     **dict.fromkeys(("lpf_sgd_point", "msam_point", "s2_sam_point"), 1),
-    "lpf_sgd_samples_point": 3,
+    "lpf_sgd_samples_point": 2,
 }
 
 
