@@ -1,7 +1,10 @@
-"""Image sets from TFDS as arrays in memory, their held-out part and their label noise."""
+"""Image sets from TFDS as bytes in memory: held out, noisy, long-tailed or smaller as asked."""
 
+from collections.abc import Iterator
+import difflib
 import logging
 from pathlib import Path
+import shlex
 from typing import NamedTuple
 
 import numpy as np
@@ -10,33 +13,44 @@ import tensorflow_datasets as tfds
 from experiments import digits  # noqa: F401, registers the set with TFDS
 
 DATA_DIR = Path("~/tensorflow_datasets").expanduser()
+BLOCK = 1024  # records read at once
 
 
 class NotPreparedError(FileNotFoundError):
     """The set is not in the TFDS directory; the message says how to prepare it."""
 
 
+class CorruptedError(ValueError):
+    """The set is in the TFDS directory but cannot be read; the message says where it breaks."""
+
+
 class Split(NamedTuple):
-    """Images float32 [N, H, W, C] and labels int32 [N]."""
+    """Images uint8 [N, H, W, C] and labels int32 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 class Data(NamedTuple):
-    """A set to train on and one to evaluate on.
+    """A set to train on and one or two to evaluate on.
 
     Attributes:
       train: its labels may be noisy.
-      test: the test split, or the held-out part of the training split.
+      test: the test split, always clean.
+      validation: the held-out part of the training split, noise included, or None.
       classes: the number of classes.
-      flipped: the share of training labels that differ from the true ones.
+      flipped: the share of the labels of `train` that differ from the true ones.
+      mean: of the images of `train`, for each channel, in 0 to 255; float32 [C].
+      std: their standard deviation, 1 for a channel that never varies; float32 [C].
     """
 
     train: Split
     test: Split
+    validation: Split | None
     classes: int
     flipped: float
+    mean: np.ndarray
+    std: np.ndarray
 
 
 def load(
@@ -45,57 +59,88 @@ def load(
     data_dir: Path = DATA_DIR,
     seed: int = 0,
     label_noise: float = 0.0,
+    noise: str = "flip",
     validation: float = 0.0,
+    imbalance: float | None = None,
+    train_examples: int | None = None,
 ) -> Data:
-    """Reads a set, flips labels of its training split, and holds out a part where asked to.
+    """Reads a set that fits in memory, and makes its training split noisy, smaller or long-tailed.
 
-    Images are scaled to mean 0 and variance 1 for each channel of the training split. With a
-    held-out part, noise included, the test split is not touched.
+    In this order: noise over the whole training split, the held-out part, the long tail by the
+    true classes, the number of examples. Each draws from a stream of its own, so that an example
+    has the same label, and is held out or not, whatever else is asked for; and what a smaller
+    number of examples or a larger imbalance keeps is part of what the other keeps.
 
     Args:
-      name: a data set of TFDS, prepared as array_record under data_dir; `digits` prepares itself.
+      name: an image classification set of TFDS, `set` or `set/configuration`, prepared as
+        array_record under data_dir; `digits` prepares itself.
       data_dir: the TFDS directory.
-      seed: of the flips and of the held-out part.
-      label_noise: the share of training labels, in [0, 1], that are replaced by one of the other
-        classes, each equally likely.
-      validation: the share of the training split, in [0, 1), to evaluate on in place of the test
-        split; 0 for the test split.
+      seed: of the noise, the held-out part, the long tail and the choice of examples.
+      label_noise: the share of training labels, in [0, 1], that are replaced.
+      noise: `flip`, by one of the other classes, each equally likely (AE-SAM, section 4.3), or
+        `symmetric`, by any class, the true one among them, each equally likely (Arazo et al.
+        2019, which WSAM follows): of C classes a share label_noise · (C − 1)/C is wrong then.
+      validation: the share of the training split, in [0, 1), to hold out.
+      imbalance: the size of the largest class over that of the smallest in a training split made
+        long-tailed, at least 1; None for the split as it is.
+      train_examples: how many training examples to keep; None for all.
 
     Returns:
-      The arrays.
+      The arrays. A set without a test split gives its validation split as `test`.
 
     Raises:
-      ValueError: label_noise or validation is out of range.
-      NotPreparedError: the set is not prepared.
+      ValueError: an argument is out of range, the set is unknown to TFDS, or it is not one of
+        equally large byte images with a label each.
+      NotPreparedError: the set is not prepared, or not as array_record.
+      CorruptedError: a record or a description of the set cannot be read.
       OSError: data_dir cannot be read or written.
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"label noise must lie in [0, 1], got {label_noise}: pass a share.")
+    if noise not in NOISES:
+        raise ValueError(f"noise must be {' or '.join(NOISES)}, got {noise!r}: pass one of them.")
     if not 0 <= validation < 1:
         raise ValueError(f"validation must lie in [0, 1), got {validation}: pass a share.")
-    builder = _builder(name, data_dir)
-    train, test = (_read(builder, split) for split in ("train", "test"))
+    if imbalance is not None and not 1 <= imbalance < np.inf:
+        raise ValueError(
+            f"imbalance must lie in [1, inf), got {imbalance}: pass the size of the largest class "
+            "over that of the smallest."
+        )
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}: pass 0 or more.")
+    builder = _builder(name, Path(data_dir).expanduser())
+    train = _read(builder, "train")
+    test_split = "test" if "test" in builder.info.splits else "validation"
+    test = _read(builder, test_split, train.images.shape[1:])
     classes = builder.info.features["label"].num_classes
-    # Two streams of one seed, so that the held-out part is the same at every noise level.
-    split_rng, noise_rng = (np.random.default_rng([seed, stream]) for stream in range(2))
-    labels = flip(train.labels, label_noise, classes, noise_rng)
-    wrong = labels != train.labels
-    train = train._replace(labels=labels)
+    part_rng, noise_rng, tail_rng, size_rng = (np.random.default_rng([seed, i]) for i in range(4))
+
+    labels = NOISES[noise](train.labels, label_noise, classes, noise_rng)
+    kept, held_out = np.arange(len(labels)), None
     if validation:
-        order = split_rng.permutation(len(labels))
-        held_out = round(validation * len(labels))
-        if held_out in (0, len(labels)):
+        count = round(validation * len(labels))
+        if count in (0, len(labels)):
             raise ValueError(
-                f"validation {validation} holds out {held_out} of {len(labels)} images: pass a "
+                f"validation {validation} holds out {count} of {len(labels)} images: pass a "
                 "share that leaves some on both sides."
             )
-        test = Split(*(a[order[:held_out]] for a in train))
-        train = Split(*(a[order[held_out:]] for a in train))
-        wrong = wrong[order[held_out:]]
-    mean = train.images.mean((0, 1, 2))
-    std = train.images.std((0, 1, 2))
-    train, test = (s._replace(images=(s.images - mean) / std) for s in (train, test))
-    return Data(train, test, classes, float(wrong.mean()))
+        held_out, kept = np.split(part_rng.permutation(len(labels)), [count])
+    if imbalance is not None:
+        kept = kept[long_tail(train.labels[kept], imbalance, classes, tail_rng)]
+    if train_examples is not None:
+        if not 1 <= train_examples <= len(kept):
+            raise ValueError(
+                f"train_examples must lie in [1, {len(kept)}], got {train_examples}: pass at most "
+                "as many as there are to train on."
+            )
+        kept = kept[np.sort(size_rng.permutation(len(kept))[:train_examples])]
+
+    validation_part = None
+    if held_out is not None:
+        validation_part = Split(train.images[held_out], labels[held_out])
+    flipped = float(np.mean(labels[kept] != train.labels[kept]))
+    train = Split(train.images[kept], labels[kept])
+    return Data(train, test, validation_part, classes, flipped, *moments(train.images))
 
 
 def flip(labels: np.ndarray, share: float, classes: int, rng: np.random.Generator) -> np.ndarray:
@@ -106,26 +151,230 @@ def flip(labels: np.ndarray, share: float, classes: int, rng: np.random.Generato
     return labels
 
 
-def _builder(name, data_dir):
+def symmetric(
+    labels: np.ndarray, share: float, classes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Labels [N], of which round(share · N) are replaced by any class, the true one included."""
+    labels = labels.copy()
+    chosen = rng.permutation(len(labels))[: round(share * len(labels))]
+    labels[chosen] = rng.integers(0, classes, len(chosen))
+    return labels
+
+
+NOISES = {"flip": flip, "symmetric": symmetric}
+
+
+def long_tail(
+    labels: np.ndarray, imbalance: float, classes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Which examples to keep for classes of exponentially falling size.
+
+    Class i keeps int(n · imbalance^(−i/(classes − 1))) of its examples, where n is the size of
+    the largest class, or all that it has where those are fewer.
+
+    Args:
+      labels: the true classes [N].
+      imbalance: the size of the first class over that of the last, at least 1.
+      classes: the number of classes.
+      rng: of the choice within a class.
+
+    Returns:
+      Their indices, in ascending order.
+
+    Raises:
+      ValueError: the last class would be empty.
+
+    References:
+      Cao et al. 2019, Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, as
+      in their code; on CIFAR-100 these are the 10,847 images (imbalance 100) and 12,608 (50) of
+      CIFAR-100-LT.
+    """
+    largest = np.bincount(labels, minlength=classes).max()
+    sizes = (largest * (1 / imbalance) ** (np.arange(classes) / max(classes - 1, 1))).astype(int)
+    if not sizes[-1]:
+        raise ValueError(
+            f"imbalance {imbalance} leaves class {classes - 1} without an example: pass less than "
+            f"{largest}, the size of the largest class."
+        )
+    kept = [rng.permutation(np.flatnonzero(labels == i))[:size] for i, size in enumerate(sizes)]
+    return np.sort(np.concatenate(kept))
+
+
+def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, float32 [C], of each channel of uint8 images [N, H, W, C].
+
+    The deviation is 1 where it would be 0, so that one can divide by it.
+    """
+    pixels = images.reshape(len(images), -1)
+    channels = images.shape[-1]
+    # Sums of integers are exact, and einsum makes no copy of the images in the wider type.
+    total = np.einsum("nd->d", pixels, dtype=np.int64).reshape(-1, channels).sum(0)
+    squares = np.einsum("nd,nd->d", pixels, pixels, dtype=np.int64).reshape(-1, channels).sum(0)
+    count = images.size // channels
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
+
+
+def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    """What reads the newest prepared version of a set."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # how images are decoded is of no interest
-    data_dir = Path(data_dir).expanduser()
-    if name == "digits":
-        tfds.disable_progress_bar()
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare(file_format="array_record")
-        return builder
+    folder = _newest(data_dir / name)
+    if folder is None and name == "digits":
+        _prepare_digits(data_dir)
+        folder = _newest(data_dir / name)
+    if folder is None:
+        raise _not_found(name, data_dir)
     try:
-        return tfds.builder_from_directories(sorted((data_dir / name).glob("*"))[-1:])
-    except (ValueError, IndexError) as error:
-        raise NotPreparedError(
-            f"{name} is not prepared under {data_dir}. Prepare it once with: python -m pip install "
-            f"'sam_optax[prepare]' && tfds build {name} --file_format=array_record "
-            f"--data_dir={data_dir}"
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # JSON, protobuf and TFDS each raise their own
+        raise CorruptedError(
+            f"the description of {name} in {folder} cannot be read ({error!r:.200}): delete that "
+            "folder and prepare the set again."
         ) from error
+    formats = [file_format.value for file_format in builder.info.available_file_formats()]
+    if "array_record" not in formats:
+        raise NotPreparedError(
+            f"{name} is prepared as {' and '.join(formats)} in {folder}, not as array_record: "
+            f"delete that folder or choose another directory. {_how(name, data_dir)}"
+        )
+    features = dict(builder.info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and isinstance(label, tfds.features.ClassLabel)
+        and label.num_classes
+    ):
+        raise ValueError(
+            f"{name} has the features {', '.join(sorted(features))}, and not byte images under "
+            "`image` and classes under `label`: pass an image classification set."
+        )
+    return builder
 
 
-def _read(builder, split):
-    source = builder.as_data_source(split=split)
-    examples = source.__getitems__(range(len(source)))
-    images = np.stack([example["image"] for example in examples]).astype(np.float32)
-    return Split(images, np.array([example["label"] for example in examples], np.int32))
+def _prepare_digits(data_dir: Path) -> None:
+    tfds.disable_progress_bar()
+    builder = tfds.builder("digits", data_dir=data_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except OSError:
+        # another process may have prepared it in the meantime: its folder is not replaced
+        if _newest(data_dir / "digits") is None:
+            raise
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest version in a set's folder, None if none was prepared to the end.
+
+    TFDS prepares in a folder `incomplete.…` and writes the two descriptions last.
+    """
+    complete = [
+        path
+        for path in folder.glob("*")
+        if tfds.core.Version.is_valid(path.name)
+        and (path / "dataset_info.json").is_file()
+        and (path / "features.json").is_file()
+    ]
+    return max(complete, key=lambda path: tfds.core.Version(path.name), default=None)
+
+
+def _not_found(name: str, data_dir: Path) -> Exception:
+    """Why no version of a set was found: unknown, a configuration is missing, or not prepared."""
+    known, set_name = tfds.list_builders(with_community_datasets=False), name.split("/")[0]
+    if set_name not in known:
+        near = difflib.get_close_matches(set_name.lower(), known, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see tensorflow.org/datasets."
+        return ValueError(
+            f"unknown data set {name!r}: it is neither in the catalogue of TFDS nor prepared under "
+            f"{data_dir}; {hint}"
+        )
+    folders = sorted((data_dir / name).glob("*"))
+    if configurations := [f"{name}/{path.name}" for path in folders if _newest(path)]:
+        return NotPreparedError(
+            f"{name} is prepared under {data_dir} in {len(configurations)} configurations: pass "
+            f"one of them, such as {', '.join(configurations[:3])}."
+        )
+    what = f"{name} is not prepared under {data_dir}."
+    if unfinished := [path for path in folders if tfds.core.Version.is_valid(path.name)]:
+        what = f"{name} is not prepared to the end in {unfinished[-1]}: delete that folder."
+    return NotPreparedError(f"{what} {_how(name, data_dir)}")
+
+
+def _how(name: str, data_dir: Path) -> str:
+    """How a set gets prepared."""
+    if name == "digits":
+        return "Then load it again: it prepares itself."
+    return (
+        "Prepare it once with: python -m pip install 'sam_optax[prepare]' && "
+        f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(str(data_dir))}"
+    )
+
+
+def _read(
+    builder: tfds.core.DatasetBuilder, split: str, shape: tuple[int, ...] | None = None
+) -> Split:
+    """One split as arrays, of images of the given shape, or else of that of the first one."""
+    name, splits = builder.info.full_name, builder.info.splits
+    if split not in splits or not splits[split].num_examples:
+        raise ValueError(
+            f"{name} has no images in a split {split!r}, but the splits {', '.join(splits)}: pass "
+            "a set with a training split and a test or validation split."
+        )
+    images, labels = None, np.empty(splits[split].num_examples, np.int32)
+    for i, example in enumerate(_examples(builder, split)):
+        image = example["image"]
+        if images is None:
+            shape = shape or image.shape
+            images = np.empty((len(labels), *shape), np.uint8)
+        if image.shape != shape:
+            raise ValueError(
+                f"{name} has images of different sizes, {shape} and {image.shape}: pass a set of "
+                "equally large ones."
+            )
+        images[i], labels[i] = image, example["label"]
+    if labels.min() < 0:
+        raise ValueError(f"{name} has images without a label in {split!r}: pass another set.")
+    return Split(images, labels)
+
+
+def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:
+    """The image and the label of each record, in the order of the files.
+
+    Other features are not decoded: that takes time, and TensorFlow for some.
+    """
+    features = tfds.features.FeaturesDict({k: builder.info.features[k] for k in ("image", "label")})
+    source = builder.as_data_source(
+        split,
+        deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        file_format="array_record",
+    )
+
+    def decoded(indices):
+        return [features.deserialize_example_np(record) for record in source.__getitems__(indices)]
+
+    for start in range(0, len(source), BLOCK):
+        indices = range(start, min(start + BLOCK, len(source)))
+        try:
+            examples = decoded(indices)
+        except Exception:  # the reader, protobuf and the image decoder each raise their own
+            for i in indices:
+                try:
+                    decoded([i])
+                except Exception as error:
+                    raise CorruptedError(_broken(builder, split, i, error)) from error
+            raise
+        yield from examples
+
+
+def _broken(builder: tfds.core.DatasetBuilder, split: str, index: int, error: Exception) -> str:
+    """What to say of a record that cannot be read."""
+    position = index
+    for shard in builder.info.splits[split].file_instructions:
+        if position < shard.take:
+            break
+        position -= shard.take
+    return (
+        f"record {index} of the {split} split of {builder.info.full_name} cannot be read from "
+        f"{shard.filename} ({error!r:.200}): delete its folder and prepare the set again."
+    )

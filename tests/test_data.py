@@ -1,0 +1,454 @@
+"""Image sets: what is read, what is held out, made wrong or left out, and what goes wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from experiments import data, digits
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS directory with digits prepared."""
+    path = tmp_path_factory.mktemp("tfds")
+    data.load("digits", data_dir=path)
+    return path
+
+
+def images_of(count, shape=(4, 6, 3), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def examples_of(images, classes=3):
+    return [
+        {"id": f"{i}", "image": Image.fromarray(image), "label": i % classes}
+        for i, image in enumerate(images)
+    ]
+
+
+def prepare(path, splits=None, *, name="tiny", version="1.0.0", config=None, features=None):
+    """Writes a set of the given examples as TFDS does, and returns its folder."""
+    if splits is None:
+        splits = {"train": examples_of(images_of(30)), "test": examples_of(images_of(6, seed=1))}
+    given, called = features, name
+    described = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+        if given is None
+        else given
+    )
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = called
+        VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=described, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {split: iter(enumerate(examples)) for split, examples in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    tfds.disable_progress_bar()
+    builder = Tiny(data_dir=path, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_path)
+
+
+def rewrite(folder, old, new):
+    """Changes the description of a prepared set."""
+    path = folder / "dataset_info.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+# What is read
+
+
+def test_digits_are_split_by_a_fixed_permutation(data_dir):
+    loaded = data.load("digits", data_dir=data_dir)
+    assert loaded.train.images.shape == (1437, 8, 8, 1)
+    assert loaded.test.images.shape == (360, 8, 8, 1)
+    assert loaded.train.images.dtype == np.uint8
+    assert loaded.train.labels.dtype == np.int32
+    assert loaded.classes == 10
+    assert loaded.flipped == 0
+    assert loaded.validation is None
+    # every class is in both, none rare: a split by position would separate the writers
+    assert np.bincount(loaded.test.labels).min() > 20
+
+
+def test_the_bytes_and_the_labels_come_back_in_order(tmp_path):
+    prepare(tmp_path)
+    loaded = data.load("tiny", data_dir=tmp_path)
+    np.testing.assert_array_equal(loaded.train.images, images_of(30))
+    np.testing.assert_array_equal(loaded.train.labels, np.arange(30) % 3)
+    np.testing.assert_array_equal(loaded.test.images, images_of(6, seed=1))
+    assert loaded.classes == 3
+
+
+def test_more_than_one_block_and_more_than_one_file(tmp_path, monkeypatch):
+    folder = prepare(tmp_path)
+    train = folder / "tiny-train.array_record-00000-of-00001"
+    for shard in range(3):
+        (folder / f"tiny-train.array_record-0000{shard}-of-00003").write_bytes(train.read_bytes())
+    lengths = json.loads((folder / "dataset_info.json").read_text())
+    lengths["splits"][0]["shardLengths"] = ["30"] * 3
+    (folder / "dataset_info.json").write_text(json.dumps(lengths))
+    monkeypatch.setattr(data, "BLOCK", 7)
+    loaded = data.load("tiny", data_dir=tmp_path)
+    np.testing.assert_array_equal(loaded.train.images, np.tile(images_of(30), (3, 1, 1, 1)))
+    np.testing.assert_array_equal(loaded.train.labels, np.tile(np.arange(30) % 3, 3))
+    # of a broken one the record is counted over all files, and the file is the right one
+    (folder / "tiny-train.array_record-00001-of-00003").write_bytes(b"")
+    with pytest.raises(data.CorruptedError, match=r"record 30 of the train .*record-00001-of-0000"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+def test_mean_and_deviation_are_those_of_what_is_trained_on(data_dir):
+    loaded = data.load("digits", data_dir=data_dir, validation=0.3, train_examples=500)
+    pixels = loaded.train.images.astype(np.float64)
+    np.testing.assert_allclose(loaded.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(loaded.std, pixels.std((0, 1, 2)), rtol=1e-6)
+    assert loaded.mean.dtype == loaded.std.dtype == np.float32
+
+
+def test_moments_are_exact_and_of_each_channel():
+    images = images_of(50) // np.array([1, 2, 4], np.uint8)
+    images[..., 2] = 7
+    mean, std = data.moments(images)
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, [*images.std((0, 1, 2))[:2], 1], rtol=1e-6)
+
+
+def test_validation_stands_in_for_a_missing_test_split(tmp_path):
+    splits = {"train": examples_of(images_of(9)), "validation": examples_of(images_of(5, seed=2))}
+    prepare(tmp_path, splits)
+    loaded = data.load("tiny", data_dir=tmp_path)
+    np.testing.assert_array_equal(loaded.test.images, images_of(5, seed=2))
+    assert loaded.validation is None
+
+
+def test_the_newest_version_is_read_whatever_lies_beside_it(tmp_path):
+    """10.0.0 comes after 9.0.0, and an interrupted preparation is none."""
+    for count, version in ((7, "9.0.0"), (8, "10.0.0"), (9, "11.0.0")):
+        folder = prepare(tmp_path, {s: examples_of(images_of(count)) for s in ("train", "test")},
+                         version=version)  # fmt: skip
+    (folder / "features.json").unlink()
+    (tmp_path / "tiny" / "incomplete.ABC123_12.0.0").mkdir()
+    assert len(data.load("tiny", data_dir=tmp_path).train.labels) == 8
+
+
+def test_a_configuration_is_named_with_its_set(tmp_path):
+    prepare(tmp_path, name="cifar10_corrupted", config="fog_1")
+    loaded = data.load("cifar10_corrupted/fog_1", data_dir=tmp_path)
+    assert len(loaded.train.labels) == 30
+    with pytest.raises(data.NotPreparedError, match="such as cifar10_corrupted/fog_1"):
+        data.load("cifar10_corrupted", data_dir=tmp_path)
+
+
+# Label noise
+
+
+def test_label_noise_flips_its_share_of_the_training_labels_alone(data_dir):
+    clean = data.load("digits", data_dir=data_dir, seed=3)
+    noisy = data.load("digits", data_dir=data_dir, seed=3, label_noise=0.4)
+    again = data.load("digits", data_dir=data_dir, seed=3, label_noise=0.4)
+    other = data.load("digits", data_dir=data_dir, seed=4, label_noise=0.4)
+    wrong = noisy.train.labels != clean.train.labels
+    assert wrong.sum() == round(0.4 * 1437)
+    assert noisy.flipped == pytest.approx(wrong.mean())
+    np.testing.assert_array_equal(noisy.test.labels, clean.test.labels)
+    np.testing.assert_array_equal(noisy.train.labels, again.train.labels)
+    np.testing.assert_array_equal(noisy.train.images, clean.train.images)
+    assert (noisy.train.labels != other.train.labels).any()
+
+
+def test_symmetric_noise_may_draw_the_true_class(data_dir):
+    clean = data.load("digits", data_dir=data_dir)
+    flipped = data.load("digits", data_dir=data_dir, label_noise=0.6)
+    noisy = data.load("digits", data_dir=data_dir, label_noise=0.6, noise="symmetric")
+    wrong = noisy.train.labels != clean.train.labels
+    assert noisy.flipped == wrong.mean()
+    assert noisy.flipped == pytest.approx(0.6 * 9 / 10, abs=0.03)  # four standard deviations
+    # the same examples are drawn for either noise
+    assert not (wrong & (flipped.train.labels == clean.train.labels)).any()
+
+
+@pytest.mark.parametrize(
+    ("noise", "true_class"), [(data.flip, 0), (data.symmetric, 9_000)], ids=["flip", "symmetric"]
+)
+def test_every_replacement_is_equally_likely(noise, true_class):
+    labels = np.full(90_000, 7, np.int32)
+    noisy = noise(labels, 1.0, 10, np.random.default_rng(0))
+    counts = np.bincount(noisy, minlength=10)
+    assert counts[7] == pytest.approx(true_class, rel=0.05)
+    np.testing.assert_allclose(np.delete(counts, 7), (90_000 - true_class) / 9, rtol=0.05)
+    assert noisy.dtype == np.int32
+    assert (labels == 7).all()
+
+
+# The held-out part
+
+
+def test_the_held_out_part_leaves_the_test_split_alone(data_dir):
+    whole = data.load("digits", data_dir=data_dir, label_noise=0.3)
+    held = data.load("digits", data_dir=data_dir, label_noise=0.3, validation=0.2)
+    assert len(held.validation.labels) == 287
+    assert len(held.train.labels) == 1150
+    np.testing.assert_array_equal(held.test.images, whole.test.images)
+    np.testing.assert_array_equal(held.test.labels, whole.test.labels)
+
+    def rows(*splits):
+        joined = [np.concatenate([s.images.reshape(len(s.labels), -1) for s in splits])]
+        joined.append(np.concatenate([s.labels for s in splits])[:, None])
+        return sorted(map(tuple, np.concatenate(joined, axis=1)))
+
+    # together they are the noisy training split, each image with its label
+    assert rows(held.train, held.validation) == rows(whole.train)
+
+
+def test_the_streams_stay_those_of_earlier_results(data_dir):
+    """Noise over the whole split from stream 1 of the seed, then the part held out from 0."""
+    clean = data.load("digits", data_dir=data_dir)
+    loaded = data.load("digits", data_dir=data_dir, seed=5, label_noise=0.4, validation=0.2)
+    labels = data.flip(clean.train.labels, 0.4, 10, np.random.default_rng([5, 1]))
+    order = np.random.default_rng([5, 0]).permutation(1437)
+    np.testing.assert_array_equal(loaded.validation.labels, labels[order[:287]])
+    np.testing.assert_array_equal(loaded.validation.images, clean.train.images[order[:287]])
+    np.testing.assert_array_equal(loaded.train.labels, labels[order[287:]])
+    np.testing.assert_array_equal(loaded.train.images, clean.train.images[order[287:]])
+    assert loaded.flipped == np.mean((labels != clean.train.labels)[order[287:]])
+
+
+@pytest.mark.parametrize("other", [{"label_noise": 0.8}, {"imbalance": 5}, {"train_examples": 99}])
+def test_the_same_part_is_held_out_whatever_else_is_asked_for(other, data_dir):
+    plain, asked = (
+        data.load("digits", data_dir=data_dir, validation=0.1, **settings)
+        for settings in ({}, other)
+    )
+    np.testing.assert_array_equal(plain.validation.images, asked.validation.images)
+
+
+# The long tail
+
+
+@pytest.mark.parametrize(("imbalance", "total"), [(100, 10_847), (50, 12_608)])
+def test_the_long_tail_has_the_published_sizes(imbalance, total):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(100), 500))
+    kept = data.long_tail(labels, imbalance, 100, np.random.default_rng(1))
+    counts = np.bincount(labels[kept])
+    assert len(kept) == len(set(kept)) == total
+    assert counts[0] == 500
+    assert counts[99] == 500 // imbalance
+    assert (np.diff(counts) <= 0).all()
+
+
+def test_the_long_tail_chooses_by_chance_within_a_class():
+    labels = np.repeat(np.arange(2), 1000)
+    kept = data.long_tail(labels, 4, 2, np.random.default_rng(0))
+    tail = kept[labels[kept] == 1] - 1000
+    assert len(tail) == 250
+    assert 450 < tail.mean() < 550  # not the first ones
+    other = data.long_tail(labels, 4, 2, np.random.default_rng(1))
+    assert set(kept) != set(other)
+    longer = data.long_tail(labels, 8, 2, np.random.default_rng(0))
+    assert set(longer) < set(kept)
+
+
+def test_the_long_tail_goes_by_the_true_classes_and_leaves_the_noise(data_dir):
+    whole = data.load("digits", data_dir=data_dir, seed=1, label_noise=0.4)
+    clean = data.load("digits", data_dir=data_dir, seed=1, imbalance=10)
+    noisy = data.load("digits", data_dir=data_dir, seed=1, imbalance=10, label_noise=0.4)
+    np.testing.assert_array_equal(noisy.train.images, clean.train.images)
+    assert noisy.flipped == np.mean(noisy.train.labels != clean.train.labels)
+    assert noisy.flipped == pytest.approx(0.4, abs=0.1)
+    label_of = dict(zip(map(bytes, whole.train.images), whole.train.labels, strict=True))
+    assert [label_of[bytes(image)] for image in noisy.train.images] == noisy.train.labels.tolist()
+    # a class that is smaller than the largest may have fewer than the profile asks for
+    sizes = np.bincount(data.load("digits", data_dir=data_dir).train.labels)
+    asked = [int(max(sizes) * 10 ** (-i / 9)) for i in range(10)]
+    np.testing.assert_array_equal(np.bincount(clean.train.labels), np.minimum(sizes, asked))
+
+
+# Fewer examples
+
+
+def test_fewer_training_examples_are_a_part_of_more(data_dir):
+    loads = [
+        data.load("digits", data_dir=data_dir, seed=2, validation=0.2, train_examples=count)
+        for count in (100, 300, 1150, None)
+    ]
+    assert [len(loaded.train.labels) for loaded in loads] == [100, 300, 1150, 1150]
+    sets = [set(map(bytes, loaded.train.images)) for loaded in loads]
+    assert sets[0] < sets[1] < sets[2] == sets[3]
+    assert len(np.unique(loads[0].train.labels)) == 10  # by chance, not the first ones of a sort
+    few, other = (
+        data.load("digits", data_dir=data_dir, seed=seed, train_examples=100) for seed in range(2)
+    )
+    assert set(map(bytes, few.train.images)) != set(map(bytes, other.train.images))
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_noise": -0.1}, "label noise must lie in [0, 1], got -0.1: pass a share"),
+        ({"label_noise": 1.5}, "label noise must lie in [0, 1], got 1.5"),
+        ({"label_noise": float("nan")}, "label noise must lie in [0, 1], got nan"),
+        ({"noise": "pair"}, "noise must be flip or symmetric, got 'pair'"),
+        ({"validation": 1}, "validation must lie in [0, 1), got 1: pass a share"),
+        ({"validation": -0.5}, "validation must lie in [0, 1), got -0.5"),
+        ({"validation": 0.9999}, "holds out 1437 of 1437 images: pass a share that leaves some on"),
+        ({"validation": 1e-9}, "leaves some on both sides"),
+        ({"imbalance": 0.5}, "imbalance must lie in [1, inf), got 0.5"),
+        ({"imbalance": float("inf")}, "imbalance must lie in [1, inf), got inf"),
+        ({"imbalance": 1e4}, "leaves class 9 without an example: pass less than 1"),
+        ({"train_examples": 0}, "train_examples must lie in [1, 1437], got 0"),
+        ({"train_examples": 1438}, "train_examples must lie in [1, 1437], got 1438"),
+        ({"train_examples": 1200, "validation": 0.2}, "must lie in [1, 1150], got 1200"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(settings, message, data_dir):
+    with pytest.raises(ValueError) as error:  # noqa: PT011, the message is matched as it stands
+        data.load("digits", data_dir=data_dir, **settings)
+    assert message in str(error.value)
+
+
+def test_a_set_that_is_not_prepared_names_the_command(tmp_path):
+    command = (
+        rf"sam_optax\[prepare\]' && tfds build cifar10 --file_format=array_record .*{tmp_path}"
+    )
+    with pytest.raises(FileNotFoundError, match=command):
+        data.load("cifar10", data_dir=tmp_path)
+    (tmp_path / "cifar10" / "incomplete.ABC123_3.0.2").mkdir(parents=True)
+    with pytest.raises(data.NotPreparedError, match=f"is not prepared under {tmp_path}"):
+        data.load("cifar10", data_dir=tmp_path)
+    # TFDS itself would take such a folder for a prepared set
+    (tmp_path / "cifar10" / "3.0.2").mkdir()
+    with pytest.raises(data.NotPreparedError, match=r"3\.0\.2: delete that folder.* tfds build"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
+def test_a_set_in_another_format_names_the_command(tmp_path):
+    rewrite(prepare(tmp_path), '"array_record"', '"tfrecord"')
+    with pytest.raises(data.NotPreparedError, match=r"as tfrecord.*--file_format=array_record"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("cifar01", "cifar10"), ("MNIST", "mnist"), ("cifar1O/x", "cifar10"), ("qqqq", "tensorflow.")],
+)
+def test_an_unknown_set_offers_the_nearest(name, hint, tmp_path):
+    with pytest.raises(ValueError, match=f"unknown data set '{name}'.*{hint}"):
+        data.load(name, data_dir=tmp_path)
+
+
+def test_a_set_of_other_features_is_refused(tmp_path):
+    numbers = {"x": np.float32, "label": tfds.features.ClassLabel(num_classes=2)}
+    splits = {"train": [{"x": 1.0, "label": 0}], "test": [{"x": 1.0, "label": 0}]}
+    prepare(tmp_path, splits, features=numbers)
+    with pytest.raises(ValueError, match="tiny has the features label, x, and not byte images"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("train", "test"), [((4, 5), (4,)), ((4,), (4, 5)), ((4,), (5,))])
+def test_images_of_different_sizes_are_refused(train, test, tmp_path):
+    """Within a split, and between the two."""
+
+    def of_heights(heights):
+        return examples_of([image for h in heights for image in images_of(2, (h, 6, 3))])
+
+    prepare(tmp_path, {"train": of_heights(train), "test": of_heights(test)})
+    with pytest.raises(ValueError, match=r"different sizes, \(4, 6, 3\) and \(5, 6, 3\)"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+def test_a_set_without_a_split_to_evaluate_on_is_refused(tmp_path):
+    prepare(tmp_path, {"train": examples_of(images_of(3))})
+    with pytest.raises(ValueError, match="no images in a split 'validation', but the splits train"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+def test_images_without_labels_are_refused(tmp_path):
+    splits = {s: examples_of(images_of(3)) for s in ("train", "test")}
+    splits["test"][1]["label"] = -1
+    prepare(tmp_path, splits)
+    with pytest.raises(ValueError, match="without a label in 'test'"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.999], ids=["empty", "half", "end"])
+def test_a_truncated_file_is_told_with_its_name(kept, tmp_path):
+    file = prepare(tmp_path) / "tiny-test.array_record-00000-of-00001"
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    with pytest.raises(data.CorruptedError, match=f"record 0 of the test split.*{file}") as error:
+        data.load("tiny", data_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_record_is_told_with_its_index(tmp_path):
+    folder = prepare(tmp_path)
+    file = folder / "tiny-train.array_record-00000-of-00001"
+    content = bytearray(file.read_bytes())
+    starts = [i for i in range(len(content)) if content[i : i + 4] == b"\x89PNG"]
+    content[starts[17] + 30] ^= 0xFF
+    file.write_bytes(content)
+    with pytest.raises(data.CorruptedError, match=r"record 17 of the train split of tiny/1\.0\.0"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+def test_an_image_that_cannot_be_decoded_is_told_with_its_index(tmp_path, monkeypatch):
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    examples = examples_of(images_of(9))
+    examples[5]["image"] = str(tmp_path / "cut.png")
+    prepare(tmp_path, {"train": examples, "test": examples_of(images_of(3))})
+    monkeypatch.setattr(data, "BLOCK", 4)
+    with pytest.raises(data.CorruptedError, match="record 5 of the train split"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+def test_fewer_records_than_described_are_told(tmp_path):
+    rewrite(prepare(tmp_path), '"30"', '"40"')
+    with pytest.raises(data.CorruptedError, match="record 30 of the train split"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_a_broken_description_is_told(file, tmp_path):
+    path = prepare(tmp_path) / file
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(data.CorruptedError, match=f"description of tiny in .*{path.parent.name}"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+def test_two_processes_may_prepare_digits_at_once(tmp_path, monkeypatch):
+    """The one that ends last finds a folder in its way, and reads that."""
+    once = digits.Digits.download_and_prepare
+
+    def beaten(self, **settings):
+        once(self, **settings)
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(digits.Digits, "download_and_prepare", beaten)
+    assert len(data.load("digits", data_dir=tmp_path).train.labels) == 1437
+
+
+def test_a_directory_that_cannot_be_written_is_an_os_error():
+    with pytest.raises(OSError, match="/dev/null/tfds"):
+        data.load("digits", data_dir="/dev/null/tfds")
