@@ -1,0 +1,15 @@
+"""What to train: one recipe a row of the papers' tables, and small ones for a CPU."""
+
+from experiments.recipes import ae_sam, le_sam, r_sam, samar, small, wsam
+from experiments.recipes.base import Recipe
+
+RECIPES: dict[str, Recipe] = {
+    **small.RECIPES,
+    **samar.RECIPES,
+    **le_sam.RECIPES,
+    **ae_sam.RECIPES,
+    **r_sam.RECIPES,
+    **wsam.RECIPES,
+}
+
+__all__ = ["RECIPES", "Recipe"]

@@ -1,0 +1,77 @@
+"""What a recipe is."""
+
+from collections.abc import Mapping
+import copy
+import dataclasses
+from typing import Any
+
+Settings = Mapping[str, Mapping[str, Any]]
+Figures = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One experiment; every method shares all but its own settings.
+
+    Attributes:
+      dataset: a TFDS name.
+      model: a name in `experiments.models.MODELS`.
+      epochs: passes over the training set.
+      batch_size: images a step; the last incomplete batch of an epoch is dropped.
+      learning_rate: the largest.
+      method: "sgd" or the method of `sam_optax` that is trained where none is named.
+      optimizer: the base behind the method: "sgd", "rmsprop" or "adamw".
+      momentum: of SGD and RMSProp; 0 for none. AdamW has β of 0.9 and 0.999.
+      schedule: of the learning rate: "cosine" to 0 over all steps, "cosine_epoch" the same, but
+        constant within an epoch, "linear" to 0, or "constant".
+      warmup_epochs: at the start, from 0 linearly to learning_rate; the schedule takes the rest.
+      weight_decay: outside the perturbation.
+      decoupled: whether weight decay is applied to the parameters beside the base's direction,
+        times the learning rate alone, in place of being added to the gradient in front of the base.
+      label_smoothing: the share of a label, in [0, 1), spread evenly over all classes.
+      clip_norm: the largest global norm of the direction that the method hands on; None for none.
+      augmentation: of "crop", "flip" and "cutout", the ones that training images go through.
+      mixup: the α of mixup's Beta(α, α); 0 for none.
+      validation: the share of the training split, in [0, 1), that is held out.
+      label_noise: the share of training labels, in [0, 1], that are noisy.
+      noise: "flip", to one of the other classes, or "symmetric", to any of all classes.
+      imbalance: the largest class over the smallest, of a long-tailed set; None for all examples.
+      train_examples: how many training examples to keep; None for all.
+      dtype: of the model's computations, "float32" or "bfloat16"; parameters are float32.
+      width: of the model's narrowest layer; None for the published one.
+      settings: keyword arguments of each method; a method that is not named has its defaults. A
+        mapping with the key "schedule" stands for that function of `sam_optax.schedules`, called
+        with the rest of the mapping.
+      paper: the test accuracy in percent that the paper gives for each method.
+    """
+
+    dataset: str
+    model: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    method: str = "sam"
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 5e-4
+    decoupled: bool = False
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    augmentation: tuple[str, ...] = ()
+    mixup: float = 0.0
+    validation: float = 0.0
+    label_noise: float = 0.0
+    noise: str = "flip"
+    imbalance: float | None = None
+    train_examples: int | None = None
+    dtype: str = "float32"
+    width: int | None = None
+    settings: Settings = dataclasses.field(default_factory=dict)
+    paper: Figures = dataclasses.field(default_factory=dict)
+
+
+def mapping(**items: Any) -> Any:
+    """A field of a recipe whose default is a new dictionary of these items."""
+    return dataclasses.field(default_factory=lambda: copy.deepcopy(items))

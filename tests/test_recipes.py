@@ -1,0 +1,308 @@
+"""The recipes: their names, the papers' figures, settings that construct, and their listing."""
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+
+import optax
+import pytest
+
+from experiments.recipes import RECIPES, Recipe, __main__, cost
+import sam_optax
+
+MODELS = {
+    "mlp", "cnn", "small_cnn", "small_resnet", "resnet18", "resnet34", "resnet50", "resnet32",
+    "wrn28_10", "wrn34_10", "pyramidnet110", "vit_small",
+}  # fmt: skip
+
+LABELS = {
+    "sgd": "SGD", "sam": "SAM", "asam": "ASAM", "fisher_sam": "Fisher SAM", "gsam": "GSAM",
+    "esam": "ESAM", "ss_sam": "SS-SAM", "looksam": "LookSAM", "ae_sam": "AE-SAM",
+    "ae_looksam": "AE-LookSAM", "vasso": "VaSSO", "samar": "SAMAR", "le_sam": "LE-SAM",
+    "le_sam_plus": "LE-SAM+", "lpf_sgd": "LPF-SGD", "r_sam": "R-SAM", "wsam": "WSAM",
+    "coupled_wsam": "Coupled WSAM",
+}  # fmt: skip
+
+AE_SAM = ("sgd", "sam", "esam", "ss_sam", "looksam", "ae_sam", "ae_looksam")
+SAMAR = ("sgd", "sam", "vasso", "samar")
+LE_SAM = ("sam", "le_sam", "le_sam_plus")
+R_SAM = ("sgd", "sam", "lpf_sgd", "r_sam")
+WSAM = ("sgd", "sam", "esam", "gsam", "coupled_wsam", "wsam")  # errors
+WSAM_NOISE = ("sgd", "sam", "gsam", "wsam")
+
+# The headline figures of the five papers, to two decimals.
+HEADLINES = {
+    "cifar10_resnet18_ae_sam": (AE_SAM, "95.41 96.52 96.56 96.40 96.32 96.63 96.56"),
+    "cifar100_resnet18_ae_sam": (AE_SAM, "78.17 80.17 80.41 80.10 79.89 80.48 80.29"),
+    "cifar10_wrn28_10_ae_sam": (AE_SAM, "96.34 97.27 97.29 97.09 97.02 97.30 97.15"),
+    "cifar100_wrn28_10_ae_sam": (AE_SAM, "81.56 83.42 84.51 82.89 83.70 84.51 83.92"),
+    "cifar10_pyramidnet110_ae_sam": (AE_SAM, "96.62 97.30 97.81 97.22 97.10 97.90 97.22"),
+    "cifar100_pyramidnet110_ae_sam": (AE_SAM, "81.89 84.46 85.56 84.90 84.01 85.58 84.80"),
+    "cifar10_vit_small_ae_sam": (AE_SAM, "86.69 87.37 84.27 87.38 87.12 87.77 87.32"),
+    "cifar100_vit_small_ae_sam": (AE_SAM, "62.42 63.23 62.11 63.18 63.52 63.68 64.16"),
+    "cifar10_resnet18_noise20_ae_sam": (AE_SAM, "87.92 94.80 94.19 90.62 92.72 92.84 94.34"),
+    "cifar10_resnet18_noise40_ae_sam": (AE_SAM, "70.82 91.50 91.46 77.84 88.04 84.17 91.58"),
+    "cifar10_resnet18_noise60_ae_sam": (AE_SAM, "49.61 88.15 81.30 61.18 72.26 73.54 87.85"),
+    "cifar10_resnet18_noise80_ae_sam": (AE_SAM, "28.23 77.40 15.00 47.32 69.72 65.00 76.90"),
+    "cifar10_resnet32_noise20_ae_sam": (AE_SAM, "87.43 95.08 93.42 89.63 92.49 92.87 94.70"),
+    "cifar10_resnet32_noise40_ae_sam": (AE_SAM, "70.82 91.01 91.63 74.17 86.56 82.85 91.80"),
+    "cifar10_resnet32_noise60_ae_sam": (AE_SAM, "46.26 88.90 82.73 58.40 63.35 71.50 88.22"),
+    "cifar10_resnet32_noise80_ae_sam": (AE_SAM, "29.00 77.32 10.09 59.53 68.01 65.43 77.03"),
+    "cifar10_resnet34_samar": (SAMAR, "95.64 96.15 96.32 96.30"),
+    "cifar100_resnet34_samar": (SAMAR, "77.71 79.03 79.35 79.63"),
+    "cifar10_wrn34_10_samar": (SAMAR, "96.53 96.84 96.91 96.96"),
+    "cifar100_wrn34_10_samar": (SAMAR, "82.02 82.98 82.98 83.75"),
+    "cifar100_resnet18_le_sam": (LE_SAM, "80.17 81.51 82.01"),
+    "cifar100_wrn28_10_le_sam": (LE_SAM, "83.42 84.91 85.06"),
+    "cifar100_pyramidnet110_le_sam": (LE_SAM, "84.46 85.91 86.19"),
+    "cifar10_resnet18_r_sam": (R_SAM, "95.6 96.4 95.9 96.5"),
+    "cifar10_resnet50_r_sam": (R_SAM, "95.7 96.7 96.3 96.9"),
+    "cifar10_wrn28_10_r_sam": (R_SAM, "96.5 97.3 96.8 97.5"),
+    "cifar100_resnet18_r_sam": (R_SAM, "78.9 80.9 80.2 81.4"),
+    "cifar100_resnet50_r_sam": (R_SAM, "81.4 83.3 82.1 84.0"),
+    "cifar100_wrn28_10_r_sam": (R_SAM, "81.7 84.6 82.6 85.2"),
+    "cifar10_resnet18_wsam": (WSAM, "4.32 3.68 3.83 3.71 3.58 3.62"),
+    "cifar100_resnet18_wsam": (WSAM, "20.51 19.97 20.67 19.84 19.49 19.42"),
+    "cifar10_wrn28_10_wsam": (WSAM, "3.73 2.94 2.99 2.91 2.91 2.74"),
+    "cifar100_wrn28_10_wsam": (WSAM, "19.27 16.49 16.52 16.36 16.49 16.33"),
+    "cifar10_resnet18_noise20_wsam": (WSAM_NOISE, "88.06 94.99 95.11 95.18"),
+    "cifar10_resnet18_noise40_wsam": (WSAM_NOISE, "84.11 93.28 93.25 93.33"),
+    "cifar10_resnet18_noise60_wsam": (WSAM_NOISE, "79.15 88.32 89.90 89.95"),
+    "cifar10_resnet18_noise80_wsam": (WSAM_NOISE, "69.07 77.57 79.09 78.30"),
+}
+
+each_recipe = pytest.mark.parametrize(("name", "recipe"), RECIPES.items(), ids=[*RECIPES])
+
+
+def construct(method, settings, steps_per_epoch=10):
+    """The method's link, its schedules built for a run of so many steps an epoch."""
+    function = getattr(sam_optax, method)
+    run = {"total_steps": 100, "base": optax.trace(0.9)}
+    parameters = inspect.signature(function).parameters
+    needed = {name: value for name, value in run.items() if name in parameters}
+    return function(
+        **needed, **{name: build(value, steps_per_epoch) for name, value in settings.items()}
+    )
+
+
+def build(value, steps_per_epoch=10):
+    if not isinstance(value, dict):
+        return value
+    arguments = dict(value)
+    function = getattr(sam_optax.schedules, arguments.pop("schedule"))
+    if "steps_per_epoch" in inspect.signature(function).parameters:
+        arguments["steps_per_epoch"] = steps_per_epoch
+    return function(**arguments)
+
+
+# The recipes
+
+
+@each_recipe
+def test_the_docstring_has_the_command(name, recipe):
+    commands = re.findall(r"Run: `python -m experiments\.train (\w+)`", type(recipe).__doc__)
+    assert commands == [name]
+
+
+@each_recipe
+def test_the_docstring_has_the_published_figures(name, recipe):
+    del name
+    sentence = re.search(r"Paper \((.*?)\.(?:\s|\Z)", type(recipe).__doc__, re.DOTALL)
+    pairs = re.findall(r"[:,]\s+([A-Z][\w +-]*?) (\d+\.\d+)", sentence[1]) if sentence else []
+    printed = {label: float(figure) for label, figure in pairs if label in LABELS.values()}
+    assert printed == {LABELS[method]: figure for method, figure in recipe.paper.items()}
+
+
+@pytest.mark.parametrize(("name", "headline"), HEADLINES.items(), ids=[*HEADLINES])
+def test_the_figures_are_the_headlines(name, headline):
+    methods, figures = headline
+    expected = dict(zip(methods, map(float, figures.split()), strict=True))
+    if methods is WSAM:
+        expected = {method: round(100 - error, 2) for method, error in expected.items()}
+    paper = {method: round(RECIPES[name].paper[method], 2) for method in methods}
+    assert paper == pytest.approx(expected, abs=1e-9)
+
+
+def test_all_other_recipes_have_no_figures():
+    assert all(not recipe.paper for name, recipe in RECIPES.items() if name not in HEADLINES)
+
+
+@each_recipe
+def test_the_name_tells_data_model_and_method(name, recipe):
+    if name.startswith("cifar"):
+        noise = f"_noise{recipe.label_noise:.0%}".rstrip("%") if recipe.label_noise else ""
+        tail = f"_lt{recipe.imbalance:g}" if recipe.imbalance else ""
+        assert name == f"{recipe.dataset}_{recipe.model}{noise}{tail}_{recipe.method}"
+    assert recipe.model in MODELS
+    assert recipe.dataset in cost.SIZES
+    assert recipe.method in {"sgd", *sam_optax.__all__}
+    assert {*recipe.augmentation} <= {"crop", "flip", "cutout"}
+    assert recipe.schedule in {"cosine", "cosine_epoch", "linear", "constant"}
+    assert recipe.noise in {"flip", "symmetric"}
+
+
+@each_recipe
+def test_every_setting_constructs(name, recipe):
+    if recipe.paper:
+        assert recipe.method in recipe.settings
+        assert {*recipe.paper} <= {"sgd", *recipe.settings}, name
+    for method, settings in recipe.settings.items():
+        assert method in sam_optax.__all__
+        assert {*settings} <= {*inspect.signature(getattr(sam_optax, method)).parameters}
+        assert callable(construct(method, settings).update)
+
+
+def test_budgets_anneal_at_the_end_of_the_run():
+    recipe = RECIPES["cifar100_resnet18_le_sam"]
+    for method, budget in (("le_sam", 0.35), ("le_sam_plus", 0.15)):
+        schedule = build(recipe.settings[method]["budget"], steps_per_epoch=10)
+        last = recipe.epochs * 10 - 1
+        assert [float(schedule(step)) for step in (0, 1599, last)] == pytest.approx(
+            [budget, budget, 0]
+        )
+
+
+@each_recipe
+def test_recipes_are_frozen_and_share_nothing(name, recipe):
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.epochs = 1
+    again = type(recipe)()
+    assert again == recipe, name
+    assert again.settings is not recipe.settings
+    assert dataclasses.replace(recipe, epochs=1).epochs == 1
+
+
+def test_digits_are_as_they_were():
+    digits, cnn = RECIPES["digits"], RECIPES["digits_cnn"]
+    settings = {
+        "sam": {"rho": 0.5},
+        "gsam": {"rho": 0.3, "alpha": 0.4},
+        "looksam": {"rho": 0.4, "alpha": 1.0, "period": 2},
+        "ae_sam": {"rho": 0.8, "lambda_1": -1.0, "lambda_2": 0.0},
+        "ae_looksam": {"rho": 0.5, "alpha": 0.9, "lambda_1": -1.0, "lambda_2": 1.0},
+        "samar": {"rho": 0.8, "gamma": 1.2, "chi": 1.0},
+        "le_sam": {"budget": 0.35, "rho_max": 0.5},
+        "le_sam_plus": {"budget": 0.2, "alpha": 0.3, "rho_max": 0.4},
+        "r_sam": {"rho": 0.6, "gamma": 0.02, "lambda_": 100.0},
+        "r_gsam": {"rho": 0.4, "gamma": 0.02, "lambda_": 100.0, "alpha": 0.4},
+        "wsam": {"rho": 0.6, "gamma": 0.9},
+        "coupled_wsam": {"rho": 0.2, "gamma": 0.7},
+    }
+    plain = Recipe(
+        dataset="digits",
+        model="mlp",
+        epochs=100,
+        batch_size=64,
+        learning_rate=0.02,
+        settings=settings,
+    )
+    assert dataclasses.asdict(digits) == dataclasses.asdict(plain)
+    plain = Recipe(dataset="digits", model="cnn", epochs=20, batch_size=64, learning_rate=0.1)
+    assert dataclasses.asdict(cnn) == dataclasses.asdict(plain)
+
+
+# What they cost
+
+
+def test_steps_count_the_examples_that_are_left():
+    assert cost.steps(RECIPES["cifar10_resnet18_ae_sam"]) == 200 * (45_000 // 128)
+    assert cost.steps(RECIPES["cifar10_wrn28_10_le_sam"]) == 200 * (50_000 // 256)
+    assert cost.steps(RECIPES["digits"]) == 100 * (1_437 // 64)
+    assert cost.steps(RECIPES["mnist_noise40"]) == 10 * (10_000 // 128)
+    # CIFAR-100-LT has 10,847 and 12,608 images
+    assert cost.steps(RECIPES["cifar100_resnet32_lt100_le_sam"]) == 200 * (10_847 // 64)
+    assert cost.steps(RECIPES["cifar100_resnet32_lt50_le_sam"]) == 200 * (12_608 // 64)
+
+
+def test_gradients_per_step_are_those_of_the_methods():
+    plain, noisy = RECIPES["cifar10_resnet18_ae_sam"], RECIPES["cifar10_resnet18_noise80_ae_sam"]
+    expected = {
+        "sgd": 1, "msam": 1, "s2_sam": 1, "lpf_sgd": 1, "sam": 2, "esam": 1.5, "ss_sam": 1.5,
+        "looksam": 1.2, "ae_sam": 1.5,
+    }  # fmt: skip
+    for method, gradients in expected.items():
+        assert cost.gradients_per_step(plain, method) == pytest.approx(gradients)
+    # Table 1 has 20.0 % of SAM for AE-LookSAM, and Table 3 has 50.0 %
+    assert cost.gradients_per_step(plain, "ae_looksam") == pytest.approx(1.2, abs=0.01)
+    assert cost.gradients_per_step(noisy, "ae_looksam") == pytest.approx(1.5)
+    assert cost.gradients_per_step(noisy, "looksam") == pytest.approx(1.5)
+
+
+def test_the_adaptive_share_is_that_of_a_normal_variable():
+    assert cost.share_above(0.0, 0.0) == pytest.approx(0.5)
+    assert cost.share_above(1.0, 1.0) == pytest.approx(0.158655, abs=1e-6)
+    assert cost.share_above(1.0 - 1e-4, 1.0 + 1e-4) == pytest.approx(0.158655, abs=1e-5)
+    assert cost.share_above(-1.0, 0.0) + cost.share_above(0.0, 1.0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", cost.DEFAULTS)
+def test_the_defaults_are_those_of_the_library(method):
+    parameters = inspect.signature(getattr(sam_optax, method)).parameters
+    defaults = cost.DEFAULTS[method]
+    assert {name: parameters[name].default for name in defaults} == defaults
+
+
+# The command
+
+
+def test_the_list_has_every_recipe_in_100_columns(capsys):
+    __main__.main([])
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines if line.split() and line.split()[0] in RECIPES]
+    assert listed == [*RECIPES]
+    assert max(map(len, lines)) <= 100
+    (line,) = (line for line in lines if line.startswith("cifar10_resnet18_ae_sam"))
+    assert line.split()[1:] == [
+        "resnet18", "200", "128", "95.41", "96.52", "96.63", "105.3k", "(1.5/step)",
+    ]  # fmt: skip
+
+
+@each_recipe
+def test_a_name_shows_all_of_a_recipe(capsys, name, recipe):
+    __main__.main([name])
+    out = capsys.readouterr().out
+    assert inspect.getdoc(recipe) in out
+    assert max(map(len, out.splitlines())) <= 100
+    words = " ".join(out.split())
+    for field in dataclasses.fields(recipe):
+        if field.name not in ("settings", "paper"):
+            assert f"{field.name} {getattr(recipe, field.name)}" in words
+    for method, settings in recipe.settings.items():
+        assert f"{method} " in words
+        assert all(f"{setting}=" in words for setting in settings)
+
+
+def test_a_recipe_shows_its_protocol_and_schedules(capsys):
+    __main__.main(["cifar10_resnet18_noise20_ae_sam", "cifar100_resnet18_le_sam"])
+    out = capsys.readouterr().out
+    for protocol in ("AE-SAM's protocol for label noise", "AE-SAM's protocol (", "LE-SAM's prot"):
+        assert protocol in out
+    assert "budget=budget_annealing(budget=0.35, anneal_from=160, total=200)" in " ".join(
+        out.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("cifar10_resnet18_aesam", "cifar10_resnet18_ae_sam"), ("zzz", "without a name")],
+)
+def test_an_unknown_name_is_one_line_and_exit_2(capsys, name, hint):
+    with pytest.raises(SystemExit) as error:
+        __main__.main(["digits", name])
+    assert error.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: unknown recipe {name!r}: ")
+    assert hint in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_the_list_needs_no_jax():
+    program = (
+        "import sys; from experiments.recipes import __main__; __main__.main([]); "
+        "sys.exit('jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
