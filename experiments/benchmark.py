@@ -16,12 +16,12 @@ import time
 import warnings
 
 import jax
-import jax.numpy as jnp
 import rich
 from rich.table import Table
 
-from experiments import cli, runs
-from experiments.training import SGD
+from experiments import augment, cli, runs
+from experiments.optimizers import SGD
+from experiments.training import Batch, arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,12 @@ class Contestant:
         settings = cli.method_settings(recipe, method)
         self.trainer = decide.trainer(recipe, method, settings, data)
         self.state = self.trainer.init(data.train.images, seed=0)
-        images, labels = map(jnp.asarray, data.train)
+        train = arrays(data)
+        images = augment.normalize(train.images, train.mean, train.std)
         size = recipe.batch_size
-        starts = range(0, len(labels) - size + 1, size)
+        starts = range(0, len(train.labels) - size + 1, size)
         self.batches = itertools.cycle(
-            [(images[i : i + size], labels[i : i + size]) for i in starts]
+            [Batch(images[i : i + size], train.labels[i : i + size]) for i in starts]
         )
         self.step = self.trainer.host_step if on_host else self.trainer.jit_step
         self.run(10)
@@ -61,8 +62,8 @@ class Contestant:
         before = self._ascents()
         start = time.perf_counter()
         for batch in itertools.islice(self.batches, steps):
-            self.state, metrics = self.step(self.state, *batch)
-        jax.block_until_ready((self.state, metrics))
+            self.state = self.step(self.state, batch)
+        jax.block_until_ready(self.state)
         return time.perf_counter() - start, self._ascents() - before
 
     def _ascents(self):
@@ -98,7 +99,7 @@ def main(options: Options) -> None:
             turns[key].append((seconds / unit, 1 + ascents / options.steps))
     rows = [
         {
-            "model": recipe.model.__name__,
+            "model": recipe.model,
             "method": method,
             "dispatch": dispatch,
             **_ratios(turns[method, dispatch]),

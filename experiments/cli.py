@@ -9,15 +9,18 @@ import math
 import numbers
 import os
 from pathlib import Path
+import signal
 import sys
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from experiments import data
-from experiments.recipes import RECIPES, Recipe
-from experiments.training import SGD, Trainer, optimizer
+from experiments import data, interrupt, models
+from experiments.optimizers import SGD
+from experiments.recipes import RECIPES
+from experiments.recipes.base import Recipe
+from experiments.training import Trainer
 import sam_optax
 from sam_optax import methods
 
@@ -47,22 +50,53 @@ class Options:
     recipe: Annotated[
         str,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="RECIPE", help=f"What to train: {', '.join(RECIPES)}."),
+        tyro.conf.arg(
+            metavar="RECIPE", help="What to train; python -m experiments.recipes lists all."
+        ),
     ] = "digits"
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help=f"The model: {', '.join(models.MODELS)}.")
+    ] = None
+    width: int | None = None
+    """Width of the model's narrowest layer."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the model's computations; parameters are float32."""
     epochs: int | None = None
     """Passes over the training set."""
     batch_size: int | None = None
     """Images a step."""
+    optimizer: Literal["sgd", "rmsprop", "adamw"] | None = None
+    """The base optimizer behind the method."""
     learning_rate: float | None = None
-    """Learning rate at the start of the cosine."""
+    """The largest learning rate."""
+    schedule: Literal["cosine", "cosine_epoch", "linear", "constant"] | None = None
+    """Of the learning rate: a cosine by step or by epoch, linear, or constant."""
+    warmup_epochs: float | None = None
+    """Epochs in which the learning rate rises from 0."""
     momentum: float | None = None
-    """Momentum of SGD."""
+    """Momentum of SGD and RMSProp."""
     weight_decay: float | None = None
-    """Coupled weight decay, outside the perturbation."""
-    label_noise: float = 0.0
-    """Share of the training labels to flip to another class, in [0, 1]."""
-    validation: float = 0.0
-    """Share of the training set to hold out and evaluate on in place of the test set, in [0, 1)."""
+    """Weight decay, outside the perturbation."""
+    decoupled: bool | None = None
+    """Whether weight decay bypasses the base optimizer, as in AdamW, where it always does."""
+    label_smoothing: float | None = None
+    """Share of each label that is spread over all classes, in [0, 1)."""
+    clip_norm: float | None = None
+    """Largest norm of the direction that the method hands on."""
+    augmentation: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
+    """What training images go through."""
+    mixup: float | None = None
+    """The α of mixup; 0 for none."""
+    label_noise: float | None = None
+    """Share of the training labels to make noisy, in [0, 1]."""
+    noise: Literal["flip", "symmetric"] | None = None
+    """Noisy labels are flipped to another class, or drawn from all classes."""
+    validation: float | None = None
+    """Share of the training set to hold out and evaluate on too, in [0, 1)."""
+    imbalance: float | None = None
+    """Long-tailed training set: the largest class over the smallest."""
+    train_examples: int | None = None
+    """Training images to keep."""
     decide: Literal["auto", "device", "host"] = "auto"
     """Where a method decides; auto is the host for convolutions on CPU."""
     data_dir: Path = data.DATA_DIR
@@ -72,25 +106,27 @@ class Options:
 
     def resolve(self) -> Recipe:
         """The recipe with this command's changes."""
-        recipe = RECIPES[_known("recipe", self.recipe, RECIPES)]
-        changes = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(Recipe)
-            if getattr(self, f.name, None) is not None
-        }
-        return change(recipe, changes)
+        recipe = RECIPES[known("recipe", self.recipe, RECIPES)]
+        names = [f.name for f in dataclasses.fields(Recipe)]
+        given = {name: getattr(self, name, None) for name in names if name != "method"}
+        recipe = change(recipe, {name: v for name, v in given.items() if v is not None})
+        known("model", recipe.model, models.MODELS)
+        return recipe
 
     def load(self, recipe: Recipe, seed: int) -> data.Data:
-        """The recipe's data with this command's noise and held-out part."""
-        if seed < 0:
-            raise UserError(f"--seed must not be negative, got {seed}.")
+        """The recipe's data, its noise and its held-out part drawn from the seed."""
+        if not 0 <= seed < 2**32:
+            raise UserError(f"a seed must lie in [0, 2**32), got {seed}.")
         try:
             loaded = data.load(
                 recipe.dataset,
                 data_dir=self.data_dir,
                 seed=seed,
-                label_noise=self.label_noise,
-                validation=self.validation,
+                label_noise=recipe.label_noise,
+                noise=recipe.noise,
+                validation=recipe.validation,
+                imbalance=recipe.imbalance,
+                train_examples=recipe.train_examples,
             )
         except (ValueError, data.NotPreparedError) as error:
             raise UserError(str(error)) from error
@@ -106,26 +142,25 @@ class Options:
     def on_host(self, recipe: Recipe) -> bool:
         """Whether methods decide on the host."""
         if self.decide == "auto":
-            return recipe.model(1).convolutional and jax.default_backend() == "cpu"
+            convolutional = models.make(recipe.model, 2, width=recipe.width).convolutional
+            return convolutional and jax.default_backend() == "cpu"
         return self.decide == "host"
 
     def trainer(
-        self, recipe: Recipe, method: str, settings: Mapping[str, Any], loaded: data.Data
+        self,
+        recipe: Recipe,
+        method: str,
+        settings: Mapping[str, Any],
+        loaded: data.Data,
+        **kwargs: Any,
     ) -> Trainer:
         """A trainer for this method, its settings checked."""
-        steps = recipe.epochs * (len(loaded.train.labels) // recipe.batch_size)
         try:
-            optimizer(recipe, method, settings, total_steps=steps)
+            return Trainer(
+                recipe, method, settings, data=loaded, on_host=self.on_host(recipe), **kwargs
+            )
         except (TypeError, ValueError) as error:
             raise UserError(f"{method}: {error}") from error
-        return Trainer(
-            recipe,
-            method,
-            settings,
-            classes=loaded.classes,
-            total_steps=steps,
-            on_host=self.on_host(recipe),
-        )
 
 
 def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -136,12 +171,16 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     for name, value in changes.items():
         option = f"--{name.replace('_', '-')}"
+        if isinstance(getattr(recipe, name), str | tuple | bool):
+            continue
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise UserError(f"{option} must be a finite number, got {value!r}.")
-        if name in ("epochs", "batch_size") and value < 1:
+        if name in ("epochs", "batch_size", "width", "train_examples", "imbalance") and value < 1:
             raise UserError(f"{option} must be at least 1, got {value}.")
         if value < 0:
             raise UserError(f"{option} must not be negative, got {value}.")
+        if name == "label_smoothing" and value >= 1:
+            raise UserError(f"{option} must lie in [0, 1), got {value}.")
     return dataclasses.replace(recipe, **changes)
 
 
@@ -151,7 +190,7 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
     Raises:
       UserError: there is no such method, or it has no such setting.
     """
-    _known("method", method, METHODS)
+    known("method", method, METHODS)
     function = (lambda: None) if method == SGD else getattr(sam_optax, method)
     allowed = list(inspect.signature(function).parameters)
     settings = dict(recipe.settings.get(method, {}))
@@ -159,7 +198,7 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
         name, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"a setting must read name=value, got {change!r}.")
-        settings[_known(f"setting of {method}", name, allowed)] = parse(value)
+        settings[known(f"setting of {method}", name, allowed)] = parse(value)
     return settings
 
 
@@ -182,20 +221,30 @@ def run(main: Callable[[Any], None], options: type) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except interrupt.InterruptedRunError as error:
+        print(f"\ninterrupted: {error}", file=sys.stderr)
+        _leave(128 + error.signal)
     except KeyboardInterrupt:
         print("\ninterrupted; what was written before is kept", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # not sys.exit: the interpreter's shutdown can crash while a computation still runs
-        os._exit(130)
+        _leave(128 + signal.SIGINT)
 
 
-def _known(kind, name, names):
-    """Name, if it is one of names; the nearest names otherwise."""
+def _leave(code):
+    """Ends the process at once: the shutdown can crash while a computation still runs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+    """The name, if it is one of the names.
+
+    Raises:
+      UserError: it is not; the message offers the nearest.
+    """
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names) or 'none'}."
-    )
+    there_are = f"there are {', '.join(names) or 'none'}."
+    hint = f"did you mean {' or '.join(near)}?" if near else there_are
     raise UserError(f"unknown {kind} {name!r}: {hint}")

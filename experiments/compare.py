@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
 import statistics
-from typing import Any
+from typing import Any, Literal
 
 import rich
 from rich import box
 from rich.table import Table
 
 from experiments import cli, plots, runs
-from experiments.train import DivergedError, train
-from experiments.training import SGD
+from experiments.fit import DivergedError, train
+from experiments.optimizers import SGD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Options(cli.Options):
     """sgd and methods of sam_optax, with the recipe's settings; sgd is added where missing."""
     seeds: int = 10
     """Seeds 0 to this number less one."""
+    on: Literal["test", "held-out"] = "test"
+    """The split to compare on; a part is held out by --validation or by the recipe."""
     equal_gradients: bool = False
     """Compare at equal numbers of gradients too: sgd gets twice the epochs of sam. A second
     gradient of part of the batch counts as one, and Hessian products do not count."""
@@ -43,15 +45,16 @@ def main(options: Options) -> None:
     if options.seeds < 2:
         raise cli.UserError(f"--seeds must be at least 2 for a deviation, got {options.seeds}.")
     recipe = options.resolve()
+    if options.on == "held-out" and not recipe.validation:
+        raise cli.UserError("--on held-out needs a held-out part: pass --validation 0.1.")
     names = options.methods if SGD in options.methods else (SGD, *options.methods)
     settings = {name: cli.method_settings(recipe, name) for name in names}
     config = {
         **dataclasses.asdict(options),
-        **dataclasses.asdict(dataclasses.replace(recipe, settings={})),
-        "model": recipe.model.__name__,
+        **dataclasses.asdict(recipe),
         "methods": settings,
     }
-    for ignored in ("settings", "overwrite", "out", "data_dir", "name"):
+    for ignored in ("settings", "paper", "method", "overwrite", "out", "data_dir", "name"):
         config.pop(ignored)
     name = options.name or f"{options.recipe}-comparison"
     data = [options.load(recipe, seed) for seed in range(options.seeds)]
@@ -71,22 +74,24 @@ def main(options: Options) -> None:
             finished["equal gradients"][method] = result
             _write(path, options, config, finished)
     for budget, results in finished.items():
-        rich.print(_table(f"{options.recipe}, at {budget}", summarize(results)))
+        rich.print(_table(f"{options.recipe}, at {budget}", summarize(results, _accuracy(options))))
     rich.print(f"written to {path}/")
 
 
-def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def summarize(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], accuracy: str = "test_accuracy"
+) -> list[dict[str, Any]]:
     """A row a method: accuracy, paired difference from SGD and its standard error, cost.
 
     Accuracies and differences are in percent; the deviation is that of a sample. A run that
     diverged counts with the accuracy of a guess.
     """
-    baseline = [run["test_accuracy"] for run in results[SGD]]
+    baseline = [100 * run[accuracy] for run in results[SGD]]
     rows = []
     for method, method_runs in results.items():
-        accuracies = [100 * run["test_accuracy"] for run in method_runs]
-        pairs = zip(method_runs, baseline, strict=True)
-        differences = [100 * (run["test_accuracy"] - base) for run, base in pairs]
+        accuracies = [100 * run[accuracy] for run in method_runs]
+        pairs = zip(accuracies, baseline, strict=True)
+        differences = [own - base for own, base in pairs]
         mean = statistics.fmean(differences)
         error = statistics.stdev(differences) / len(differences) ** 0.5
         rows.append(
@@ -108,6 +113,11 @@ def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[s
     return rows
 
 
+def _accuracy(options):
+    """The name of the figure to compare."""
+    return "test_accuracy" if options.on == "test" else "validation_accuracy"
+
+
 def _verdict(method, mean, error):
     """Whether a method beats SGD by more than two standard errors of the paired difference."""
     if method == SGD:
@@ -123,23 +133,26 @@ def _runs(options, recipe, method, settings, data):
     results = []
     for seed, seed_data in enumerate(data):
         try:
-            figures = train(trainer, seed_data, epochs=recipe.epochs, seed=seed)
+            figures = train(trainer, seed_data, seed=seed)
             results.append({**figures, "diverged": False})
         except DivergedError:
             guess = 1 / seed_data.classes
-            failed = {"test_accuracy": guess, "train_accuracy": guess, "seconds": 0.0}
+            splits = ("test", "train", "validation")
+            failed = {**{f"{split}_accuracy": guess for split in splits}, "seconds": 0.0}
             plain = {"gradients_per_step": 1.0, "sam_fraction": 0.0}
             results.append(
                 {"seed": seed, "epochs": recipe.epochs, "diverged": True} | failed | plain
             )
-        rich.print(f"{method}, seed {seed}: {100 * results[-1]['test_accuracy']:.2f} %")
+        rich.print(f"{method}, seed {seed}: {100 * results[-1][_accuracy(options)]:.2f} %")
     return results
 
 
 def _write(path: Path, options, config, finished):
-    tables = {budget: summarize(results) for budget, results in finished.items()}
-    flipped = f", {100 * options.label_noise:g} % of the training labels flipped"
-    title = f"{options.recipe}, {options.seeds} seeds{flipped if options.label_noise else ''}"
+    tables = {
+        budget: summarize(results, _accuracy(options)) for budget, results in finished.items()
+    }
+    flipped = f", {100 * config['label_noise']:g} % of the training labels flipped"
+    title = f"{options.recipe}, {options.seeds} seeds{flipped if config['label_noise'] else ''}"
     runs.write_json(
         path / "table.json",
         {"config": config, "tables": tables, "runs": finished, **runs.provenance()},
@@ -195,7 +208,7 @@ def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequenc
             "",
         ]
     lines += [
-        f"{'Held-out' if config['validation'] else 'Test'} accuracy after the last epoch: mean ± "
+        f"{config['on'].capitalize()} accuracy after the last epoch: mean ± "
         "standard deviation over the seeds. Every method has the same seeds, data order, flipped "
         "labels and initial weights; the difference from SGD is paired by seed, ± its standard "
         "error, and a method beats SGD where it exceeds two of them. Seconds are the median over "

@@ -1,6 +1,7 @@
 """Pictures of runs."""
 
 from collections.abc import Mapping, Sequence
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,37 +14,47 @@ mpl.use("Agg")  # pictures are written, never shown
 from matplotlib import pyplot as plt
 
 # Counters and settings that a method's state holds beside the paper's quantities.
-_PLAIN = {"steps", "ascents", "draw", "gamma", "power"}
-_SHARED = {
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "learning_rate",
+_PLAIN = {"epoch", "steps", "ascents", "draw", "gamma", "power"}
+_SPLITS = {"train": "train", "test": "test", "validation": "held-out"}
+_TITLES = {
+    "learning_rate": "learning rate",
+    "gradient_norm": "‖g‖, mean",
+    "direction_norm": "‖direction‖, mean",
+    "sam_fraction": "share of SAM steps",
+    "rho": "ρ",
+    "lambda_k": "λ",
+    "mean": "μ of ‖g‖²",
+    "variance": "σ² of ‖g‖²",
 }
 
 
-def curves(
-    path: Path, rows: Sequence[Mapping[str, float]], *, title: str, evaluated_on: str = "test"
-) -> None:
-    """Loss, accuracy and the method's own quantities over the epochs."""
-    own = [name for name in rows[0] if name not in _SHARED | _PLAIN]
+def curves(path: Path, rows: Sequence[Mapping[str, float]], *, title: str) -> None:
+    """Loss, accuracy and all else that a row an epoch holds, over the epochs."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    split = {f"{s}_{quantity}" for s in _SPLITS for quantity in ("loss", "accuracy")}
+    own = [name for name in names if name not in _PLAIN | split]
+    columns = 4
+    lines = math.ceil((2 + len(own)) / columns)
     figure, axes = plt.subplots(
-        1, 2 + len(own), figsize=(4.2 * (2 + len(own)), 3.4), layout="constrained"
+        lines, columns, figsize=(4.0 * columns, 3.1 * lines), layout="constrained", squeeze=False
     )
-    epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None  # a line of one point would be invisible
-    for axis, quantity in zip(axes, ("loss", "accuracy"), strict=False):
-        for split, label in (("train", "train"), ("test", evaluated_on)):
-            scale = 100 if quantity == "accuracy" else 1
-            values = [scale * row[f"{split}_{quantity}"] for row in rows]
-            axis.plot(epochs, values, label=label, marker=marker)
-        axis.set(xlabel="epoch", ylabel="accuracy (%)" if quantity == "accuracy" else quantity)
+
+    def draw(axis, name, scale=1, **style):
+        points = [(row["epoch"], scale * row[name]) for row in rows if name in row]
+        axis.plot(*zip(*points, strict=True), marker=marker, **style)
+
+    for axis, quantity in zip(axes.flat, ("loss", "accuracy"), strict=False):
+        for name, label in _SPLITS.items():
+            if f"{name}_{quantity}" in names:
+                draw(axis, f"{name}_{quantity}", 100 if quantity == "accuracy" else 1, label=label)
+        axis.set(xlabel="epoch", title="accuracy (%)" if quantity == "accuracy" else quantity)
         axis.legend()
-    for axis, name in zip(axes[2:], own, strict=True):
-        axis.plot(epochs, [row[name] for row in rows], color="tab:green", marker=marker)
-        axis.set(xlabel="epoch", ylabel=name)
+    for axis, name in zip(axes.flat[2:], own, strict=False):
+        draw(axis, name, color="tab:green")
+        axis.set(xlabel="epoch", title=_TITLES.get(name, name))
+    for axis in axes.flat[2 + len(own) :]:
+        axis.remove()
     figure.suptitle(title)
     save(figure, path)
 

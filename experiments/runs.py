@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import shutil
 import subprocess
 from typing import Any
 
@@ -15,6 +16,7 @@ from experiments.cli import UserError
 # What the commands write: each its result last, and beside it.
 RESULTS = ("summary.json", "table.json", "sweep.json", "benchmark.json")
 BESIDE = ("metrics.jsonl", "curves.png", "table.md", "comparison.png")
+CHECKPOINTS, TENSORBOARD = FOLDERS = ("checkpoints", "tensorboard")
 PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")
 
 
@@ -26,30 +28,59 @@ def folder(out: Path, name: str, config: dict[str, Any], *, overwrite: bool) -> 
     Raises:
       UserError: the folder cannot be written, or holds the result of another config.
     """
-    if Path(name).name != name:
-        raise UserError(f"--name must be a plain name, got {name!r}: pass folders by --out.")
-    path = out / name
-    config_file = path / "config.json"
+    path = _path(out, name)
     config = json.loads(_dump(config))
     try:
-        finished = any((path / result).exists() for result in RESULTS)
-        if config_file.exists() and finished and not overwrite:
-            held = json.loads(config_file.read_text())
-            differs = [k for k in {**held, **config} if held.get(k) != config.get(k)]
-            if differs:
-                raise UserError(
-                    f"{path} holds a run with other {', '.join(differs)}: pass --name for a new "
-                    "folder, or --overwrite."
-                )
+        if not overwrite:
+            _check_config(path, config)
         path.mkdir(parents=True, exist_ok=True)
         for written in (*RESULTS, *BESIDE):
             (path / written).unlink(missing_ok=True)
-        write_json(config_file, config)
+        for written in FOLDERS:
+            shutil.rmtree(path / written, ignore_errors=True)
+        write_json(path / "config.json", config)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(
             f"cannot write to {path}: {error}. Pass another --out or --name."
         ) from error
     return path
+
+
+def state_of(out: Path, name: str, config: dict[str, Any]) -> str:
+    """What the folder out/name holds: a "finished" run, an "unfinished" one, or "nothing".
+
+    Raises:
+      UserError: it holds a run of another config, or cannot be read.
+    """
+    path = _path(out, name)
+    try:
+        _check_config(path, json.loads(_dump(config)))
+        if (path / "summary.json").exists():
+            return "finished"
+        saved = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}. Pass another --out or --name.") from error
+    return "unfinished" if saved else "nothing"
+
+
+def _path(out, name):
+    if Path(name).name != name:
+        raise UserError(f"--name must be a plain name, got {name!r}: pass folders by --out.")
+    return out / name
+
+
+def _check_config(path, config):
+    """Raises where the folder holds results or checkpoints of another config."""
+    worth = any((path / kept).exists() for kept in (*RESULTS, CHECKPOINTS))
+    if not worth or not (path / "config.json").exists():
+        return
+    held = json.loads((path / "config.json").read_text())
+    differs = [k for k in {**held, **config} if held.get(k) != config.get(k)]
+    if differs:
+        raise UserError(
+            f"{path} holds a run with other {', '.join(differs)}: pass --name for a new folder, or "
+            "--overwrite."
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,7 +98,12 @@ def write_text(path: Path, text: str) -> None:
 def append_json(path: Path, value: Any) -> None:
     """Appends one line of JSON."""
     with path.open("a") as file:
-        file.write(json.dumps(value, default=str) + "\n")
+        file.write(line(value))
+
+
+def line(value: Any) -> str:
+    """A line of JSON."""
+    return json.dumps(value, default=str) + "\n"
 
 
 def provenance() -> dict[str, Any]:

@@ -15,7 +15,7 @@ import rich
 from rich.table import Table
 
 from experiments import cli, runs
-from experiments.train import DivergedError, train
+from experiments.fit import DivergedError, evaluated, train
 
 SHARED = ("learning_rate", "momentum", "weight_decay")
 
@@ -63,14 +63,14 @@ def main(options: Options) -> None:
         accuracies = []
         for seed in seeds:
             try:
-                figures = train(trainer, data[seed], epochs=cell_recipe.epochs, seed=seed)
-                accuracies.append(100 * figures["test_accuracy"])
+                figures = train(trainer, data[seed], seed=seed)
+                accuracies.append(100 * evaluated(figures))
             except DivergedError:
                 accuracies.append(100 / data[seed].classes)  # that of a guess
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
         rows.append({"cell": list(cell), "accuracy": statistics.fmean(accuracies), "std": spread})
         runs.write_json(path / "sweep.json", {"config": config, "rows": rows, **runs.provenance()})
-    held_out = "held-out" if options.validation else "test"
+    held_out = "held-out" if recipe.validation else "test"
     table = Table(
         "setting", f"{held_out} accuracy (%)", title=f"{options.recipe}, {options.method}"
     )

@@ -1,79 +1,79 @@
 """The training loop: pure steps, and the two ways to take a method's decision.
 
-On the device an epoch is one compiled scan. On the host each step is a few compiled pieces around
-the method's own Python branch: the way to train convolutions on CPU, whose gradients XLA compiles
-to slow code inside loops and conditionals.
+On the device several steps are one compiled loop. On the host each step is a few compiled pieces
+around the method's own Python branch: the way to train convolutions on CPU, whose gradients XLA
+compiles to slow code inside loops and conditionals.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import functools
 import inspect
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from experiments import augment, models
 from experiments.data import Data
-from experiments.recipes import Recipe
+from experiments.optimizers import optimizer
+from experiments.recipes.base import Recipe
 import sam_optax
 
-SGD = "sgd"
+# A random stream of the seed; the orders of the epochs have the streams 0, 1, 2, …
+AUGMENTATION = 2**32 - 1
+
+METRICS = ("loss", "accuracy", "gradient_norm", "direction_norm", "sam_fraction")
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """All that a step changes, and all that a checkpoint needs.
 
+    Attributes:
+      step: int32, the steps taken; with the seed it fixes the batch and its augmentation.
+      seed: uint32, what every random number of the run follows from.
+      params: the model's parameters.
+      model_state: its batch statistics.
+      method_state: the state of the method's link.
+      base_state: the state of the rest of the chain.
+      metrics: sums over the steps of this epoch, float32 by the names in METRICS.
+    """
+
+    step: jax.Array
+    seed: jax.Array
     params: Any
     model_state: Any
     method_state: Any
     base_state: Any
+    metrics: dict[str, jax.Array]
 
 
-class Epoch(NamedTuple):
-    """What an epoch tells; loss and accuracy are means over its batches, at the first gradients."""
+class Arrays(NamedTuple):
+    """A training set on the device: images uint8, labels int32, mean and deviation a channel."""
 
-    epoch: int
-    loss: float
-    accuracy: float
-    state: TrainState
-
-
-class Optimizer(NamedTuple):
-    """A method and the rest of its chain, apart so that the method can decide on the host."""
-
-    method: optax.GradientTransformationExtraArgs
-    base: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    images: jax.Array
+    labels: jax.Array
+    mean: jax.Array
+    std: jax.Array
 
 
-def optimizer(
-    recipe: Recipe, method: str, settings: Mapping[str, Any], *, total_steps: int, seed: int = 0
-) -> Optimizer:
-    """SGD with momentum and weight decay behind a method of `sam_optax`, found by its name.
+class Batch(NamedTuple):
+    """Images float32 [B, H, W, C]; labels int32 [B], or soft ones float32 [B, classes]."""
 
-    What a method asks for by the names of its arguments it gets: `total_steps`, `key`, the
-    `base` of a decoupled one, and first gradients at the gradient point.
-    """
-    learning_rate = optax.cosine_decay_schedule(recipe.learning_rate, total_steps)
-    direction = optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay), optax.trace(recipe.momentum)
-    )
-    descent = optax.scale_by_learning_rate(learning_rate)
-    if method == SGD:
-        link = optax.with_extra_args_support(optax.identity())
-        return Optimizer(link, optax.chain(direction, descent), learning_rate)
-    function = getattr(sam_optax, method)
-    offered = {
-        "base": direction,
-        "key": seed,
-        "total_steps": total_steps,
-        "updates_at": "gradient_point",
-    }
-    asked = inspect.signature(function).parameters
-    link = function(**{k: v for k, v in offered.items() if k in asked} | dict(settings))
-    base = descent if "base" in asked else optax.chain(direction, descent)
-    return Optimizer(link, base, learning_rate)
+    images: jax.Array
+    labels: jax.Array
+
+
+def arrays(data: Data) -> Arrays:
+    """The training set of the data, on the device."""
+    return Arrays(*map(jnp.asarray, (*data.train, data.mean, data.std)))
+
+
+def ascents(method_state: Any) -> jax.typing.ArrayLike:
+    """The second gradients that a method has taken."""
+    return getattr(method_state, "ascents", 0)
 
 
 class Trainer:
@@ -85,9 +85,10 @@ class Trainer:
         method: str,
         settings: Mapping[str, Any],
         *,
-        classes: int,
-        total_steps: int,
+        data: Data,
         on_host: bool,
+        epochs: int | None = None,
+        together: bool = False,
     ):
         """Builds the model and the optimizer.
 
@@ -95,64 +96,107 @@ class Trainer:
           recipe: what to train.
           method: "sgd" or the name of a method of `sam_optax`.
           settings: the method's keyword arguments.
-          classes: the number of classes.
-          total_steps: the length of the learning rate's schedule.
-          on_host: whether the method decides on the host in `epochs`.
+          data: a set of the shapes and classes of the one to train on.
+          on_host: whether the method decides on the host.
+          epochs: the length of the method's schedules; the recipe's by default.
+          together: whether states and arrays have a leading axis of seeds.
 
         Raises:
           ValueError, TypeError: the method does not take these settings.
         """
-        self.model = recipe.model(classes)
-        self.batch_size = recipe.batch_size
+        self.recipe = recipe
+        self.classes = data.classes
+        self.examples = len(data.train.labels)
+        self.steps_per_epoch = self.examples // recipe.batch_size
         self.on_host = on_host
-        build = functools.partial(optimizer, recipe, method, settings, total_steps=total_steps)
+        self.model = models.make(
+            recipe.model, data.classes, dtype=jnp.dtype(recipe.dtype), width=recipe.width
+        )
+        build = functools.partial(
+            optimizer,
+            recipe,
+            method,
+            settings,
+            epochs=recipe.epochs if epochs is None else epochs,
+            steps_per_epoch=self.steps_per_epoch,
+        )
         self.optimizer = build()
-        # A method that selects examples asks for their losses, by name again.
+        # A method that selects examples asks for their losses, by name.
         asked = inspect.signature(self.optimizer.method.update).parameters
         self._selects_examples = "example_loss_fn" in asked
         # A method keeps its random key in its state, so that one compiled step serves all seeds.
         self._init_method = lambda params, seed: build(seed=seed).method.init(params)
-        self.jit_step = jax.jit(self._step, donate_argnums=0)
-        self._jit_scan = jax.jit(self._scan, donate_argnums=0)
+        self._each = jax.vmap if together else lambda function, in_axes=0: function
+        self._each_step = self._each(self._step, in_axes=(0, 0, 0, None))
+        self.jit_step = jax.jit(self._step_on, donate_argnums=0)
+        self.jit_steps = jax.jit(self._steps, donate_argnums=0)
+        self.jit_order = jax.jit(self._each(self._order, in_axes=(0, None)))
+        self._jit_batch = jax.jit(self._batch)
         self._jit_first = jax.jit(self._first)
         self._jit_second = jax.jit(self._second)
         self._jit_losses = jax.jit(self._losses)
-        self._jit_apply = jax.jit(self._apply, donate_argnums=1)
+        self._jit_apply = jax.jit(self._apply, donate_argnums=0)
         self._jit_evaluate = jax.jit(self._evaluate)
 
     def init(self, images: jax.typing.ArrayLike, seed: int) -> TrainState:
         """The state before the first step; seed draws the weights and the method's numbers."""
-        model_state = dict(self.model.init(jax.random.key(seed), images[:1], train=False))
+        example = jnp.zeros((1, *np.shape(images)[1:]), jnp.float32)
+        model_state = dict(self.model.init(jax.random.key(seed), example, train=False))
         params = model_state.pop("params")
         return TrainState(
-            params, model_state, self._init_method(params, seed), self.optimizer.base.init(params)
+            step=jnp.zeros([], jnp.int32),
+            seed=jnp.asarray(seed, jnp.uint32),
+            params=params,
+            model_state=model_state,
+            method_state=self._init_method(params, seed),
+            base_state=self.optimizer.base.init(params),
+            metrics={name: jnp.zeros([], jnp.float32) for name in METRICS},
         )
 
-    def epochs(
-        self,
-        state: TrainState,
-        data: Data,
-        *,
-        epochs: int,
-        seed: int,
-        on_step: Callable[[int], None] = lambda steps: None,
-    ) -> Iterator[Epoch]:
-        """Trains, and yields after each epoch; seed orders the data.
+    def adopt(self, state: TrainState) -> TrainState:
+        """The state of another method's trainer, for this one to go on with.
 
-        `on_step` is told the number of steps just taken. The state given is donated, and so is a
-        state yielded when the next epoch is asked for.
+        Raises:
+          ValueError: one of the methods holds the base optimizer inside, and the other does not.
         """
-        images, labels = map(jnp.asarray, data.train)
-        run = self._host_epoch if self.on_host else self._device_epoch
-        for epoch in range(epochs):
-            key = jax.random.fold_in(jax.random.key(seed), epoch)
-            state, (loss, accuracy) = run(state, images, labels, key, on_step)
-            yield Epoch(epoch, float(loss), float(accuracy), state)
+        return self._each(self.adopt_one)(state)
 
-    def evaluate(self, state: TrainState, split: Any, batch_size: int = 1024) -> dict[str, float]:
+    def adopt_one(self, state: TrainState) -> TrainState:
+        """The same, for the state of one seed."""
+        fresh = jax.eval_shape(self.optimizer.base.init, state.params)
+        if jax.tree.structure(fresh) != jax.tree.structure(state.base_state):
+            raise ValueError(
+                "a decoupled method such as wsam keeps the base optimizer's momentum inside, so "
+                "there is no switching to it or from it: switch to another method."
+            )
+        return state._replace(method_state=self._init_method(state.params, state.seed))
+
+    def dispatches(
+        self, state: TrainState, train: Arrays, *, most: int
+    ) -> Iterator[tuple[int, TrainState]]:
+        """Trains to the end of the epoch that the state is in, in dispatches.
+
+        A dispatch is at most so many steps on the device, or one step on the host; after each come
+        its number of steps and the state. The state given is donated, and so is a state yielded
+        when the next one is asked for.
+        """
+        epoch, first = divmod(int(np.min(state.step)), self.steps_per_epoch)
+        order = self.jit_order(state.seed, epoch)
+        stride = 1 if self.on_host else most
+        for i in range(first, self.steps_per_epoch, stride):
+            last = min(i + stride, self.steps_per_epoch)
+            if self.on_host:
+                state = self.host_step(state, self._jit_batch(state, train, order, i))
+            else:
+                state = jax.block_until_ready(self.jit_steps(state, train, order, i, last))
+            yield last - i, state
+
+    def evaluate(
+        self, state: TrainState, split: Any, train: Arrays, batch_size: int = 1000
+    ) -> dict[str, float]:
         """Mean loss and accuracy over a split, with the running statistics."""
         totals = [
-            self._jit_evaluate(state, *(a[i : i + batch_size] for a in split))
+            self._jit_evaluate(state, train, *(a[i : i + batch_size] for a in split))
             for i in range(0, len(split.labels), batch_size)
         ]
         loss, correct = (
@@ -160,100 +204,133 @@ class Trainer:
         )
         return {"loss": loss, "accuracy": correct}
 
-    def steps_per_epoch(self, examples: int) -> int:
-        """Full batches in so many examples."""
-        return examples // self.batch_size
+    def host_step(self, state: TrainState, batch: Batch) -> TrainState:
+        """One step around the method's Python branch; state is donated."""
+        updates, state, metrics = self._update(
+            state, batch, self._jit_first, self._jit_second, self._jit_losses
+        )
+        method_state = state.method_state
+        # Not donated: what a method hands on may be part of its own state.
+        rest = state._replace(method_state=())
+        return self._jit_apply(rest, updates, metrics)._replace(method_state=method_state)
 
-    def _evaluate(self, state, images, labels):
+    def skips_gradients(self, state: TrainState, train: Arrays) -> bool:
+        """Whether the method decides for each seed by itself, on the device."""
+        order = jax.ShapeDtypeStruct((self.steps_per_epoch, self.recipe.batch_size), jnp.int32)
+        jaxpr = jax.make_jaxpr(self._step)(state, train, order, 0)
+        return re.search(r"\bcond\[", str(jaxpr)) is not None
+
+    def _order(self, seed, epoch):
+        """The examples of each batch of an epoch: int32[steps, batch]."""
+        key = jax.random.fold_in(jax.random.key(seed), epoch)
+        order = jax.random.permutation(key, self.examples)
+        used = self.steps_per_epoch * self.recipe.batch_size
+        return order[:used].reshape(self.steps_per_epoch, -1)
+
+    def _batch(self, state, train, order, i):
+        """A batch, augmented."""
+        indices = order[i]
+        key = jax.random.fold_in(jax.random.key(state.seed), AUGMENTATION)
+        key, mix_key = jax.random.split(jax.random.fold_in(key, state.step))
+        recipe, labels = self.recipe, train.labels[indices]
+        images = augment.augment(
+            key, train.images[indices], train.mean, train.std, recipe.augmentation
+        )
+        if recipe.label_smoothing or recipe.mixup:
+            one_hot = jax.nn.one_hot(labels, self.classes)
+            labels = optax.smooth_labels(one_hot, recipe.label_smoothing)
+        if recipe.mixup:
+            images, labels = augment.mixup(mix_key, images, labels, recipe.mixup)
+        return Batch(images, labels)
+
+    def _evaluate(self, state, train, images, labels):
+        images = augment.normalize(images, train.mean, train.std)
         variables = {"params": state.params, **state.model_state}
         logits = self.model.apply(variables, images, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.sum(), (logits.argmax(-1) == labels).sum()
 
-    def _forward(self, params, model_state, images, labels):
+    def _forward(self, params, model_state, batch):
         variables = {"params": params, **model_state}
         logits, model_state = self.model.apply(
-            variables, images, train=True, mutable=list(model_state)
+            variables, batch.images, train=True, mutable=list(model_state)
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses, (model_state, (logits.argmax(-1) == labels).mean())
+        if batch.labels.ndim > 1:
+            losses = optax.softmax_cross_entropy(logits, batch.labels)
+            hits = logits.argmax(-1) == batch.labels.argmax(-1)
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            hits = logits.argmax(-1) == batch.labels
+        return losses, (model_state, hits.mean())
 
-    def _loss(self, params, model_state, images, labels):
-        losses, (model_state, accuracy) = self._forward(params, model_state, images, labels)
+    def _loss(self, params, model_state, batch):
+        losses, (model_state, accuracy) = self._forward(params, model_state, batch)
         return losses.mean(), (model_state, accuracy, losses)
 
-    def _losses(self, model_state, images, labels, params):
+    def _losses(self, model_state, batch, params):
         """The loss of each example."""
-        return self._forward(params, model_state, images, labels)[0]
+        return self._forward(params, model_state, batch)[0]
 
-    def _first(self, state, images, labels):
+    def _first(self, state, batch):
         """Gradient, batch statistics, losses, loss and accuracy, all of the first pass."""
         point = sam_optax.gradient_point(state.method_state, state.params)
         value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
         (loss, (model_state, accuracy, losses)), grads = value_and_grad(
-            point, state.model_state, images, labels
+            point, state.model_state, batch
         )
-        return grads, model_state, losses, (loss, accuracy)
+        norm = optax.tree.norm(grads)
+        metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": norm}
+        return grads, model_state, losses, metrics
 
-    def _second(self, model_state, images, labels, params, kept=None):
+    def _second(self, model_state, batch, params, kept=None):
         """The gradient alone, on the examples kept; its batch statistics are dropped."""
         if kept is not None:
-            images, labels = images[kept], labels[kept]
-        return jax.grad(self._loss, has_aux=True)(params, model_state, images, labels)[0]
+            batch = Batch(*(a[kept] for a in batch))
+        return jax.grad(self._loss, has_aux=True)(params, model_state, batch)[0]
 
-    def _apply(self, updates, state):
-        updates, base_state = self.optimizer.base.update(updates, state.base_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, base_state=base_state)
-
-    def _order(self, key, examples):
-        steps = self.steps_per_epoch(examples)
-        order = jax.random.permutation(key, examples)
-        return order[: steps * self.batch_size].reshape(steps, self.batch_size)
-
-    def _update(self, state, images, labels, first, second, losses):
+    def _update(self, state, batch, first, second, losses):
         """The method's link: the first gradient, and the second where the method takes it."""
-        grads, model_state, example_losses, metrics = first(state, images, labels)
-        fixed = state.model_state, images, labels
+        grads, model_state, example_losses, metrics = first(state, batch)
+        fixed = state.model_state, batch
         extra = {"grad_fn": functools.partial(second, *fixed)}
         if self._selects_examples:
             extra["example_loss_fn"] = functools.partial(losses, *fixed)
             extra["example_losses"] = example_losses
+        before = ascents(state.method_state)
         updates, method_state = self.optimizer.method.update(
             grads, state.method_state, state.params, **extra
         )
-        return updates, state._replace(model_state=model_state, method_state=method_state), metrics
+        metrics["sam_fraction"] = ascents(method_state) - before
+        state = state._replace(model_state=model_state, method_state=method_state)
+        return updates, state, metrics
 
-    def _step(self, state, images, labels):
-        updates, state, metrics = self._update(
-            state, images, labels, self._first, self._second, self._losses
+    def _apply(self, state, direction, metrics):
+        """The rest of the chain, and the count of the step."""
+        updates, base_state = self.optimizer.base.update(direction, state.base_state, state.params)
+        metrics = {**metrics, "direction_norm": optax.tree.norm(direction)}
+        begins = state.step % self.steps_per_epoch == 0
+        return state._replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            base_state=base_state,
+            metrics={
+                name: jnp.where(begins, 0.0, total) + metrics[name]
+                for name, total in state.metrics.items()
+            },
         )
-        return self._apply(updates, state), metrics
 
-    def host_step(self, state: TrainState, images: jax.Array, labels: jax.Array):
-        """One step around the method's Python branch; state is donated."""
+    def _step(self, state, train, order, i):
+        return self._step_on(state, self._batch(state, train, order, i))
+
+    def _step_on(self, state, batch):
         updates, state, metrics = self._update(
-            state, images, labels, self._jit_first, self._jit_second, self._jit_losses
+            state, batch, self._first, self._second, self._losses
         )
-        return self._jit_apply(updates, state), metrics
+        return self._apply(state, updates, metrics)
 
-    def _device_epoch(self, state, images, labels, key, on_step):
-        state, metrics = self._jit_scan(state, images, labels, key)
-        metrics = jax.block_until_ready(metrics)
-        on_step(self.steps_per_epoch(len(labels)))
-        return state, metrics
-
-    def _scan(self, state, images, labels, key):
-        def step(state, indices):
-            return self._step(state, images[indices], labels[indices])
-
-        state, metrics = jax.lax.scan(step, state, self._order(key, len(labels)))
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    def _host_epoch(self, state, images, labels, key, on_step):
-        history = []
-        for indices in self._order(key, len(labels)):
-            state, metrics = self.host_step(state, images[indices], labels[indices])
-            history.append(metrics)
-            on_step(1)
-        return state, jax.tree.map(lambda *m: sum(m) / len(m), *history)
+    def _steps(self, state, train, order, first, last):
+        # The bounds are known when it runs: what a step computes does not depend on how the steps
+        # are divided, and a resumed run ends where the whole one does.
+        return jax.lax.fori_loop(
+            first, last, lambda i, state: self._each_step(state, train, order, i), state
+        )

@@ -1,15 +1,33 @@
 """The commands: data, training, comparison, sweep, toy problem, and what goes wrong."""
 
+import dataclasses
+import functools
 import json
+import math
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments import cli, compare, data, models, recipes, runs, sweep, toy, train
-from experiments.training import Trainer, optimizer
+from experiments import (
+    augment,
+    cli,
+    compare,
+    data,
+    fit,
+    gpu_check,
+    recipes,
+    runs,
+    sweep,
+    toy,
+    train,
+)
+from experiments.optimizers import learning_rate, optimizer
+from experiments.recipes import Recipe
+from experiments.training import Batch, Trainer, arrays
 import sam_optax
 
 SUMMARY_KEYS = {
@@ -27,6 +45,11 @@ def data_dir(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def digits(data_dir):
+    return data.load("digits", data_dir=data_dir)
+
+
 def command(monkeypatch, module, *arguments):
     """Runs a command of the shell in this process."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
@@ -37,100 +60,44 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def small_trainer(model, method, *, on_host, **settings):
-    recipe = recipes.Recipe(
-        dataset="digits", model=model, epochs=1, batch_size=16, learning_rate=0.1
-    )
-    return Trainer(recipe, method, settings, classes=10, total_steps=30, on_host=on_host)
+def small_trainer(model, method, loaded, *, on_host, **settings):
+    recipe = Recipe(dataset="digits", model=model, epochs=2, batch_size=16, learning_rate=0.1)
+    return Trainer(recipe, method, settings, data=loaded, on_host=on_host)
 
 
 def tiny(loaded, examples=64):
     return loaded._replace(train=data.Split(*(a[:examples] for a in loaded.train)))
 
 
-# Data
-
-
-def test_digits_are_split_by_a_fixed_permutation(data_dir):
-    loaded = data.load("digits", data_dir=data_dir)
-    assert loaded.train.images.shape == (1437, 8, 8, 1)
-    assert loaded.test.images.shape == (360, 8, 8, 1)
-    assert loaded.classes == 10
-    assert loaded.flipped == 0
-    # every class is in both, none rare: a split by position would separate the writers
-    assert np.bincount(loaded.test.labels).min() > 20
-    np.testing.assert_allclose(loaded.train.images.mean(), 0, atol=1e-5)
-    np.testing.assert_allclose(loaded.train.images.std(), 1, rtol=1e-5)
-
-
-def test_label_noise_flips_its_share_of_the_training_labels_alone(data_dir):
-    clean = data.load("digits", data_dir=data_dir, seed=3)
-    noisy = data.load("digits", data_dir=data_dir, seed=3, label_noise=0.4)
-    again = data.load("digits", data_dir=data_dir, seed=3, label_noise=0.4)
-    other = data.load("digits", data_dir=data_dir, seed=4, label_noise=0.4)
-    wrong = noisy.train.labels != clean.train.labels
-    assert wrong.sum() == round(0.4 * 1437)
-    assert noisy.flipped == pytest.approx(wrong.mean())
-    np.testing.assert_array_equal(noisy.test.labels, clean.test.labels)
-    np.testing.assert_array_equal(noisy.train.labels, again.train.labels)
-    assert (noisy.train.labels != other.train.labels).any()
-
-
-def test_every_wrong_class_is_equally_likely():
-    flipped = data.flip(np.full(90_000, 7, np.int32), 1.0, 10, np.random.default_rng(0))
-    counts = np.bincount(flipped, minlength=10)
-    assert counts[7] == 0
-    np.testing.assert_allclose(np.delete(counts, 7), 10_000, rtol=0.05)
-
-
-def test_the_held_out_part_leaves_the_test_split_alone(data_dir):
-    whole = data.load("digits", data_dir=data_dir)
-    held = data.load("digits", data_dir=data_dir, validation=0.2)
-    assert len(held.test.labels) == 287
-    assert len(held.train.labels) == 1150
-
-    seen = np.concatenate([held.train.labels, held.test.labels])
-    np.testing.assert_array_equal(np.bincount(seen), np.bincount(whole.train.labels))
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_label_noise_outside_the_unit_interval_is_refused(share, data_dir):
-    with pytest.raises(ValueError, match=r"label noise must lie in \[0, 1\]"):
-        data.load("digits", data_dir=data_dir, label_noise=share)
-
-
-def test_a_set_that_is_not_prepared_names_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match="tfds build cifar10 --file_format=array_record"):
-        data.load("cifar10", data_dir=tmp_path)
-
-
 # Training
 
 
-@pytest.mark.parametrize("method", ["sgd", "ae_looksam", "r_sam", "esam"])
-def test_the_two_ways_to_decide_train_alike(method, data_dir):
-    """An epoch decided on the host ends where the compiled one ends."""
-    loaded = tiny(data.load("digits", data_dir=data_dir))
+@pytest.mark.parametrize("method", ["sgd", "ae_looksam", "r_sam", "esam", "s2_sam"])
+def test_the_two_ways_to_decide_train_alike(method, digits):
+    """Epochs decided on the host end where the compiled ones end, however they are divided."""
+    loaded = tiny(digits)
     ends = []
-    for on_host in (False, True):
-        trainer = small_trainer(models.MLP, method, on_host=on_host)
+    for on_host, most in ((False, 100), (False, 3), (True, 100)):
+        trainer = small_trainer("mlp", method, loaded, on_host=on_host)
         state = trainer.init(loaded.train.images, seed=1)
-        *_, last = trainer.epochs(state, loaded, epochs=2, seed=1)
-        ends.append((last.state, last.loss))
-    for one, other in zip(*map(jax.tree.leaves, ends), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-5)
+        phases = [fit.Phase(0, 2, trainer)]
+        ends.append(fit.fit(phases, state, arrays(loaded), most=most))
+    for one, other, host in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, host, rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("on_host", [False, True])
-def test_batch_statistics_come_from_the_first_pass_alone(on_host, data_dir):
-    loaded = tiny(data.load("digits", data_dir=data_dir), 16)
-    trainer = small_trainer(models.CNN, "sam", on_host=True, rho=5.0)
+def test_batch_statistics_come_from_the_first_pass_alone(on_host, digits):
+    loaded = tiny(digits, 16)
+    trainer = small_trainer("cnn", "sam", loaded, on_host=True, rho=5.0)
     state = trainer.init(loaded.train.images, seed=0)
     step = trainer.host_step if on_host else trainer.jit_step
-    images, labels = loaded.train
+    train = arrays(loaded)
+    images = augment.normalize(train.images, train.mean, train.std)
     variables = {"params": state.params, **state.model_state}
     _, expected = trainer.model.apply(variables, images, train=True, mutable=["batch_stats"])
-    after, _ = step(state, images, labels)
+    after = step(state, Batch(images, train.labels))
     for one, other in zip(
         jax.tree.leaves(after.model_state["batch_stats"]),
         jax.tree.leaves(expected["batch_stats"]),
@@ -139,24 +106,142 @@ def test_batch_statistics_come_from_the_first_pass_alone(on_host, data_dir):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_the_metrics_of_an_epoch_are_the_means_over_its_steps(digits):
+    loaded = tiny(digits)
+    trainer = small_trainer("mlp", "ae_sam", loaded, on_host=True)
+    train, seen = arrays(loaded), []
+    first = trainer._first
+
+    def look(state, batch):
+        result = first(state, batch)
+        seen.append((float(result[3]["loss"]), float(optax.tree.norm(result[0]))))
+        return result
+
+    trainer._jit_first = look
+    state = trainer.init(loaded.train.images, seed=1)
+    state = fit.fit([fit.Phase(0, 2, trainer)], state, train)
+    found = fit.means(state, trainer.steps_per_epoch)
+    second_epoch = np.mean(seen[4:], 0)
+    np.testing.assert_allclose((found["loss"], found["gradient_norm"]), second_epoch, rtol=1e-5)
+    ascents = int(state.method_state.ascents)
+    assert len(seen) == 8
+    assert 0 <= found["sam_fraction"] * 4 <= ascents <= 8
+
+
 def test_the_optimizer_gives_a_method_what_it_asks_for():
     """total_steps, key, base and the gradient point are found by the names of the arguments."""
     recipe = recipes.RECIPES["digits"]
+    build = functools.partial(optimizer, recipe, epochs=9, steps_per_epoch=1)
     params = {"w": jnp.ones(3)}
-    state = optimizer(recipe, "r_sam", {}, total_steps=9, seed=5).method.init(params)
+    state = build("r_sam", {}, seed=5).method.init(params)
     assert state.start.key_data.tolist() == [0, 5]
-    wsam = optimizer(recipe, "wsam", {}, total_steps=9)
+    wsam = build("wsam", {})
     assert len(jax.tree.leaves(wsam.method.init(params).combine.base)) == 1  # momentum inside
     assert len(jax.tree.leaves(wsam.base.init(params))) == 1  # the step count of the schedule
-    assert optimizer(recipe, "ae_sam", {"total_steps": 3}, total_steps=9).method.init(params)
+    assert build("ae_sam", {"total_steps": 3}).method.init(params)
 
 
-def test_seeds_differ_in_weights_order_and_numbers(data_dir):
-    loaded = tiny(data.load("digits", data_dir=data_dir))
-    trainer = small_trainer(models.MLP, "r_sam", on_host=False)
+def test_a_schedule_of_a_setting_follows_the_run():
+    """A budget in epochs, and a radius that follows the run's own learning rate."""
+    recipe = dataclasses.replace(recipes.RECIPES["digits"], epochs=10)
+    annealed = {"schedule": "budget_annealing", "budget": 0.5, "anneal_from": 5, "total": 10}
+    follows = {
+        "schedule": "rho_from_learning_rate",
+        "rho_max": 0.6,
+        "rho_min": 0.2,
+        "lr_max": recipe.learning_rate,
+        "lr_min": 0.0,
+    }
+    params, grads = {"w": jnp.ones(2)}, {"w": jnp.array([3.0, 4.0])}
+    for method, settings, expected in (
+        ("le_sam", {"budget": annealed}, {0: 0.5 / 25, 24: 0.5 / 25, 49: 0.0}),
+        ("sam", {"rho": follows}, {0: 0.6 / 5, 25: 0.4 / 5}),
+    ):
+        link = optimizer(recipe, method, settings, epochs=10, steps_per_epoch=5).method
+        for step, scale in expected.items():
+            state = link.init(params)._replace(steps=jnp.int32(step))
+            point, _ = link.update(grads, state, params, grad_fn=lambda p: p)
+            np.testing.assert_allclose(point["w"], 1 + scale * grads["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_base_is_the_optimizer_of_optax(name, decoupled):
+    """Three steps of each base against optax's own, with clipping and weight decay."""
+    recipe = dataclasses.replace(
+        recipes.RECIPES["digits"], optimizer=name, decoupled=decoupled, weight_decay=0.3,
+        clip_norm=1.5, momentum=0.8, learning_rate=0.1, schedule="constant",
+    )  # fmt: skip
+    ours = optimizer(recipe, "sgd", {}, epochs=1, steps_per_epoch=9).base
+    decay, clip = optax.add_decayed_weights(0.3), optax.clip_by_global_norm(1.5)
+    base = {
+        "sgd": optax.trace(0.8),
+        "rmsprop": optax.chain(optax.scale_by_rms(0.99), optax.trace(0.8)),
+        "adamw": optax.scale_by_adam(),
+    }[name]
+    order = [base, decay] if decoupled or name == "adamw" else [decay, base]
+    theirs = optax.chain(clip, *order, optax.scale(-0.1))
+    ends = []
+    for tx in (ours, theirs):
+        params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(params)
+    for one, other in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ("cosine", {2: 0.4, 6: 0.4 * (1 + math.cos(math.pi / 2)) / 2, 10: 0.0}),
+        ("cosine_epoch", {2: 0.4, 3: 0.4, 5: 0.4 * (1 + math.cos(math.pi / 4)) / 2, 10: 0.0}),
+        ("linear", {2: 0.4, 4: 0.3, 10: 0.0}),
+        ("constant", {2: 0.4, 9: 0.4}),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule_after_the_warm_up(schedule, values):
+    """Five epochs of two steps, the first of them warming up."""
+    recipe = dataclasses.replace(
+        recipes.RECIPES["digits"], epochs=5, learning_rate=0.4, warmup_epochs=1, schedule=schedule
+    )
+    rate = learning_rate(recipe, steps_per_epoch=2)
+    for step, value in ({0: 0.0, 1: 0.2} | values).items():
+        np.testing.assert_allclose(rate(step), value, atol=1e-6)
+
+
+def test_seeds_differ_in_weights_order_and_numbers(digits):
+    loaded = tiny(digits)
+    trainer = small_trainer("mlp", "r_sam", loaded, on_host=False)
     first, second = (trainer.init(loaded.train.images, seed) for seed in (0, 1))
     assert (first.params["Dense_0"]["kernel"] != second.params["Dense_0"]["kernel"]).any()
     assert (first.method_state.start.key_data != second.method_state.start.key_data).any()
+    orders = [trainer._order(state.seed, epoch) for state in (first, second) for epoch in (0, 1)]
+    assert len({tuple(np.ravel(order)) for order in orders}) == 4
+    assert all(sorted(np.ravel(order)) == list(range(64)) for order in orders)
+
+
+def test_soft_labels_train_on_the_cross_entropy_with_them(digits):
+    """Label smoothing against the formula, and mixup with a weight for each class."""
+    loaded = tiny(digits, 16)
+    recipe = Recipe(
+        dataset="digits", model="mlp", epochs=2, batch_size=16, learning_rate=0.1,
+        label_smoothing=0.2, mixup=1.0, augmentation=("crop", "flip", "cutout"),
+    )  # fmt: skip
+    trainer = Trainer(recipe, "sgd", {}, data=loaded, on_host=False)
+    state, train = trainer.init(loaded.train.images, 0), arrays(loaded)
+    order = trainer._order(state.seed, 0)
+    batch = trainer._batch(state, train, order, 0)
+    again = trainer._batch(state._replace(step=state.step + 1), train, order, 0)
+    assert (batch.images != again.images).any()  # each step draws anew
+    np.testing.assert_allclose(batch.labels.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(batch.labels.min(), 0.02, rtol=1e-5)
+    logits = trainer.model.apply({"params": state.params}, batch.images, train=True)
+    expected = -(batch.labels * jax.nn.log_softmax(logits)).sum(-1).mean()
+    loss, _ = trainer._loss(state.params, state.model_state, batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 # The commands
@@ -223,7 +308,19 @@ def test_a_run_of_other_options_is_not_overwritten(monkeypatch, tmp_path, data_d
         (["--batch-size", "5000"], "--batch-size 5000 exceeds the 1437 training images"),
         (["--learning-rate", "-0.1"], "--learning-rate must not be negative"),
         (["--learning-rate", "nan"], "--learning-rate must be a finite number, got nan"),
-        (["--seed", "-1"], "--seed must not be negative, got -1"),
+        (["--seed", "-1"], "a seed must lie in [0, 2**32), got -1"),
+        (["--seeds", "1", "1"], "--seeds must be different numbers"),
+        (["--model", "resnet81"], "unknown model 'resnet81': did you mean resnet18"),
+        (["--width", "0"], "--width must be at least 1, got 0"),
+        (["--label-smoothing", "1"], "--label-smoothing must lie in [0, 1), got 1"),
+        (["--warmup-epochs", "2"], "warmup_epochs must lie in [0, 1)"),
+        (["--train-examples", "5000"], "5000"),
+        (["--switch-at", "1"], "--switch-at and --then go together"),
+        (["--switch-at", "1", "--then", "sgd"], "--switch-at must lie between 0 and the 1 epochs"),
+        (["--epochs", "3", "--switch-at", "1", "--then", "wsam"], "there is no switching to it"),
+        (["--then-set", "rho=1"], "--then-set is for the method of --then"),
+        (["--steps-per-dispatch", "0"], "--steps-per-dispatch must be at least 1"),
+        (["--seeds", "0", "1", "--vmap-seeds", "--method", "ss_sam"], "leave --vmap-seeds away"),
         (["--validation", "0.9999"], "leaves some on both sides"),
         (["--data-dir", "/dev/null/tfds"], "--data-dir /dev/null/tfds cannot be used"),
         (["--name", "../elsewhere"], "--name must be a plain name, got '../elsewhere'"),
@@ -326,6 +423,43 @@ def test_sweep_tries_every_combination(monkeypatch, tmp_path, data_dir):
         for lr in ("0.1", "0.05")
     ]
     assert all(0 <= row["accuracy"] <= 100 for row in rows)
+
+
+def test_gpu_check_reports_steps_and_epochs(monkeypatch, tmp_path):
+    """On made images and a small model, since it is the report that is tested here."""
+    arguments = ["--model", "mlp", "--width", 4, "--dtype", "float32", "--batch-size", 16]
+    methods = ["looksam", "lpf_sgd"]
+    arguments += [
+        "--methods",
+        *methods,
+        "--examples",
+        64,
+        "--steps",
+        3,
+        "--turns",
+        2,
+        "--epochs",
+        2,
+        "--workers",
+        2,
+    ]
+    command(monkeypatch, gpu_check, *arguments, "--data-dir", tmp_path, "--out", tmp_path)
+    report = read(tmp_path / "gpu_check" / "gpu_check.json")
+    assert report["images"].startswith("made")
+    rows = {row["method"]: row for row in report["steps"]}
+    assert rows.keys() == {*gpu_check.EPOCHS, *methods, *gpu_check.BOUNDS}
+    assert all(row["finite"] for row in rows.values())
+    assert rows["sgd"]["time_ratio"] == rows["sgd"]["temp_bytes_ratio"] == 1
+    shares = {name: rows[name]["sam_fraction"] for name in ("sgd", "sam", "lpf_sgd")}
+    assert shares == {"sgd": 0, "sam": 1, "lpf_sgd": 0}
+    assert (rows["ae_sam, never"]["sam_fraction"], rows["ae_sam, always"]["sam_fraction"]) == (0, 1)
+    assert rows["looksam"]["state_bytes"] > rows["sam"]["state_bytes"]
+    epochs = {row["method"]: row for row in report["epochs"]}
+    assert epochs.keys() == {"sgd", "sam", "le_sam", "ae_sam", "ae_looksam"}
+    ratio = epochs["sam"]["seconds"] / epochs["sgd"]["seconds"]
+    assert epochs["sam"]["time_ratio"] == pytest.approx(ratio)
+    assert epochs["sam"]["over_ideal"] == pytest.approx(ratio / 2)
+    assert "| sam |" in (tmp_path / "gpu_check" / "gpu_check.md").read_text()
 
 
 def test_the_toy_problem_ends_where_an_independent_check_ended(monkeypatch, tmp_path):

@@ -1,0 +1,106 @@
+"""Checkpoints of a run: its whole state and its metrics so far, written whole or not at all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+KEPT = 2
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or read; the message says which and what to do."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      state: the whole state of the training.
+      rows: the metrics of the epochs that were over.
+      seconds: the time that they had taken.
+    """
+
+    state: Any
+    rows: list[dict[str, Any]]
+    seconds: float
+
+
+class Checkpoints:
+    """The checkpoints of one run, by the number of steps taken; the last two are kept.
+
+    Orbax writes into a folder of another name and renames it at the end, so that a process that is
+    killed meanwhile leaves nothing that could be read as a checkpoint.
+    """
+
+    def __init__(self, path: Path):
+        """Opens a folder, which is made with the first checkpoint."""
+        self.path = path.absolute()
+
+    def steps(self) -> list[int]:
+        """The steps at which there is a checkpoint, in order."""
+        if not self.path.exists():
+            return []
+        with self._manager() as manager:
+            return sorted(manager.all_steps())
+
+    def save(self, step: int, state: Any, rows: Sequence[dict[str, Any]], seconds: float) -> None:
+        """Writes a checkpoint, unless there is one of this step, and removes those not kept.
+
+        Raises:
+          CheckpointError: it cannot be written; those before it stay.
+        """
+        try:
+            with self._manager() as manager:
+                if step in manager.all_steps():
+                    return
+                manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state),
+                        progress=ocp.args.JsonSave({"rows": list(rows), "seconds": seconds}),
+                    ),
+                    force=True,
+                )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot write the checkpoint of step {step} under {self.path}: {_first(error)}. "
+                "What was saved before is kept: make room, and go on with --resume."
+            ) from error
+
+    def restore(self, step: int, like: Any) -> Restored:
+        """Reads the checkpoint of a step into a state of the structure of another.
+
+        Raises:
+          CheckpointError: it cannot be read, or is one of another structure.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            with self._manager() as manager:
+                held = manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract),
+                        progress=ocp.args.JsonRestore(),
+                    ),
+                )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"cannot read the checkpoint of step {step} under {self.path}: {_first(error)}. "
+                f"It is damaged or of other code: remove the folder {step} to go on from the one "
+                "before, or start again with --overwrite."
+            ) from error
+        return Restored(held.state, held.progress["rows"], held.progress["seconds"])
+
+    def _manager(self):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(self.path, options=options)
+
+
+def _first(error):
+    """The first line of what Orbax says, which may go on for many."""
+    return str(error).strip().partition("\n")[0].rstrip(".:")

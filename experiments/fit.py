@@ -1,0 +1,141 @@
+"""From a state to the end of a run, epoch by epoch, with one method or with two in turn."""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.data import Data
+from experiments.training import METRICS, Trainer, TrainState, arrays
+
+
+class Phase(NamedTuple):
+    """The epochs from first to last, last excluded, and what trains them."""
+
+    first: int
+    last: int
+    trainer: Trainer
+
+
+class DivergedError(Exception):
+    """The loss is no longer finite."""
+
+
+def fit(
+    phases: Sequence[Phase],
+    state: TrainState,
+    train: Any,
+    *,
+    most: int = 100,
+    on_epoch: Callable[[Phase, int, TrainState], None] = lambda phase, epoch, state: None,
+    on_dispatch: Callable[[Phase, int, TrainState], None] = lambda phase, steps, state: None,
+) -> TrainState:
+    """Trains from where the state is to the end of the last phase.
+
+    Args:
+      phases: what trains which epochs, in order and without gaps.
+      state: the state to begin with, which is donated.
+      train: the training set, `experiments.training.Arrays`.
+      most: the most steps of a dispatch.
+      on_epoch: told the phase, the number of epochs done and the state at the end of each.
+      on_dispatch: told the phase, the number of steps done and the state after each dispatch, after
+        `on_epoch` where both are due. The state lives until the next dispatch.
+
+    Returns:
+      The state after the last step.
+    """
+    per_epoch = phases[0].trainer.steps_per_epoch
+    for phase in phases:
+        done = int(np.min(state.step))
+        if 0 < done == phase.first * per_epoch:
+            state = phase.trainer.adopt(state)
+        for _ in range(done // per_epoch, phase.last):
+            for steps, state in phase.trainer.dispatches(state, train, most=most):  # noqa: B020
+                done += steps
+                if done % per_epoch == 0:
+                    on_epoch(phase, done // per_epoch, state)
+                on_dispatch(phase, done, state)
+    return jax.block_until_ready(state)
+
+
+def means(state: TrainState, steps: int) -> dict[str, float]:
+    """The means of the metrics over the steps of an epoch.
+
+    Raises:
+      DivergedError: the loss is not finite.
+    """
+    found = {name: float(state.metrics[name]) / steps for name in METRICS}
+    if not math.isfinite(found["loss"]):
+        raise DivergedError(
+            f"the loss is {found['loss']} in the epoch up to step {int(state.step)}: lower the "
+            "learning rate or the perturbation."
+        )
+    return found
+
+
+def quantities(method_state: Any) -> dict[str, float]:
+    """The scalars of a method's state by their names: ascents, rho, lambda_k, mean and more."""
+    leaves = jax.tree_util.tree_leaves_with_path(method_state)
+    return {
+        jax.tree_util.keystr(path[-1:], simple=True): leaf.item()
+        for path, leaf in leaves
+        if np.ndim(leaf) == 0
+    }
+
+
+def evaluation(trainer: Trainer, state: TrainState, train: Any, data: Data) -> dict[str, float]:
+    """Loss and accuracy on the test split, and on the held-out part where there is one."""
+    splits = {"test": data.test, "validation": data.validation}
+    return {
+        f"{name}_{quantity}": value
+        for name, split in splits.items()
+        if split is not None
+        for quantity, value in trainer.evaluate(state, split, train).items()
+    }
+
+
+def costs(fractions: Sequence[float], steps_per_epoch: int) -> dict[str, float]:
+    """What the run cost in gradients, from the share of SAM steps in each of its epochs."""
+    steps = len(fractions) * steps_per_epoch
+    ascents = round(sum(fractions) * steps_per_epoch)
+    return {
+        "epochs": len(fractions),
+        "steps": steps,
+        "ascents": ascents,
+        "sam_fraction": ascents / steps,
+        "gradients_per_step": 1 + ascents / steps,
+    }
+
+
+def train(trainer: Trainer, data: Data, *, seed: int) -> dict[str, Any]:
+    """Trains from a seed and returns the figures of the last epoch.
+
+    Raises:
+      DivergedError: the loss of an epoch is not finite.
+    """
+    start = time.perf_counter()
+    fractions, on_device = [], arrays(data)
+
+    def on_epoch(phase, epoch, state):
+        del phase, epoch
+        fractions.append(means(state, trainer.steps_per_epoch)["sam_fraction"])
+
+    phases = [Phase(0, trainer.recipe.epochs, trainer)]
+    state = fit(phases, trainer.init(data.train.images, seed), on_device, on_epoch=on_epoch)
+    seconds = time.perf_counter() - start
+    on_train = trainer.evaluate(state, data.train, on_device)
+    return {
+        "seed": seed,
+        **costs(fractions, trainer.steps_per_epoch),
+        **{f"train_{name}": value for name, value in on_train.items()},
+        **evaluation(trainer, state, on_device, data),
+        "seconds": seconds,
+    }
+
+
+def evaluated(figures: Mapping[str, float]) -> float:
+    """The accuracy to choose by: on the held-out part, or on the test split where there is none."""
+    return figures.get("validation_accuracy", figures["test_accuracy"])

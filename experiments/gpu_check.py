@@ -1,0 +1,239 @@
+"""What only an accelerator can tell: every method's step and epoch there, and its memory.
+
+    python -m experiments.gpu_check [--out runs] [options]
+
+Trains ResNet-18 in bfloat16 on CIFAR-10, or on made images of its shapes where it is not prepared.
+Every method takes the same steps on the same images, in one process and in turns, after a warm-up;
+ratios are medians over the turns. Writes <out>/gpu_check/: gpu_check.json and gpu_check.md.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+from pathlib import Path
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import rich
+
+from experiments import cli, data, runs
+from experiments.optimizers import SGD
+from experiments.recipes import RECIPES
+from experiments.recipes.base import Recipe
+from experiments.training import Trainer, arrays, ascents
+
+# Whole epochs are timed of these; the last two settings never and always take a second gradient.
+EPOCHS = (SGD, "sam", "le_sam", "ae_sam", "ae_looksam")
+INFINITY = float("inf")
+BOUNDS = {
+    "ae_sam, never": {"lambda_1": INFINITY, "lambda_2": INFINITY},
+    "ae_sam, always": {"lambda_1": -INFINITY, "lambda_2": -INFINITY},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What only an accelerator can tell: every method's step and epoch there, and its memory."""
+
+    methods: tuple[str, ...] = cli.METHODS
+    """The methods whose step is measured; those whose epochs are timed are added."""
+    model: str = "resnet18"
+    width: int | None = None
+    """Width of the model's narrowest layer."""
+    dtype: str = "bfloat16"
+    """Of the model's computations."""
+    batch_size: int = 128
+    examples: int = 50_000
+    """Images of an epoch."""
+    steps: int = 40
+    """Steps of each method in a turn."""
+    turns: int = 5
+    """Turns; a ratio is the median over them."""
+    epochs: int = 3
+    """Epochs that are timed after the first."""
+    workers: int = 8
+    """Programs that are compiled at a time."""
+    data_dir: Path = data.DATA_DIR
+    """The TFDS directory."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+
+
+class Contestant:
+    """A method that trains a few steps at a time, with its compiled program."""
+
+    def __init__(self, recipe: Recipe, name: str, loaded: data.Data, train: Any):
+        """Compiles the program."""
+        self.name = name
+        method = name.partition(",")[0]
+        settings = {**recipe.settings.get(method, {}), **BOUNDS.get(name, {})}
+        self.trainer = Trainer(recipe, method, settings, data=loaded, on_host=False)
+        self.state = self.trainer.init(loaded.train.images, seed=0)
+        self.train, self.order = train, self.trainer.jit_order(self.state.seed, 0)
+        start = time.perf_counter()
+        lowered = self.trainer.jit_steps.lower(self.state, train, self.order, 0, 1)
+        self._program = lowered.compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.temp_bytes = self._program.memory_analysis().temp_size_in_bytes
+        self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds a step, and the share of second gradients."""
+        before = int(ascents(self.state.method_state))
+        start = time.perf_counter()
+        self.state = self._program(self.state, self.train, self.order, 0, steps)
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start
+        return seconds / steps, (int(ascents(self.state.method_state)) - before) / steps
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    for name in ("batch_size", "examples", "steps", "turns", "epochs", "workers"):
+        if getattr(options, name) < 1:
+            raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    if options.examples < options.batch_size:
+        raise cli.UserError("--examples must be at least --batch-size.")
+    recipe = dataclasses.replace(
+        RECIPES["cifar10_resnet18_ae_sam"],
+        model=cli.known("model", options.model, cli.models.MODELS),
+        width=options.width,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        train_examples=options.examples,
+        validation=0.0,
+    )
+    start = time.perf_counter()
+    loaded, real = _load(recipe, options)
+    train = arrays(loaded)
+    config = {name: str(value) for name, value in dataclasses.asdict(options).items()}
+    path = runs.folder(options.out, "gpu_check", config, overwrite=True)
+    chosen = [cli.known("method", name, cli.METHODS) for name in options.methods]
+    names = list(dict.fromkeys([*EPOCHS, *chosen, *BOUNDS]))
+    with ThreadPoolExecutor(options.workers) as pool:
+        made = pool.map(lambda name: Contestant(recipe, name, loaded, train), names)
+        contestants = dict(zip(names, made, strict=True))
+    report = {
+        "images": "CIFAR-10" if real else "made, of the shapes of CIFAR-10",
+        "steps": _steps(contestants, options),
+        "epochs": _epochs(contestants, options),
+        "options": config,
+        "seconds": time.perf_counter() - start,
+        **runs.provenance(),
+    }
+    runs.write_json(path / "gpu_check.json", report)
+    runs.write_text(path / "gpu_check.md", markdown(report))
+    rich.print(markdown(report))
+    rich.print(f"written to {path}/")
+
+
+def _load(recipe, options):
+    """CIFAR-10, or images and labels at random where it is not prepared."""
+    try:
+        return data.load(
+            "cifar10", data_dir=options.data_dir, train_examples=options.examples
+        ), True
+    except data.NotPreparedError:
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (options.examples, 32, 32, 3), np.uint8)
+        made = data.Split(images, rng.integers(0, 10, options.examples, np.int32))
+        level = np.full(3, 128, np.float32)
+        return data.Data(made, made, None, 10, 0.0, level, level / 2), False
+
+
+def _steps(contestants, options):
+    """A row a method: time and memory over SGD's, in turns."""
+    turns = {name: [] for name in contestants}
+    for contestant in contestants.values():
+        contestant.run(3)
+    for _ in range(options.turns):
+        for name, contestant in contestants.items():
+            turns[name].append(contestant.run(options.steps))
+    sgd = contestants[SGD]
+    rows = []
+    for name, contestant in contestants.items():
+        seconds = [second for second, _ in turns[name]]
+        units = [second for second, _ in turns[SGD]]
+        ratios = [own / unit for own, unit in zip(seconds, units, strict=True)]
+        loss = float(contestant.state.metrics["loss"])
+        rows.append(
+            {
+                "method": name,
+                "milliseconds": 1000 * statistics.median(seconds),
+                "time_ratio": statistics.median(ratios),
+                "sam_fraction": statistics.fmean(share for _, share in turns[name]),
+                "temp_bytes": contestant.temp_bytes,
+                "temp_bytes_ratio": contestant.temp_bytes / sgd.temp_bytes,
+                "state_bytes": contestant.state_bytes,
+                "compile_seconds": contestant.compile_seconds,
+                "finite": bool(np.isfinite(loss)),
+            }
+        )
+    return rows
+
+
+def _epochs(contestants, options):
+    """Whole epochs in turns: seconds, and how far from (1 + ζ) times SGD's."""
+    steps = options.examples // options.batch_size
+    chosen = {name: contestants[name] for name in EPOCHS}
+    timed = {name: [] for name in chosen}
+    for _ in range(options.epochs + 1):
+        for name, contestant in chosen.items():
+            timed[name].append(contestant.run(steps))
+    unit = statistics.median(seconds for seconds, _ in timed[SGD][1:])
+    rows = []
+    for name in chosen:
+        seconds = statistics.median(seconds for seconds, _ in timed[name][1:])
+        share = statistics.fmean(share for _, share in timed[name][1:])
+        rows.append(
+            {
+                "method": name,
+                "seconds": seconds * steps,
+                "images_per_second": options.batch_size / seconds,
+                "time_ratio": seconds / unit,
+                "sam_fraction": share,
+                "over_ideal": seconds / unit / (1 + share),
+            }
+        )
+    return rows
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as two tables."""
+    versions, options = report["versions"], report["options"]
+    lines = [
+        f"# {options['model']} on {report['device']}",
+        "",
+        f"{report['images']}, {options['dtype']}, batch {options['batch_size']}; jax "
+        f"{versions['jax']}, flax {versions['flax']}, optax {versions['optax']}; the whole check "
+        f"took {report['seconds']:.0f} s.",
+        "",
+        "| method | seconds an epoch | images/s | time / SGD | share of SAM steps | over (1 + ζ) |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in report["epochs"]:
+        lines.append(
+            f"| {row['method']} | {row['seconds']:.2f} | {row['images_per_second']:,.0f} | "
+            f"{row['time_ratio']:.3f} | {100 * row['sam_fraction']:.1f} % | "
+            f"{row['over_ideal']:.3f} |"
+        )
+    lines += [
+        "",
+        "| method | ms a step | time / SGD | share of SAM steps | temporaries (MB) | over SGD's | "
+        "state (MB) | compiled in (s) | finite |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in report["steps"]:
+        lines.append(
+            f"| {row['method']} | {row['milliseconds']:.2f} | {row['time_ratio']:.3f} | "
+            f"{100 * row['sam_fraction']:.1f} % | {row['temp_bytes'] / 1e6:.0f} | "
+            f"{row['temp_bytes_ratio']:.2f} | {row['state_bytes'] / 1e6:.0f} | "
+            f"{row['compile_seconds']:.1f} | {'yes' if row['finite'] else 'NO'} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,46 @@
+"""Stopping cleanly: a signal is noted, and acted on between two steps."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import signal
+import sys
+
+
+class InterruptedRunError(Exception):
+    """A run that a signal ended, with all it had done saved.
+
+    Attributes:
+      signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[Callable[[], int | None]]:
+    """Within, the first Ctrl-C or SIGTERM is noted and a second one has its usual effect.
+
+    Yields:
+      A function that tells the number of the signal noted, or None.
+    """
+    received = []
+
+    def note(number, frame):
+        del frame
+        received.append(number)
+        restore()
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, note) for number in signals}
+
+    def restore():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        restore()

@@ -1,0 +1,138 @@
+"""A method, found by its name, and the base optimizer behind it."""
+
+from collections.abc import Callable, Mapping
+import inspect
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from experiments.recipes.base import Recipe
+import sam_optax
+
+SGD = "sgd"
+
+
+class Optimizer(NamedTuple):
+    """A method and the rest of its chain, apart so that the method can decide on the host."""
+
+    method: optax.GradientTransformationExtraArgs
+    base: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+
+def optimizer(
+    recipe: Recipe,
+    method: str,
+    settings: Mapping[str, Any],
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    seed: Any = 0,
+) -> Optimizer:
+    """The recipe's base optimizer behind a method of `sam_optax`.
+
+    What a method asks for by the names of its arguments it gets: `total_steps`, `key`, the
+    `base` of a decoupled one, and first gradients at the gradient point.
+
+    Args:
+      recipe: what to train.
+      method: "sgd", for the base alone, or the name of a method.
+      settings: its keyword arguments; a mapping with a key "schedule" stands for that function of
+        `sam_optax.schedules`, called with the rest of the mapping and with `steps_per_epoch` or
+        `learning_rate` where it asks for them.
+      epochs: the method's own length, for `total_steps`; the learning rate has the recipe's.
+      steps_per_epoch: steps of an epoch.
+      seed: of the method's random numbers.
+
+    Raises:
+      ValueError, TypeError: the method does not take these settings.
+    """
+    rate = learning_rate(recipe, steps_per_epoch)
+    base, descent = direction(recipe), optax.scale_by_learning_rate(rate)
+    if method == SGD:
+        link = optax.with_extra_args_support(optax.identity())
+        return Optimizer(link, optax.chain(base, descent), rate)
+    function = getattr(sam_optax, method)
+    offered = {
+        "base": base,
+        "key": seed,
+        "total_steps": epochs * steps_per_epoch,
+        "updates_at": "gradient_point",
+    }
+    run = {"steps_per_epoch": steps_per_epoch, "learning_rate": rate}
+    settings = {name: _resolve(value, run) for name, value in settings.items()}
+    link = function(**_asked(function, offered) | settings)
+    decoupled = "base" in inspect.signature(function).parameters
+    return Optimizer(link, descent if decoupled else optax.chain(base, descent), rate)
+
+
+def _resolve(value, run):
+    """The schedule that a mapping stands for, or the value itself."""
+    if not isinstance(value, Mapping):
+        return value
+    function = getattr(sam_optax.schedules, value["schedule"])
+    given = {name: item for name, item in value.items() if name != "schedule"}
+    return function(**_asked(function, run) | given)
+
+
+def _asked(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that the function takes."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def direction(recipe: Recipe) -> optax.GradientTransformation:
+    """The recipe's base optimizer without the learning rate: clipping, weight decay, the base."""
+    momentum = optax.trace(recipe.momentum) if recipe.momentum else optax.identity()
+    bases = {
+        "sgd": momentum,
+        "rmsprop": optax.chain(optax.scale_by_rms(decay=0.99), momentum),
+        "adamw": optax.scale_by_adam(),
+    }
+    if recipe.optimizer not in bases:
+        raise ValueError(f"optimizer must be one of {', '.join(bases)}, got {recipe.optimizer!r}.")
+    links = [bases[recipe.optimizer]]
+    if recipe.weight_decay:
+        decay = optax.add_decayed_weights(recipe.weight_decay)
+        decoupled = recipe.decoupled or recipe.optimizer == "adamw"
+        links.insert(len(links) if decoupled else 0, decay)
+    if recipe.clip_norm is not None:
+        links.insert(0, optax.clip_by_global_norm(recipe.clip_norm))
+    return optax.chain(*links)
+
+
+def learning_rate(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+    """The recipe's learning rate at each step.
+
+    Raises:
+      ValueError: there is no such schedule, or the warm-up takes the whole run.
+    """
+    peak, total = recipe.learning_rate, recipe.epochs * steps_per_epoch
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if not 0 <= warmup < total:
+        raise ValueError(
+            f"warmup_epochs must lie in [0, {recipe.epochs}), the epochs of the run, got "
+            f"{recipe.warmup_epochs:g}: pass a shorter warm-up."
+        )
+    cosine = optax.cosine_decay_schedule(peak, total - warmup)
+    schedules = {
+        "cosine": cosine,
+        "cosine_epoch": lambda step: cosine(_epoch_start(step, warmup, steps_per_epoch)),
+        "linear": optax.linear_schedule(peak, 0.0, total - warmup),
+        "constant": optax.constant_schedule(peak),
+    }
+    if recipe.schedule not in schedules:
+        raise ValueError(
+            f"schedule must be one of {', '.join(schedules)}, got {recipe.schedule!r}."
+        )
+    schedule = schedules[recipe.schedule]
+    if not warmup:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+
+
+def _epoch_start(step, warmup, steps_per_epoch):
+    """The first step of the epoch of a step, both counted from the end of the warm-up."""
+    begun = (step + warmup) // steps_per_epoch * steps_per_epoch
+    return jnp.maximum(begun - warmup, 0)

@@ -1,0 +1,292 @@
+"""Seeds in training: their folders, checkpoints and metrics, and what is left at the end."""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import cli, fit, interrupt, plots, runs, watch
+from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.recipes.base import Recipe
+from experiments.training import TrainState, arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is trained.
+
+    Attributes:
+      recipe: all that the methods share.
+      methods: the epoch from which on each trains, its name, and its keyword arguments.
+    """
+
+    recipe: Recipe
+    methods: Sequence[tuple[int, str, Mapping[str, Any]]]
+
+    @property
+    def method(self) -> str:
+        """The methods by name."""
+        return "-then-".join(name for _, name, _ in self.methods)
+
+
+class Run:
+    """One seed of a plan: its folder, and its metrics so far."""
+
+    def __init__(self, options: Any, plan: Plan, seed: int):
+        """Looks at the folder, and changes nothing.
+
+        Raises:
+          UserError: it holds another run, or an unfinished one that is not to be resumed.
+        """
+        self.seed, self._plan, self._options = seed, plan, options
+        self.name = options.name or f"{options.recipe}-{plan.method}-{seed}"
+        if options.name and len(options.seeds) > 1:
+            self.name += f"-{seed}"
+        self.path = options.out / self.name
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.writers = [functools.partial(runs.append_json, self.path / "metrics.jsonl")]
+        self.checkpoints = Checkpoints(self.path / runs.CHECKPOINTS)
+        self.finished = False
+        if options.overwrite:
+            return
+        held = runs.state_of(options.out, self.name, self.config())
+        self.finished = held == "finished"
+        if held == "unfinished" and not options.resume:
+            raise cli.UserError(
+                f"{self.path} holds an unfinished run: pass --resume to go on with it, or "
+                "--overwrite to begin again."
+            )
+
+    def begin(self) -> None:
+        """Makes the folder anew."""
+        overwrite = self._options.overwrite
+        runs.folder(self._options.out, self.name, self.config(), overwrite=overwrite)
+
+    def saved_steps(self) -> list[int]:
+        """The steps of the checkpoints to go on from."""
+        return [] if self._options.overwrite else self.checkpoints.steps()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a checkpoint; metrics and time go back to it too."""
+        held = self.checkpoints.restore(step, like)
+        self.rows, self.seconds = held.rows, held.seconds
+        lines = "".join(map(runs.line, self.rows))
+        runs.write_text(self.path / "metrics.jsonl", lines)
+        return held.state
+
+    def add(self, row: dict[str, Any]) -> None:
+        """The figures of one more epoch."""
+        self.rows.append(row)
+        for write in self.writers:
+            write(row)
+
+    def config(self) -> dict[str, Any]:
+        """All that the run depends on."""
+        options, recipe = self._options, dataclasses.asdict(self._plan.recipe)
+        for other in ("settings", "paper", "method"):
+            del recipe[other]
+        (_, method, settings), *then = self._plan.methods
+        return {
+            "recipe": options.recipe,
+            **recipe,
+            "method": method,
+            "method_kwargs": settings,
+            "then": then,
+            "seed": self.seed,
+            "together": options.seeds if options.vmap_seeds else None,
+            "decide": options.decide,
+        }
+
+
+class Session:
+    """The training of one run, or of several at once on one device."""
+
+    def __init__(self, options: Any, plan: Plan, group: Sequence[Run]):
+        """Loads the data and builds the trainers.
+
+        Raises:
+          UserError: the options do not fit together.
+        """
+        self.options, self.plan, self.runs = options, plan, group
+        self.together = len(group) > 1
+        self.data = [options.load(plan.recipe, run.seed) for run in group]
+        self.arrays = [arrays(data) for data in self.data]
+        starts = [start for start, _, _ in plan.methods]
+        ends = [*starts[1:], plan.recipe.epochs]
+        self.phases = [
+            fit.Phase(start, end, self._trainer(method, settings, end - start))
+            for (start, method, settings), end in zip(plan.methods, ends, strict=True)
+        ]
+        self.per_epoch = self.phases[0].trainer.steps_per_epoch
+        self.total = plan.recipe.epochs * self.per_epoch
+
+    def _trainer(self, method, settings, epochs):
+        return self.options.trainer(
+            self.plan.recipe, method, settings, self.data[0], epochs=epochs, together=self.together
+        )
+
+    def train(self) -> None:
+        """Trains to the end, and writes the results.
+
+        Raises:
+          UserError: a loss is no longer finite, or the folder cannot be written.
+          InterruptedRunError: a signal came, and all was saved.
+        """
+        where = ", ".join(str(run.path) for run in self.runs)
+        try:
+            step, states = self._start()
+            recipe, done = self.plan.recipe, step // self.per_epoch
+            images = recipe.batch_size * len(self.runs)
+            with (
+                interrupt.noted() as stopped,
+                watch.bar(self.plan.method, total=self.total, done=step, images=images) as bar,
+                contextlib.ExitStack() as stack,
+            ):
+                self._stopped, self._bar = stopped, bar
+                if self.options.tensorboard:
+                    for run in self.runs:
+                        board = watch.tensorboard(run.path / runs.TENSORBOARD, done=done)
+                        run.writers.append(stack.enter_context(board))
+                state = fit.fit(
+                    self.phases,
+                    self._join(states),
+                    self._join(self.arrays),
+                    most=self.options.steps_per_dispatch,
+                    on_epoch=self._on_epoch,
+                    on_dispatch=self._on_dispatch,
+                )
+                self._save(self.total, state)
+            ends = self._split(state)
+            for run, data, train, end in zip(self.runs, self.data, self.arrays, ends, strict=True):
+                on_train = self.phases[-1].trainer.evaluate(end, data.train, train)
+                self._finish(run, data, on_train)
+        except (fit.DivergedError, CheckpointError) as error:
+            raise cli.UserError(f"{error} The epochs before are in {where}.") from error
+        except OSError as error:
+            raise cli.UserError(
+                f"cannot write to {where}: {error}. What was saved before is kept: make room, and "
+                "go on with --resume."
+            ) from error
+
+    def _start(self):
+        """The step and the states to begin with, from checkpoints where there are any."""
+        trainer = self.phases[0].trainer
+        pairs = list(zip(self.runs, self.data, self.arrays, strict=True))
+        states = [trainer.init(data.train.images, run.seed) for run, data, _ in pairs]
+        try:
+            later = [self._adopted(phase, states[0]) for phase in self.phases]
+        except ValueError as error:
+            raise cli.UserError(str(error)) from error
+        if self.together and any(
+            phase.trainer.skips_gradients(state, self.arrays[0])
+            for phase, state in zip(self.phases, later, strict=True)
+        ):
+            raise cli.UserError(
+                f"{self.plan.method} takes a decision at each step, and seeds that are trained at "
+                "once would all pay for both outcomes: leave --vmap-seeds away, and the seeds are "
+                "trained one after the other."
+            )
+        common = set.intersection(*(set(run.saved_steps()) for run in self.runs))
+        if common:
+            step = max(common)
+            phase = next(p for p in self.phases if step <= p.last * self.per_epoch)
+            like = [self._adopted(phase, state) for state in states]
+            states = [run.restore(step, one) for run, one in zip(self.runs, like, strict=True)]
+        else:
+            step = 0
+            for run in self.runs:
+                run.begin()
+        self._saved = time.perf_counter()
+        self._begun = [self._saved - run.seconds for run in self.runs]
+        return step, states
+
+    def _adopted(self, phase, state):
+        """A state as it is in a later phase."""
+        if phase.first == 0:
+            return state
+        return jax.eval_shape(phase.trainer.adopt_one, state)
+
+    def _on_epoch(self, phase, epoch, state):
+        for run, data, train, state_ in zip(
+            self.runs, self.data, self.arrays, self._split(state), strict=True
+        ):
+            found = fit.means(state_, self.per_epoch)
+            train_only = {f"train_{name}": found.pop(name) for name in ("loss", "accuracy")}
+            rate = phase.trainer.optimizer.learning_rate(epoch * self.per_epoch - 1)
+            row = {
+                "epoch": epoch,
+                **train_only,
+                **fit.evaluation(phase.trainer, state_, train, data),
+                "learning_rate": float(rate),
+                **found,
+                **fit.quantities(state_.method_state),
+            }
+            run.add(row)
+            self._bar.say(row)
+
+    def _on_dispatch(self, phase, step, state):
+        del phase
+        self._bar.reach(step)
+        number = self._stopped()
+        due = time.perf_counter() - self._saved >= 60 * self.options.checkpoint_minutes
+        if step < self.total and (due or number is not None):
+            self._save(step, state)
+        if step < self.total and number is not None:
+            raise interrupt.InterruptedRunError(
+                f"saved at step {step} of {self.total}; go on with --resume.", number
+            )
+
+    def _save(self, step, state):
+        """A checkpoint of each run, unless its loss is no longer finite."""
+        now = time.perf_counter()
+        for run, begun, state_ in zip(self.runs, self._begun, self._split(state), strict=True):
+            fit.means(state_, self.per_epoch)
+            run.seconds = now - begun
+            run.checkpoints.save(step, state_, run.rows, run.seconds)
+        self._saved = time.perf_counter()
+
+    def _finish(self, run, data, on_train):
+        """Summary and picture of a run whose last epoch is over."""
+        recipe, last = self.plan.recipe, run.rows[-1]
+        accuracies = [row["test_accuracy"] for row in run.rows]
+        fractions = [row["sam_fraction"] for row in run.rows]
+        _, method, settings = self.plan.methods[0]
+        plots.curves(
+            run.path / "curves.png", run.rows, title=f"{self.options.recipe}, {self.plan.method}"
+        )
+        summary = {
+            "recipe": self.options.recipe,
+            "method": self.plan.method,
+            "method_kwargs": settings,
+            "seed": run.seed,
+            **fit.costs(fractions, self.per_epoch),
+            **{f"train_{name}": value for name, value in on_train.items()},
+            **{name: last[name] for name in last if name.startswith(("test_", "validation_"))},
+            "test_accuracy_best": max(accuracies),
+            "test_accuracy_last_ten": statistics.fmean(accuracies[-10:]),
+            "paper": recipe.paper.get(method) if len(self.plan.methods) == 1 else None,
+            "seconds": run.seconds,
+            "label_noise": recipe.label_noise,
+            "flipped": data.flipped,
+            "validation": recipe.validation,
+            "decided_on": "host" if self.phases[0].trainer.on_host else "device",
+            **runs.provenance(),
+        }
+        runs.write_json(run.path / "summary.json", summary)
+
+    def _join(self, trees):
+        """One tree with a leading axis of seeds, where they are trained at once."""
+        return jax.tree.map(lambda *a: jnp.stack(a), *trees) if self.together else trees[0]
+
+    def _split(self, tree):
+        """The tree of each seed."""
+        if not self.together:
+            return [tree]
+        return [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(len(self.runs))]

@@ -1,0 +1,259 @@
+"""Runs that are cut short end where uninterrupted ones end, and nothing saved is lost."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from test_experiments import command, data_dir, read  # noqa: F401, a fixture
+
+from experiments import cli, train, watch
+from experiments.checkpoints import Checkpoints
+
+SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
+    """Runs the command to its end, or to the exit code that is returned."""
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+
+    def run(*arguments):
+        try:
+            command(monkeypatch, train, *arguments, "--data-dir", data_dir, "--out", tmp_path)
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def end(path):
+    """The step of the last checkpoint and its leaves."""
+    checkpoints = path.absolute() / "checkpoints"
+    step = Checkpoints(checkpoints).steps()[-1]
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(checkpoints / str(step) / "state")
+    return step, jax.tree.leaves(state)
+
+
+def assert_same_end(path, other):
+    """Parameters, state and metrics, bit for bit."""
+    (step, leaves), (other_step, other_leaves) = end(path), end(other)
+    assert step == other_step
+    for one, two in zip(leaves, other_leaves, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert (path / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    summary, other_summary = read(path / "summary.json"), read(other / "summary.json")
+    del summary["seconds"], other_summary["seconds"]
+    assert summary == other_summary
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
+    """Sends a signal when the run has reached a step."""
+    reach = watch.Bar.reach
+
+    def reach_and_send(self, done):
+        reach(self, done)
+        if done == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(watch.Bar, "reach", reach_and_send)
+
+
+AUGMENTED = ("--method", "r_sam", "--augmentation", "crop", "flip", "--mixup", 0.5)
+SWITCHED = ("--method", "sam", "--switch-at", 2, "--then", "samar", "--decide", "host")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "step"),
+    [(AUGMENTED, 30), (SWITCHED, 30), (SWITCHED, 44), (SWITCHED, 47)],
+    ids=["augmented", "before the switch", "at the switch", "behind the switch"],
+)
+def test_a_terminated_run_is_resumed_bit_for_bit(arguments, step, run, tmp_path, monkeypatch):
+    dispatch = ("--steps-per-dispatch", 1)
+    assert run(*SHORT, *arguments, *dispatch, "--name", "whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        assert run(*SHORT, *arguments, *dispatch, "--name", "cut") == 128 + signal.SIGTERM
+    assert end(tmp_path / "cut")[0] == step
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    assert run(*SHORT, *arguments, *dispatch, "--name", "cut", "--resume") == 0
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_run_that_was_cut_behind_its_last_step_is_finished(run, tmp_path):
+    assert run(*SHORT, "--name", "whole") == 0
+    assert run(*SHORT, "--name", "cut") == 0
+    (tmp_path / "cut" / "summary.json").unlink()
+    (tmp_path / "cut" / "curves.png").unlink()
+    assert run(*SHORT, "--name", "cut", "--resume") == 0
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+    assert (tmp_path / "cut" / "curves.png").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 20, signal.SIGINT)
+        assert run(*SHORT) == 130
+    said = capsys.readouterr().err
+    assert "stopping after this step" in said
+    assert "saved at step 20 of 88; go on with --resume" in said
+    assert Checkpoints(tmp_path / "digits-sam-0" / "checkpoints").steps() == [20]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once(run, tmp_path, monkeypatch):
+    save = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda *args: (signal.raise_signal(signal.SIGINT), save(*args))
+    )
+    interrupt_at(monkeypatch, 20, signal.SIGINT)
+    assert run(*SHORT) == 130
+    assert Checkpoints(tmp_path / "digits-sam-0" / "checkpoints").steps() == []
+
+
+def test_an_unfinished_run_is_neither_lost_nor_mistaken(run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        run(*SHORT)
+    for arguments, message in (
+        ((), "holds an unfinished run: pass --resume"),
+        (("--resume", "--learning-rate", 0.3), "holds a run with other learning_rate"),
+        (("--resume", "--method", "gsam", "--name", "digits-sam-0"), "other method"),
+    ):
+        assert run(*SHORT, *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert end(tmp_path / "digits-sam-0")[0] == 32
+    assert run(*SHORT, "--overwrite") == 0
+    assert [row["epoch"] for row in rows(tmp_path / "digits-sam-0")] == [1, 2, 3, 4]
+
+
+def rows(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_kept(run, tmp_path, capsys):
+    assert run(*SHORT) == 0
+    before = (tmp_path / "digits-sam-0" / "summary.json").stat()
+    for flag in ((), ("--resume",)):
+        capsys.readouterr()
+        assert run(*SHORT, *flag) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "already finished (--overwrite trains it again)" in said
+        assert "test accuracy" in said
+    assert (tmp_path / "digits-sam-0" / "summary.json").stat() == before
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        run(*SHORT, "--name", "cut")
+    with monkeypatch.context() as patch:
+
+        def no_room(*args, **kwargs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(ocp.CheckpointManager, "save", no_room)
+        assert run(*SHORT, "--name", "cut", "--resume", "--checkpoint-minutes", 0) == 2
+    assert "No space left on device. What was saved before is kept" in capsys.readouterr().err
+    assert end(tmp_path / "cut")[0] == 32
+    assert run(*SHORT, "--name", "cut", "--resume") == 0
+    assert run(*SHORT, "--name", "whole") == 0
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_told(run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        run(*SHORT)
+    path = tmp_path / "digits-sam-0" / "checkpoints" / "32"
+    for file in (path / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:20])
+    assert run(*SHORT, "--resume") == 2
+    assert "cannot read the checkpoint of step 32" in capsys.readouterr().err
+
+
+def test_a_diverged_state_is_not_saved(run, tmp_path, capsys):
+    arguments = ("--method", "sgd", "--learning-rate", 1e20, "--checkpoint-minutes", 0)
+    assert run(*SHORT, *arguments) == 2
+    assert "lower the learning rate" in capsys.readouterr().err
+    for step in Checkpoints(tmp_path / "digits-sgd-0" / "checkpoints").steps():
+        assert step < 22
+
+
+def test_seeds_at_once_train_as_one_by_one_and_resume(run, tmp_path, monkeypatch):
+    together = (*SHORT, "--method", "le_sam", "--seeds", 3, 4, "--vmap-seeds", "--label-noise", 0.2)
+    assert run(*together, "--name", "whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        assert run(*together, "--name", "cut") == 128 + signal.SIGTERM
+    assert run(*together, "--name", "cut", "--resume") == 0
+    assert run(*SHORT, "--method", "le_sam", "--label-noise", 0.2, "--seed", 4) == 0
+    for seed in (3, 4):
+        assert_same_end(tmp_path / f"cut-{seed}", tmp_path / f"whole-{seed}")
+    _, one = end(tmp_path / "digits-le_sam-4")
+    _, other = end(tmp_path / "whole-4")
+    for leaf, other_leaf in zip(one, other, strict=True):
+        np.testing.assert_allclose(leaf, other_leaf, rtol=1e-3, atol=1e-4)
+
+
+def test_a_switched_run_goes_on_with_parameters_and_momentum(run, tmp_path):
+    """Switched from SGD to itself, a run is the run that was not switched."""
+    plain = (*SHORT, "--method", "sgd")
+    assert run(*plain, "--name", "one") == 0
+    assert run(*plain, "--switch-at", 2, "--then", "sgd", "--name", "two") == 0
+    for one, other in zip(end(tmp_path / "one")[1], end(tmp_path / "two")[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert run(*plain, "--switch-at", 3, "--then", "sam", "--name", "three") == 0
+    shares = [row["sam_fraction"] for row in rows(tmp_path / "three")]
+    assert shares == [0, 0, 0, 1]
+    summary = read(tmp_path / "three" / "summary.json")
+    assert (summary["ascents"], summary["gradients_per_step"]) == (22, 1.25)
+
+
+def test_tensorboard_gets_each_epoch(run, tmp_path):
+    pytest.importorskip("tensorboardX", reason="it is an extra of its own")
+    assert run(*SHORT, "--tensorboard") == 0
+    (events,) = (tmp_path / "digits-sam-0" / "tensorboard").iterdir()
+    assert events.read_bytes().count(b"test_accuracy") == 4
+
+
+def test_five_kills_at_random_moments_change_nothing(tmp_path, data_dir):  # noqa: F811
+    """SIGKILL between and within checkpoints: none is read half-written, no step is lost."""
+    base = [sys.executable, "-m", "experiments.train", *map(str, SHORT), "--method", "ae_looksam"]
+    base += ["--epochs", "8", "--checkpoint-minutes", "0", "--data-dir", str(data_dir)]
+    base += ["--out", str(tmp_path)]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    cut, rng = [*base, "--name", "cut", "--resume"], random.Random(0)
+    options = {"env": {**os.environ, **cache}, "stdout": subprocess.DEVNULL}
+    subprocess.run([*base, "--name", "whole"], check=True, **options)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    last = -1
+    for _ in range(5):
+        process = subprocess.Popen(cut, **options)
+        while process.poll() is None and newest(checkpoints) <= last:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        last = newest(checkpoints)
+        assert last > 0
+    subprocess.run(cut, check=True, **options)
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def newest(checkpoints):
+    """The last step with a complete checkpoint, by the name of its folder alone."""
+    names = os.listdir(checkpoints) if checkpoints.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=-1)
