@@ -108,7 +108,7 @@ def main(options: Options) -> None:
     ]
     runs.write_json(path / "benchmark.json", {**config, "rows": rows, **runs.provenance()})
     rich.print(_table(options.recipe, rows))
-    rich.print(f"written to {path}/")
+    print(f"written to {path}/")
 
 
 def _ratios(turns):

@@ -1,6 +1,7 @@
 """Checkpoints of a run: its whole state and its metrics so far, written whole or not at all."""
 
 from collections.abc import Sequence
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,13 @@ class Checkpoints:
                 "What was saved before is kept: make room, and go on with --resume."
             ) from error
 
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        with self._manager() as manager:
+            for later in manager.all_steps():
+                if later > step:
+                    manager.delete(later)
+
     def restore(self, step: int, like: Any) -> Restored:
         """Reads the checkpoint of a step into a state of the structure of another.
 
@@ -95,6 +103,8 @@ class Checkpoints:
         return Restored(held.state, held.progress["rows"], held.progress["seconds"])
 
     def _manager(self):
+        # An error is told by what raises it; the threads behind it would print it many times.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )

@@ -82,7 +82,7 @@ class Options:
     label_smoothing: float | None = None
     """Share of each label that is spread over all classes, in [0, 1)."""
     clip_norm: float | None = None
-    """Largest norm of the direction that the method hands on."""
+    """Largest norm of what the base optimizer is fed."""
     augmentation: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
     """What training images go through."""
     mixup: float | None = None
@@ -112,6 +112,10 @@ class Options:
         recipe = change(recipe, {name: v for name, v in given.items() if v is not None})
         known("model", recipe.model, models.MODELS)
         return recipe
+
+    def is_unchanged(self, recipe: Recipe) -> bool:
+        """Whether this is the recipe as it stands, with its own settings."""
+        return recipe == RECIPES[self.recipe] and not getattr(self, "set", ())
 
     def load(self, recipe: Recipe, seed: int) -> data.Data:
         """The recipe's data, its noise and its held-out part drawn from the seed."""

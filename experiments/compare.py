@@ -75,7 +75,7 @@ def main(options: Options) -> None:
             _write(path, options, config, finished)
     for budget, results in finished.items():
         rich.print(_table(f"{options.recipe}, at {budget}", summarize(results, _accuracy(options))))
-    rich.print(f"written to {path}/")
+    print(f"written to {path}/")
 
 
 def summarize(

@@ -66,10 +66,11 @@ def load(
 ) -> Data:
     """Reads a set that fits in memory, and makes its training split noisy, smaller or long-tailed.
 
-    In this order: noise over the whole training split, the held-out part, the long tail by the
-    true classes, the number of examples. Each draws from a stream of its own, so that an example
-    has the same label, and is held out or not, whatever else is asked for; and what a smaller
-    number of examples or a larger imbalance keeps is part of what the other keeps.
+    In this order: noise over the whole training split, the long tail by the true classes, the
+    held-out part of what is left, the number of examples. Each draws from a stream of its own, so
+    that an example has the same label whatever else is asked for; and what a smaller number of
+    examples keeps is part of what a larger one keeps. How many there are does not depend on the
+    seed.
 
     Args:
       name: an image classification set of TFDS, `set` or `set/configuration`, prepared as
@@ -117,16 +118,16 @@ def load(
 
     labels = NOISES[noise](train.labels, label_noise, classes, noise_rng)
     kept, held_out = np.arange(len(labels)), None
+    if imbalance is not None:
+        kept = long_tail(train.labels, imbalance, classes, tail_rng)
     if validation:
-        count = round(validation * len(labels))
-        if count in (0, len(labels)):
+        count = round(validation * len(kept))
+        if count in (0, len(kept)):
             raise ValueError(
-                f"validation {validation} holds out {count} of {len(labels)} images: pass a "
+                f"validation {validation} holds out {count} of {len(kept)} images: pass a "
                 "share that leaves some on both sides."
             )
-        held_out, kept = np.split(part_rng.permutation(len(labels)), [count])
-    if imbalance is not None:
-        kept = kept[long_tail(train.labels[kept], imbalance, classes, tail_rng)]
+        held_out, kept = np.split(kept[part_rng.permutation(len(kept))], [count])
     if train_examples is not None:
         if not 1 <= train_examples <= len(kept):
             raise ValueError(

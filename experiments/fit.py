@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from experiments.data import Data
 from experiments.training import METRICS, Trainer, TrainState, arrays
@@ -65,15 +66,19 @@ def means(state: TrainState, steps: int) -> dict[str, float]:
     """The means of the metrics over the steps of an epoch.
 
     Raises:
-      DivergedError: the loss is not finite.
+      DivergedError: the loss or a parameter is not finite.
     """
     found = {name: float(state.metrics[name]) / steps for name in METRICS}
-    if not math.isfinite(found["loss"]):
-        raise DivergedError(
-            f"the loss is {found['loss']} in the epoch up to step {int(state.step)}: lower the "
-            "learning rate or the perturbation."
-        )
+    for name, value in (("loss", found["loss"]), ("norm of the parameters", _norm(state.params))):
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the {name} is {float(value)} at step {int(state.step)}: lower the learning rate "
+                "or the perturbation, and begin again with --overwrite or another --name."
+            )
     return found
+
+
+_norm = jax.jit(optax.tree.norm)
 
 
 def quantities(method_state: Any) -> dict[str, float]:
@@ -97,8 +102,16 @@ def evaluation(trainer: Trainer, state: TrainState, train: Any, data: Data) -> d
     }
 
 
-def costs(fractions: Sequence[float], steps_per_epoch: int) -> dict[str, float]:
-    """What the run cost in gradients, from the share of SAM steps in each of its epochs."""
+def costs(
+    fractions: Sequence[float], steps_per_epoch: int, samples: Sequence[int]
+) -> dict[str, float]:
+    """What the run cost in gradients.
+
+    Args:
+      fractions: the share of SAM steps in each epoch.
+      steps_per_epoch: steps of an epoch.
+      samples: how many gradients the first of a step was the mean of, in each epoch.
+    """
     steps = len(fractions) * steps_per_epoch
     ascents = round(sum(fractions) * steps_per_epoch)
     return {
@@ -106,7 +119,7 @@ def costs(fractions: Sequence[float], steps_per_epoch: int) -> dict[str, float]:
         "steps": steps,
         "ascents": ascents,
         "sam_fraction": ascents / steps,
-        "gradients_per_step": 1 + ascents / steps,
+        "gradients_per_step": sum(samples) / len(samples) + ascents / steps,
     }
 
 
@@ -129,7 +142,7 @@ def train(trainer: Trainer, data: Data, *, seed: int) -> dict[str, Any]:
     on_train = trainer.evaluate(state, data.train, on_device)
     return {
         "seed": seed,
-        **costs(fractions, trainer.steps_per_epoch),
+        **costs(fractions, trainer.steps_per_epoch, [trainer.samples] * len(fractions)),
         **{f"train_{name}": value for name, value in on_train.items()},
         **evaluation(trainer, state, on_device, data),
         "seconds": seconds,

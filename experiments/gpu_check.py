@@ -126,7 +126,7 @@ def main(options: Options) -> None:
     runs.write_json(path / "gpu_check.json", report)
     runs.write_text(path / "gpu_check.md", markdown(report))
     rich.print(markdown(report))
-    rich.print(f"written to {path}/")
+    print(f"written to {path}/")
 
 
 def _load(recipe, options):

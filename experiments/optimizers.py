@@ -28,6 +28,7 @@ def optimizer(
     *,
     epochs: int,
     steps_per_epoch: int,
+    first_epoch: int = 0,
     seed: Any = 0,
 ) -> Optimizer:
     """The recipe's base optimizer behind a method of `sam_optax`.
@@ -39,10 +40,12 @@ def optimizer(
       recipe: what to train.
       method: "sgd", for the base alone, or the name of a method.
       settings: its keyword arguments; a mapping with a key "schedule" stands for that function of
-        `sam_optax.schedules`, called with the rest of the mapping and with `steps_per_epoch` or
-        `learning_rate` where it asks for them.
+        `sam_optax.schedules`, called with the rest of the mapping and, where it asks for them, with
+        the run's `steps_per_epoch`, `total` (its epochs) and `learning_rate`. In the mapping "80%"
+        is a share of the run's epochs. The schedule follows the run, also behind a switch.
       epochs: the method's own length, for `total_steps`; the learning rate has the recipe's.
       steps_per_epoch: steps of an epoch.
+      first_epoch: the epoch in which the method begins.
       seed: of the method's random numbers.
 
     Raises:
@@ -60,20 +63,35 @@ def optimizer(
         "total_steps": epochs * steps_per_epoch,
         "updates_at": "gradient_point",
     }
-    run = {"steps_per_epoch": steps_per_epoch, "learning_rate": rate}
-    settings = {name: _resolve(value, run) for name, value in settings.items()}
+    run = {"steps_per_epoch": steps_per_epoch, "total": recipe.epochs, "learning_rate": rate}
+    first_step = first_epoch * steps_per_epoch
+    settings = {name: _resolve(value, run, first_step) for name, value in settings.items()}
     link = function(**_asked(function, offered) | settings)
-    decoupled = "base" in inspect.signature(function).parameters
-    return Optimizer(link, descent if decoupled else optax.chain(base, descent), rate)
+    return Optimizer(link, descent if is_decoupled(method) else optax.chain(base, descent), rate)
 
 
-def _resolve(value, run):
+def is_decoupled(method: str) -> bool:
+    """Whether a method holds the base optimizer inside."""
+    return method != SGD and "base" in inspect.signature(getattr(sam_optax, method)).parameters
+
+
+def _resolve(value, run, first_step):
     """The schedule that a mapping stands for, or the value itself."""
     if not isinstance(value, Mapping):
         return value
-    function = getattr(sam_optax.schedules, value["schedule"])
-    given = {name: item for name, item in value.items() if name != "schedule"}
-    return function(**_asked(function, run) | given)
+    given = dict(value)
+    name = given.pop("schedule", None)
+    names = [n for n, _ in inspect.getmembers(sam_optax.schedules, inspect.isfunction)]
+    if name not in names or name.startswith("_"):
+        raise ValueError(
+            f"a schedule must be a function of sam_optax.schedules by its name, got {name!r}."
+        )
+    for key, item in given.items():
+        if isinstance(item, str) and item.endswith("%"):
+            given[key] = round(run["total"] * float(item[:-1]) / 100)
+    function = getattr(sam_optax.schedules, name)
+    schedule = function(**_asked(function, run) | given)
+    return lambda step: schedule(step + first_step)
 
 
 def _asked(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The folder of one run: what was asked, what came of it, and with which code."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 from importlib import metadata
 import json
 import os
@@ -64,7 +67,7 @@ def state_of(out: Path, name: str, config: dict[str, Any]) -> str:
 
 
 def _path(out, name):
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"--name must be a plain name, got {name!r}: pass folders by --out.")
     return out / name
 
@@ -81,6 +84,24 @@ def _check_config(path, config):
             f"{path} holds a run with other {', '.join(differs)}: pass --name for a new folder, or "
             "--overwrite."
         )
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the folder for this process; a killed process holds it no longer.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process trains in {path}: wait for it, or pass another --name."
+            ) from error
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,6 @@
 """Seeds in training: their folders, checkpoints and metrics, and what is left at the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -105,23 +105,40 @@ class Run:
         }
 
 
+class DivergedRunError(cli.UserError):
+    """A run whose loss or parameters are no longer finite."""
+
+
 class Session:
     """The training of one run, or of several at once on one device."""
 
-    def __init__(self, options: Any, plan: Plan, group: Sequence[Run]):
+    def __init__(
+        self, options: Any, plan: Plan, group: Sequence[Run], stopped: Callable[[], int | None]
+    ):
         """Loads the data and builds the trainers.
+
+        Args:
+          options: those of the command.
+          plan: what is trained.
+          group: the seeds that are trained at once.
+          stopped: tells the signal that has come, or None.
 
         Raises:
           UserError: the options do not fit together.
         """
-        self.options, self.plan, self.runs = options, plan, group
+        self.options, self.plan, self.runs, self._stopped = options, plan, group, stopped
         self.together = len(group) > 1
+        if self.together and options.on_host(plan.recipe):
+            raise cli.UserError(
+                "--vmap-seeds trains on the device, and this recipe's methods decide on the host: "
+                "leave --vmap-seeds away, or pass --decide device."
+            )
         self.data = [options.load(plan.recipe, run.seed) for run in group]
         self.arrays = [arrays(data) for data in self.data]
         starts = [start for start, _, _ in plan.methods]
         ends = [*starts[1:], plan.recipe.epochs]
         self.phases = [
-            fit.Phase(start, end, self._trainer(method, settings, end - start))
+            fit.Phase(start, end, self._trainer(method, settings, (start, end)))
             for (start, method, settings), end in zip(plan.methods, ends, strict=True)
         ]
         self.per_epoch = self.phases[0].trainer.steps_per_epoch
@@ -136,66 +153,84 @@ class Session:
         """Trains to the end, and writes the results.
 
         Raises:
-          UserError: a loss is no longer finite, or the folder cannot be written.
+          DivergedRunError: a loss or a parameter is no longer finite.
+          UserError: a folder cannot be written, or another process trains in it.
           InterruptedRunError: a signal came, and all was saved.
         """
         where = ", ".join(str(run.path) for run in self.runs)
         try:
-            step, states = self._start()
-            recipe, done = self.plan.recipe, step // self.per_epoch
-            images = recipe.batch_size * len(self.runs)
-            with (
-                interrupt.noted() as stopped,
-                watch.bar(self.plan.method, total=self.total, done=step, images=images) as bar,
-                contextlib.ExitStack() as stack,
-            ):
-                self._stopped, self._bar = stopped, bar
-                if self.options.tensorboard:
-                    for run in self.runs:
-                        board = watch.tensorboard(run.path / runs.TENSORBOARD, done=done)
-                        run.writers.append(stack.enter_context(board))
-                state = fit.fit(
-                    self.phases,
-                    self._join(states),
-                    self._join(self.arrays),
-                    most=self.options.steps_per_dispatch,
-                    on_epoch=self._on_epoch,
-                    on_dispatch=self._on_dispatch,
-                )
-                self._save(self.total, state)
-            ends = self._split(state)
-            for run, data, train, end in zip(self.runs, self.data, self.arrays, ends, strict=True):
-                on_train = self.phases[-1].trainer.evaluate(end, data.train, train)
-                self._finish(run, data, on_train)
-        except (fit.DivergedError, CheckpointError) as error:
-            raise cli.UserError(f"{error} The epochs before are in {where}.") from error
+            states = self._fresh()
+            with contextlib.ExitStack() as stack:
+                for run in self.runs:
+                    stack.enter_context(runs.locked(run.path))
+                self._train(states)
+        except fit.DivergedError as error:
+            raise DivergedRunError(f"{where}: {error}") from error
+        except CheckpointError as error:
+            raise cli.UserError(str(error)) from error
         except OSError as error:
             raise cli.UserError(
                 f"cannot write to {where}: {error}. What was saved before is kept: make room, and "
                 "go on with --resume."
             ) from error
 
-    def _start(self):
-        """The step and the states to begin with, from checkpoints where there are any."""
+    def _train(self, states):
+        step, states = self._resumed(states)
+        if (number := self._stopped()) is not None:
+            raise interrupt.InterruptedRunError("nothing was trained.", number)
+        images = self.plan.recipe.batch_size * len(self.runs)
+        with (
+            watch.bar(self.plan.method, total=self.total, done=step, images=images) as bar,
+            contextlib.ExitStack() as stack,
+        ):
+            self._bar = bar
+            if self.options.tensorboard:
+                for run in self.runs:
+                    path, done = run.path / runs.TENSORBOARD, step // self.per_epoch
+                    run.writers.append(stack.enter_context(watch.tensorboard(path, done=done)))
+            state = fit.fit(
+                self.phases,
+                self._join(states),
+                self._join(self.arrays),
+                most=self.options.steps_per_dispatch,
+                on_epoch=self._on_epoch,
+                on_dispatch=self._on_dispatch,
+            )
+            self._save(self.total, state)
+        ends = self._split(state)
+        for run, data, train, end in zip(self.runs, self.data, self.arrays, ends, strict=True):
+            on_train = self.phases[-1].trainer.evaluate(end, data.train, train)
+            self._finish(run, data, on_train)
+
+    def _fresh(self):
+        """The states before the first step."""
         trainer = self.phases[0].trainer
-        pairs = list(zip(self.runs, self.data, self.arrays, strict=True))
-        states = [trainer.init(data.train.images, run.seed) for run, data, _ in pairs]
-        try:
-            later = [self._adopted(phase, states[0]) for phase in self.phases]
-        except ValueError as error:
-            raise cli.UserError(str(error)) from error
+        pairs = zip(self.runs, self.data, strict=True)
+        states = [trainer.init(data.train.images, run.seed) for run, data in pairs]
         if self.together and any(
-            phase.trainer.skips_gradients(state, self.arrays[0])
-            for phase, state in zip(self.phases, later, strict=True)
+            phase.trainer.skips_gradients(self._adopted(phase, states[0]), self.arrays[0])
+            for phase in self.phases
         ):
             raise cli.UserError(
                 f"{self.plan.method} takes a decision at each step, and seeds that are trained at "
                 "once would all pay for both outcomes: leave --vmap-seeds away, and the seeds are "
                 "trained one after the other."
             )
-        common = set.intersection(*(set(run.saved_steps()) for run in self.runs))
+        return states
+
+    def _resumed(self, states):
+        """The step and the states to go on from: those given, or the last checkpoints'."""
+        saved = [set(run.saved_steps()) for run in self.runs]
+        common = set.intersection(*saved)
+        if any(saved) and not common:
+            raise cli.UserError(
+                "the seeds were not saved at a common step: train them without --vmap-seeds under "
+                "another --name, or again with --overwrite."
+            )
         if common:
             step = max(common)
+            for run in self.runs:
+                run.checkpoints.forget_after(step)
             phase = next(p for p in self.phases if step <= p.last * self.per_epoch)
             like = [self._adopted(phase, state) for state in states]
             states = [run.restore(step, one) for run, one in zip(self.runs, like, strict=True)]
@@ -218,11 +253,11 @@ class Session:
             self.runs, self.data, self.arrays, self._split(state), strict=True
         ):
             found = fit.means(state_, self.per_epoch)
-            train_only = {f"train_{name}": found.pop(name) for name in ("loss", "accuracy")}
+            on_batches = {f"train_{name}": found.pop(name) for name in ("loss", "accuracy")}
             rate = phase.trainer.optimizer.learning_rate(epoch * self.per_epoch - 1)
             row = {
                 "epoch": epoch,
-                **train_only,
+                **on_batches,
                 **fit.evaluation(phase.trainer, state_, train, data),
                 "learning_rate": float(rate),
                 **found,
@@ -257,7 +292,10 @@ class Session:
         recipe, last = self.plan.recipe, run.rows[-1]
         accuracies = [row["test_accuracy"] for row in run.rows]
         fractions = [row["sam_fraction"] for row in run.rows]
-        _, method, settings = self.plan.methods[0]
+        (_, method, settings), *then = self.plan.methods
+        samples = [
+            phase.trainer.samples for phase in self.phases for _ in range(phase.first, phase.last)
+        ]
         plots.curves(
             run.path / "curves.png", run.rows, title=f"{self.options.recipe}, {self.plan.method}"
         )
@@ -265,13 +303,15 @@ class Session:
             "recipe": self.options.recipe,
             "method": self.plan.method,
             "method_kwargs": settings,
+            "then": then,
             "seed": run.seed,
-            **fit.costs(fractions, self.per_epoch),
+            **fit.costs(fractions, self.per_epoch, samples),
             **{f"train_{name}": value for name, value in on_train.items()},
             **{name: last[name] for name in last if name.startswith(("test_", "validation_"))},
             "test_accuracy_best": max(accuracies),
             "test_accuracy_last_ten": statistics.fmean(accuracies[-10:]),
-            "paper": recipe.paper.get(method) if len(self.plan.methods) == 1 else None,
+            "paper": None if then else recipe.paper.get(method),
+            "papers_protocol": self.options.is_unchanged(recipe),
             "seconds": run.seconds,
             "label_noise": recipe.label_noise,
             "flipped": data.flipped,

@@ -60,24 +60,27 @@ def main(options: Options) -> None:
     rows = []
     for cell, cell_recipe, settings in cells:
         trainer = options.trainer(cell_recipe, options.method, settings, data[seeds[0]])
-        accuracies = []
+        accuracies, diverged = [], 0
         for seed in seeds:
             try:
                 figures = train(trainer, data[seed], seed=seed)
                 accuracies.append(100 * evaluated(figures))
             except DivergedError:
                 accuracies.append(100 / data[seed].classes)  # that of a guess
+                diverged += 1
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-        rows.append({"cell": list(cell), "accuracy": statistics.fmean(accuracies), "std": spread})
+        mean = statistics.fmean(accuracies)
+        rows.append({"cell": list(cell), "accuracy": mean, "std": spread, "diverged": diverged})
         runs.write_json(path / "sweep.json", {"config": config, "rows": rows, **runs.provenance()})
     held_out = "held-out" if recipe.validation else "test"
     table = Table(
         "setting", f"{held_out} accuracy (%)", title=f"{options.recipe}, {options.method}"
     )
     for row in sorted(rows, key=lambda row: -row["accuracy"]):
-        table.add_row(" ".join(row["cell"]), f"{row['accuracy']:.2f} ± {row['std']:.2f}")
+        note = f", {row['diverged']} diverged" if row["diverged"] else ""
+        table.add_row(" ".join(row["cell"]), f"{row['accuracy']:.2f} ± {row['std']:.2f}{note}")
     rich.print(table)
-    rich.print(f"written to {path}/")
+    print(f"written to {path}/")
 
 
 def _apply(recipe, method, cell):

@@ -105,7 +105,7 @@ def main(options: Options) -> None:
         plots.toy(options.out / "toy.png", loss, paths, ends, MINIMA, note=NOTE)
     runs.write_json(options.out / "toy.json", ends)
     rich.print(_table(ends), NOTE)
-    rich.print(f"written to {options.out}/")
+    print(f"written to {options.out}/")
 
 
 def nearest_minimum(w: Any) -> str:

@@ -11,11 +11,11 @@ import dataclasses
 import json
 from typing import Annotated
 
-import rich
 import tyro
 
-from experiments import cli, watch
-from experiments.session import Plan, Run, Session
+from experiments import cli, interrupt, watch
+from experiments.optimizers import is_decoupled
+from experiments.session import DivergedRunError, Plan, Run, Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ def main(options: Options) -> None:
         raise cli.UserError(
             "--steps-per-dispatch must be at least 1 and --checkpoint-minutes not negative."
         )
+    if options.resume and options.overwrite:
+        raise cli.UserError("--resume goes on and --overwrite begins again: pass one of them.")
     together = options.vmap_seeds and len(options.seeds) > 1
     all_runs = [Run(options, plan, seed) for seed in options.seeds]
     trained = [run for run in all_runs if not run.finished]
@@ -66,13 +68,22 @@ def main(options: Options) -> None:
             f"some of the seeds {options.seeds} are finished and others not: train the rest "
             "without --vmap-seeds, or all with --overwrite."
         )
-    for group in [trained] if together and trained else [[run] for run in trained]:
-        Session(options, plan, group).train()
+    diverged = {}
+    with interrupt.noted() as stopped:
+        for group in [trained] if together and trained else [[run] for run in trained]:
+            try:
+                Session(options, plan, group, stopped).train()
+            except DivergedRunError as error:  # the other seeds may not
+                diverged.update(dict.fromkeys(group, error))
     for run in all_runs:
+        if run in diverged:
+            continue
         summary = json.loads((run.path / "summary.json").read_text())
         watch.table(f"{options.recipe}, {plan.method}, seed {run.seed}", _figures(summary))
         again = "already finished (--overwrite trains it again)" if run.finished else "written"
-        rich.print(f"{again}: {run.path}/")
+        print(f"{again}: {run.path}/")
+    if diverged:
+        raise cli.UserError(" ".join(dict.fromkeys(map(str, diverged.values()))))
 
 
 def _plan(options):
@@ -89,6 +100,11 @@ def _plan(options):
                 f"{options.switch_at}."
             )
         settings = cli.method_settings(recipe, options.then, options.then_set)
+        if is_decoupled(method) or is_decoupled(options.then):
+            raise cli.UserError(
+                "a decoupled method such as wsam keeps the base optimizer's momentum inside, so "
+                "there is no switching to it or from it: switch to another method."
+            )
         methods.append((options.switch_at, options.then, settings))
     elif options.then_set:
         raise cli.UserError("--then-set is for the method of --then, and there is none.")
@@ -104,7 +120,8 @@ def _figures(summary):
         if f"{split}_accuracy" in summary
     }
     if summary["paper"] is not None:
-        figures["test accuracy in the paper"] = f"{summary['paper']:.2f} %"
+        where = "" if summary["papers_protocol"] else ", at its own options"
+        figures[f"test accuracy in the paper{where}"] = f"{summary['paper']:.2f} %"
     return {
         **figures,
         "test loss": f"{summary['test_loss']:.4f}",

@@ -87,7 +87,7 @@ class Trainer:
         *,
         data: Data,
         on_host: bool,
-        epochs: int | None = None,
+        epochs: tuple[int, int] | None = None,
         together: bool = False,
     ):
         """Builds the model and the optimizer.
@@ -98,7 +98,7 @@ class Trainer:
           settings: the method's keyword arguments.
           data: a set of the shapes and classes of the one to train on.
           on_host: whether the method decides on the host.
-          epochs: the length of the method's schedules; the recipe's by default.
+          epochs: the first that the method trains, and the one behind the last; all by default.
           together: whether states and arrays have a leading axis of seeds.
 
         Raises:
@@ -112,14 +112,18 @@ class Trainer:
         self.model = models.make(
             recipe.model, data.classes, dtype=jnp.dtype(recipe.dtype), width=recipe.width
         )
+        first, last = epochs or (0, recipe.epochs)
         build = functools.partial(
             optimizer,
             recipe,
             method,
             settings,
-            epochs=recipe.epochs if epochs is None else epochs,
+            epochs=last - first,
+            first_epoch=first,
             steps_per_epoch=self.steps_per_epoch,
         )
+        # How many gradients the first of a step is the mean of.
+        self.samples = settings.get("samples", 1)
         self.optimizer = build()
         # A method that selects examples asks for their losses, by name.
         asked = inspect.signature(self.optimizer.method.update).parameters
@@ -154,21 +158,11 @@ class Trainer:
         )
 
     def adopt(self, state: TrainState) -> TrainState:
-        """The state of another method's trainer, for this one to go on with.
-
-        Raises:
-          ValueError: one of the methods holds the base optimizer inside, and the other does not.
-        """
+        """The state of another method's trainer, for this one to go on with."""
         return self._each(self.adopt_one)(state)
 
     def adopt_one(self, state: TrainState) -> TrainState:
         """The same, for the state of one seed."""
-        fresh = jax.eval_shape(self.optimizer.base.init, state.params)
-        if jax.tree.structure(fresh) != jax.tree.structure(state.base_state):
-            raise ValueError(
-                "a decoupled method such as wsam keeps the base optimizer's momentum inside, so "
-                "there is no switching to it or from it: switch to another method."
-            )
         return state._replace(method_state=self._init_method(state.params, state.seed))
 
     def dispatches(
@@ -180,6 +174,11 @@ class Trainer:
         its number of steps and the state. The state given is donated, and so is a state yielded
         when the next one is asked for.
         """
+        if train.labels.shape[-1] != self.examples:
+            raise ValueError(
+                f"this trainer is for {self.examples} examples, got {train.labels.shape[-1]}: make "
+                "one from this set."
+            )
         epoch, first = divmod(int(np.min(state.step)), self.steps_per_epoch)
         order = self.jit_order(state.seed, epoch)
         stride = 1 if self.on_host else most

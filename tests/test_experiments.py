@@ -144,7 +144,7 @@ def test_the_optimizer_gives_a_method_what_it_asks_for():
 def test_a_schedule_of_a_setting_follows_the_run():
     """A budget in epochs, and a radius that follows the run's own learning rate."""
     recipe = dataclasses.replace(recipes.RECIPES["digits"], epochs=10)
-    annealed = {"schedule": "budget_annealing", "budget": 0.5, "anneal_from": 5, "total": 10}
+    annealed = {"schedule": "budget_annealing", "budget": 0.5, "anneal_from": "50%"}
     follows = {
         "schedule": "rho_from_learning_rate",
         "rho_max": 0.6,
@@ -162,6 +162,38 @@ def test_a_schedule_of_a_setting_follows_the_run():
             state = link.init(params)._replace(steps=jnp.int32(step))
             point, _ = link.update(grads, state, params, grad_fn=lambda p: p)
             np.testing.assert_allclose(point["w"], 1 + scale * grads["w"], rtol=1e-5)
+
+
+def test_a_schedule_of_a_setting_follows_the_run_behind_a_switch():
+    recipe = dataclasses.replace(recipes.RECIPES["digits"], epochs=10)
+    annealed = {"schedule": "budget_annealing", "budget": 0.5, "anneal_from": 5}
+    grads = {"w": jnp.array([3.0, 4.0])}
+    for first, step in ((0, 35), (4, 15)):  # the same step of the run
+        link = optimizer(
+            recipe,
+            "le_sam",
+            {"budget": annealed},
+            epochs=10 - first,
+            first_epoch=first,
+            steps_per_epoch=5,
+        ).method
+        state = link.init(grads)._replace(steps=jnp.int32(step))
+        _, state = link.update(grads, state, grads, grad_fn=lambda p: p)
+        budget = 0.25 * (1 + math.cos(math.pi * 2 / 4))  # two epochs of the four behind the fifth
+        np.testing.assert_allclose(state.perturb.rho, budget / 5, rtol=1e-5)
+
+
+def test_the_gradients_of_a_step_count_the_samples(monkeypatch, tmp_path, data_dir):
+    arguments = ["digits", "--method", "lpf_sgd", "--set", "samples=3", "--epochs", 1]
+    command(monkeypatch, train, *arguments, "--data-dir", data_dir, "--out", tmp_path)
+    assert read(tmp_path / "digits-lpf_sgd-0" / "summary.json")["gradients_per_step"] == 3
+
+
+def test_a_trainer_refuses_a_set_of_another_size(digits):
+    trainer = small_trainer("mlp", "sgd", tiny(digits), on_host=False)
+    state = trainer.init(digits.train.images, seed=0)
+    with pytest.raises(ValueError, match="this trainer is for 64 examples, got 1437"):
+        next(trainer.dispatches(state, arrays(digits), most=1))
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
@@ -323,6 +355,10 @@ def test_a_run_of_other_options_is_not_overwritten(monkeypatch, tmp_path, data_d
         (["--seeds", "0", "1", "--vmap-seeds", "--method", "ss_sam"], "leave --vmap-seeds away"),
         (["--validation", "0.9999"], "leaves some on both sides"),
         (["--data-dir", "/dev/null/tfds"], "--data-dir /dev/null/tfds cannot be used"),
+        (["--name", ".."], "--name must be a plain name, got '..'"),
+        (["--set", "rho={'schedule': 'nope'}"], "a schedule must be a function of sam_optax"),
+        (["--set", "rho={'rho_max': 1.0}"], "by its name, got None"),
+        (["digits_cnn", "--seeds", "0", "1", "--vmap-seeds"], "leave --vmap-seeds away"),
         (["--name", "../elsewhere"], "--name must be a plain name, got '../elsewhere'"),
         (["--out", "/dev/null/runs"], "cannot write to /dev/null/runs"),
     ],

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 
-import optax
+import jax.numpy as jnp
 import pytest
 
+from experiments.optimizers import optimizer
 from experiments.recipes import RECIPES, Recipe, __main__, cost
 import sam_optax
 
@@ -76,27 +77,6 @@ HEADLINES = {
 each_recipe = pytest.mark.parametrize(("name", "recipe"), RECIPES.items(), ids=[*RECIPES])
 
 
-def construct(method, settings, steps_per_epoch=10):
-    """The method's link, its schedules built for a run of so many steps an epoch."""
-    function = getattr(sam_optax, method)
-    run = {"total_steps": 100, "base": optax.trace(0.9)}
-    parameters = inspect.signature(function).parameters
-    needed = {name: value for name, value in run.items() if name in parameters}
-    return function(
-        **needed, **{name: build(value, steps_per_epoch) for name, value in settings.items()}
-    )
-
-
-def build(value, steps_per_epoch=10):
-    if not isinstance(value, dict):
-        return value
-    arguments = dict(value)
-    function = getattr(sam_optax.schedules, arguments.pop("schedule"))
-    if "steps_per_epoch" in inspect.signature(function).parameters:
-        arguments["steps_per_epoch"] = steps_per_epoch
-    return function(**arguments)
-
-
 # The recipes
 
 
@@ -151,17 +131,23 @@ def test_every_setting_constructs(name, recipe):
     for method, settings in recipe.settings.items():
         assert method in sam_optax.__all__
         assert {*settings} <= {*inspect.signature(getattr(sam_optax, method)).parameters}
-        assert callable(construct(method, settings).update)
+        built = optimizer(recipe, method, settings, epochs=recipe.epochs, steps_per_epoch=10)
+        assert callable(built.method.update)
 
 
-def test_budgets_anneal_at_the_end_of_the_run():
-    recipe = RECIPES["cifar100_resnet18_le_sam"]
-    for method, budget in (("le_sam", 0.35), ("le_sam_plus", 0.15)):
-        schedule = build(recipe.settings[method]["budget"], steps_per_epoch=10)
-        last = recipe.epochs * 10 - 1
-        assert [float(schedule(step)) for step in (0, 1599, last)] == pytest.approx(
-            [budget, budget, 0]
-        )
+@pytest.mark.parametrize(("method", "budget"), [("le_sam", 0.35), ("le_sam_plus", 0.15)])
+@pytest.mark.parametrize("epochs", [200, 20])
+def test_budgets_anneal_over_the_last_fifth_of_the_run(method, budget, epochs):
+    recipe = dataclasses.replace(RECIPES["cifar100_resnet18_le_sam"], epochs=epochs)
+    settings = recipe.settings[method]
+    link = optimizer(recipe, method, settings, epochs=epochs, steps_per_epoch=10).method
+    grads = {"w": jnp.array([6.0, 8.0])}  # of norm 10, at which the largest radius does not bind
+    radii = []
+    for step in (0, 8 * epochs - 1, 10 * epochs - 1):
+        state = link.init(grads)._replace(steps=jnp.int32(step))
+        _, state = link.update(grads, state, grads, grad_fn=lambda w: w)
+        radii.append(float(state.perturb.rho))
+    assert radii == pytest.approx([budget / 10, budget / 10, 0])
 
 
 @each_recipe
@@ -280,9 +266,7 @@ def test_a_recipe_shows_its_protocol_and_schedules(capsys):
     out = capsys.readouterr().out
     for protocol in ("AE-SAM's protocol for label noise", "AE-SAM's protocol (", "LE-SAM's prot"):
         assert protocol in out
-    assert "budget=budget_annealing(budget=0.35, anneal_from=160, total=200)" in " ".join(
-        out.split()
-    )
+    assert "budget=budget_annealing(budget=0.35, anneal_from=80%)" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_experiments import command, data_dir, read  # noqa: F401, a fixture
+from test_experiments import command, data_dir, digits, read, small_trainer  # noqa: F401
 
-from experiments import cli, train, watch
+from experiments import cli, fit, runs, session, train, watch
 from experiments.checkpoints import Checkpoints
 
 SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
@@ -25,6 +26,8 @@ SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
 def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     """Runs the command to its end, or to the exit code that is returned."""
     monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    # a shell starts what runs in the background with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(*arguments):
         try:
@@ -33,7 +36,8 @@ def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
             return stop.code
         return 0
 
-    return run
+    yield run
+    signal.signal(signal.SIGINT, before)
 
 
 def end(path):
@@ -153,6 +157,18 @@ def test_a_finished_run_is_kept(run, tmp_path, capsys):
     assert (tmp_path / "digits-sam-0" / "summary.json").stat() == before
 
 
+def test_resuming_and_beginning_again_exclude_each_other(run, capsys):
+    assert run(*SHORT, "--resume", "--overwrite") == 2
+    assert "pass one of them" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_in_one_folder(run, tmp_path, capsys):
+    with runs.locked(tmp_path / "digits-sam-0"):
+        assert run(*SHORT) == 2
+        assert "another process trains in" in capsys.readouterr().err
+    assert run(*SHORT) == 0
+
+
 def test_a_full_disk_loses_nothing_that_was_saved(run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 32)
@@ -191,6 +207,34 @@ def test_a_diverged_state_is_not_saved(run, tmp_path, capsys):
         assert step < 22
 
 
+def test_a_seed_that_diverges_does_not_stop_the_others(run, tmp_path, monkeypatch, capsys):
+    add = session.Run.add
+
+    def diverge(self, row):
+        if self.seed == 1:
+            raise fit.DivergedError("the loss is nan")
+        add(self, row)
+
+    monkeypatch.setattr(session.Run, "add", diverge)
+    assert run(*SHORT, "--seeds", 0, 1, 2) == 2
+    assert "digits-sam-1: the loss is nan" in capsys.readouterr().err
+    finished = [(tmp_path / f"digits-sam-{seed}" / "summary.json").exists() for seed in range(3)]
+    assert finished == [True, False, True]
+
+
+@pytest.mark.parametrize("quantity", ["loss", "parameter"])
+def test_what_is_not_finite_is_told_before_it_is_saved(quantity, digits):  # noqa: F811
+    trainer = small_trainer("mlp", "sgd", digits, on_host=False)
+    state = trainer.init(digits.train.images, seed=0)
+    assert fit.means(state, 1)["loss"] == 0
+    if quantity == "loss":
+        bad = state._replace(metrics=state.metrics | {"loss": jnp.float32(jnp.nan)})
+    else:
+        bad = state._replace(params=jax.tree.map(lambda p: p / 0, state.params))
+    with pytest.raises(fit.DivergedError, match=f"the .*{quantity}.* is .*lower the learning rate"):
+        fit.means(bad, 1)
+
+
 def test_seeds_at_once_train_as_one_by_one_and_resume(run, tmp_path, monkeypatch):
     together = (*SHORT, "--method", "le_sam", "--seeds", 3, 4, "--vmap-seeds", "--label-noise", 0.2)
     assert run(*together, "--name", "whole") == 0
@@ -219,6 +263,7 @@ def test_a_switched_run_goes_on_with_parameters_and_momentum(run, tmp_path):
     assert shares == [0, 0, 0, 1]
     summary = read(tmp_path / "three" / "summary.json")
     assert (summary["ascents"], summary["gradients_per_step"]) == (22, 1.25)
+    assert summary["then"] == [[3, "sam", {"rho": 0.5}]]
 
 
 def test_tensorboard_gets_each_epoch(run, tmp_path):
@@ -251,6 +296,27 @@ def test_five_kills_at_random_moments_change_nothing(tmp_path, data_dir):  # noq
         assert last > 0
     subprocess.run(cut, check=True, **options)
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_seeds_saved_at_no_common_step_are_neither_resumed_nor_lost(
+    run, tmp_path, monkeypatch, capsys
+):
+    together = (*SHORT, "--method", "sam", "--seeds", 3, 4, "--vmap-seeds")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        run(*together)
+    (tmp_path / "digits-sam-4" / "checkpoints" / "32").rename(tmp_path / "elsewhere")
+    assert run(*together, "--resume") == 2
+    assert "not saved at a common step" in capsys.readouterr().err
+    assert end(tmp_path / "digits-sam-3")[0] == 32
+
+
+def test_checkpoints_behind_the_one_to_go_on_from_are_forgotten(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (5, 7):
+        checkpoints.save(step, {"a": jnp.ones(2)}, [], 0.0)
+    checkpoints.forget_after(5)
+    assert checkpoints.steps() == [5]
 
 
 def newest(checkpoints):

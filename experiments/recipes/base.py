@@ -29,7 +29,8 @@ class Recipe:
       decoupled: whether weight decay is applied to the parameters beside the base's direction,
         times the learning rate alone, in place of being added to the gradient in front of the base.
       label_smoothing: the share of a label, in [0, 1), spread evenly over all classes.
-      clip_norm: the largest global norm of the direction that the method hands on; None for none.
+      clip_norm: the largest global norm of what the base is fed: the direction that the method
+        hands on, or the clean gradient where the base is inside, as in wsam. None for none.
       augmentation: of "crop", "flip" and "cutout", the ones that training images go through.
       mixup: the α of mixup's Beta(α, α); 0 for none.
       validation: the share of the training split, in [0, 1), that is held out.

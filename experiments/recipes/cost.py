@@ -28,11 +28,11 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 def steps(recipe: Recipe) -> int:
     """The steps of the whole run."""
     examples, classes = SIZES[recipe.dataset]
-    examples -= round(recipe.validation * examples)
     if recipe.imbalance is not None:
         largest = examples // classes
         shares = ((1 / recipe.imbalance) ** (c / (classes - 1)) for c in range(classes))
         examples = sum(int(largest * share) for share in shares)
+    examples -= round(recipe.validation * examples)
     if recipe.train_examples is not None:
         examples = min(examples, recipe.train_examples)
     return recipe.epochs * (examples // recipe.batch_size)

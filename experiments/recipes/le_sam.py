@@ -40,7 +40,7 @@ class LeSam(Recipe):
 
 def _annealed(budget):
     """A budget that is constant until epoch 160 of 200, and then goes to 0."""
-    return {"schedule": "budget_annealing", "budget": budget, "anneal_from": 160, "total": 200}
+    return {"schedule": "budget_annealing", "budget": budget, "anneal_from": "80%"}
 
 
 def _settings(rho, beta, **own):
