@@ -145,7 +145,8 @@ class Trainer:
     def init(self, images: jax.typing.ArrayLike, seed: int) -> TrainState:
         """The state before the first step; seed draws the weights and the method's numbers."""
         example = jnp.zeros((1, *np.shape(images)[1:]), jnp.float32)
-        model_state = dict(self.model.init(jax.random.key(seed), example, train=False))
+        init = jax.jit(functools.partial(self.model.init, train=False))
+        model_state = dict(init(jax.random.key(seed), example))
         params = model_state.pop("params")
         return TrainState(
             step=jnp.zeros([], jnp.int32),
