@@ -15,7 +15,7 @@ import tyro
 
 from experiments import cli, interrupt, watch
 from experiments.optimizers import is_decoupled
-from experiments.session import DivergedRunError, Plan, Run, Session
+from experiments.seeds import DivergedRunError, Group, Plan, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def main(options: Options) -> None:
     with interrupt.noted() as stopped:
         for group in [trained] if together and trained else [[run] for run in trained]:
             try:
-                Session(options, plan, group, stopped).train()
+                Group(options, plan, group, stopped).train()
             except DivergedRunError as error:  # the other seeds may not
                 diverged.update(dict.fromkeys(group, error))
     for run in all_runs:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from test_experiments import command, data_dir, digits, read, small_trainer  # noqa: F401
 
-from experiments import cli, fit, runs, session, train, watch
+from experiments import cli, fit, runs, seeds, train, watch
 from experiments.checkpoints import Checkpoints
 
 SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
@@ -208,14 +208,14 @@ def test_a_diverged_state_is_not_saved(run, tmp_path, capsys):
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(run, tmp_path, monkeypatch, capsys):
-    add = session.Run.add
+    add = seeds.Run.add
 
     def diverge(self, row):
         if self.seed == 1:
             raise fit.DivergedError("the loss is nan")
         add(self, row)
 
-    monkeypatch.setattr(session.Run, "add", diverge)
+    monkeypatch.setattr(seeds.Run, "add", diverge)
     assert run(*SHORT, "--seeds", 0, 1, 2) == 2
     assert "digits-sam-1: the loss is nan" in capsys.readouterr().err
     finished = [(tmp_path / f"digits-sam-{seed}" / "summary.json").exists() for seed in range(3)]

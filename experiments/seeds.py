@@ -109,7 +109,7 @@ class DivergedRunError(cli.UserError):
     """A run whose loss or parameters are no longer finite."""
 
 
-class Session:
+class Group:
     """The training of one run, or of several at once on one device."""
 
     def __init__(
