@@ -89,7 +89,7 @@ def main(options: Options) -> None:
 def _plan(options):
     """The recipe and the methods that train it."""
     recipe = options.resolve()
-    method = cli.known("method", options.method or recipe.method, cli.METHODS)
+    method = options.method or recipe.method
     methods = [(0, method, cli.method_settings(recipe, method, options.set))]
     if (options.switch_at is None) != (options.then is None):
         raise cli.UserError("--switch-at and --then go together: the epoch and the method.")

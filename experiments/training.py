@@ -215,7 +215,7 @@ class Trainer:
         return self._jit_apply(rest, updates, metrics)._replace(method_state=method_state)
 
     def skips_gradients(self, state: TrainState, train: Arrays) -> bool:
-        """Whether the method decides for each seed by itself, on the device."""
+        """Whether a step holds a conditional; for several seeds at once it takes both sides."""
         order = jax.ShapeDtypeStruct((self.steps_per_epoch, self.recipe.batch_size), jnp.int32)
         jaxpr = jax.make_jaxpr(self._step)(state, train, order, 0)
         return re.search(r"\bcond\[", str(jaxpr)) is not None

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.cli import UserError
+from experiments.fit import evaluated
 
 
 class ImagesPerSecond(ProgressColumn):
@@ -42,8 +43,7 @@ class Bar:
     def say(self, row: Mapping[str, float]) -> None:
         """Shows the figures of an epoch."""
         split = "held-out" if "validation_accuracy" in row else "test"
-        accuracy = row.get("validation_accuracy", row["test_accuracy"])
-        said = f"loss {row['train_loss']:.3f}, {split} {100 * accuracy:.1f} %"
+        said = f"loss {row['train_loss']:.3f}, {split} {100 * evaluated(row):.1f} %"
         self._progress.update(self._task, said=said)
 
 
