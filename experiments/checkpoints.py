@@ -1,11 +1,13 @@
 """Checkpoints of a run: its whole state and its metrics so far, written whole or not at all."""
 
 from collections.abc import Sequence
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 KEPT = 2
@@ -61,7 +63,9 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state),
-                        progress=ocp.args.JsonSave({"rows": list(rows), "seconds": seconds}),
+                        progress=ocp.args.JsonSave(
+                            {"rows": list(rows), "seconds": seconds, "digest": _digest(state)}
+                        ),
                     ),
                     force=True,
                 )
@@ -94,13 +98,16 @@ class Checkpoints:
                         progress=ocp.args.JsonRestore(),
                     ),
                 )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            rows, seconds, digest = (held.progress[k] for k in ("rows", "seconds", "digest"))
+            if digest != _digest(held.state):
+                raise ValueError("its numbers are not those that were saved")
+        except Exception as error:  # Orbax raises what it likes, Exception itself among it
             raise CheckpointError(
                 f"cannot read the checkpoint of step {step} under {self.path}: {_first(error)}. "
                 f"It is damaged or of other code: remove the folder {step} to go on from the one "
                 "before, or start again with --overwrite."
             ) from error
-        return Restored(held.state, held.progress["rows"], held.progress["seconds"])
+        return Restored(held.state, rows, seconds)
 
     def _manager(self):
         # An error is told by what raises it; the threads behind it would print it many times.
@@ -111,6 +118,15 @@ class Checkpoints:
         return ocp.CheckpointManager(self.path, options=options)
 
 
+def _digest(state):
+    """A digest of every number of a state, so that a damaged one is not taken for another."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(state)):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def _first(error):
-    """The first line of what Orbax says, which may go on for many."""
-    return str(error).strip().partition("\n")[0].rstrip(".:")
+    """The beginning of what Orbax says, which may go on for many lines."""
+    return f"{str(error).strip().partition(chr(10))[0].rstrip('.:'):.200}"

@@ -110,12 +110,17 @@ class Options:
         names = [f.name for f in dataclasses.fields(Recipe)]
         given = {name: getattr(self, name, None) for name in names if name != "method"}
         recipe = change(recipe, {name: v for name, v in given.items() if v is not None})
+        if recipe.warmup_epochs >= recipe.epochs:
+            raise UserError(
+                f"--warmup-epochs must be less than the {recipe.epochs} epochs, got "
+                f"{recipe.warmup_epochs:g}: pass a shorter warm-up."
+            )
         known("model", recipe.model, models.MODELS)
         return recipe
 
-    def is_unchanged(self, recipe: Recipe) -> bool:
-        """Whether this is the recipe as it stands, with its own settings."""
-        return recipe == RECIPES[self.recipe] and not getattr(self, "set", ())
+    def is_unchanged(self, recipe: Recipe, method: str) -> bool:
+        """Whether this is the recipe as it stands for a method, with its own settings."""
+        return recipe == RECIPES[self.recipe].of(method) and not getattr(self, "set", ())
 
     def load(self, recipe: Recipe, seed: int) -> data.Data:
         """The recipe's data, its noise and its held-out part drawn from the seed."""
@@ -132,7 +137,9 @@ class Options:
                 imbalance=recipe.imbalance,
                 train_examples=recipe.train_examples,
             )
-        except (ValueError, data.NotPreparedError) as error:
+        except ValueError as error:
+            raise UserError(_with_options(str(error))) from error
+        except data.NotPreparedError as error:
             raise UserError(str(error)) from error
         except OSError as error:
             raise UserError(f"--data-dir {self.data_dir} cannot be used: {error}.") from error
@@ -185,6 +192,8 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             raise UserError(f"{option} must not be negative, got {value}.")
         if name == "label_smoothing" and value >= 1:
             raise UserError(f"{option} must lie in [0, 1), got {value}.")
+        if name == "clip_norm" and not value:
+            raise UserError(f"{option} must be positive, got {value}: leave it away for none.")
     return dataclasses.replace(recipe, **changes)
 
 
@@ -196,7 +205,9 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
     """
     known("method", method, METHODS)
     function = (lambda: None) if method == SGD else getattr(sam_optax, method)
-    allowed = list(inspect.signature(function).parameters)
+    # What the trainer itself gives a method is no setting of it.
+    given = ("base", "key", "updates_at")
+    allowed = [name for name in inspect.signature(function).parameters if name not in given]
     settings = dict(recipe.settings.get(method, {}))
     for change in changes:
         name, equals, value = change.partition("=")
@@ -204,6 +215,13 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
             raise UserError(f"a setting must read name=value, got {change!r}.")
         settings[known(f"setting of {method}", name, allowed)] = parse(value)
     return settings
+
+
+def _with_options(message):
+    """A message about an argument such as train_examples, as one about its option."""
+    name, space, rest = message.partition(" ")
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    return f"--{name.replace('_', '-')}{space}{rest}" if name in fields else message
 
 
 def parse(value: str) -> Any:
@@ -224,6 +242,15 @@ def run(main: Callable[[Any], None], options: type) -> None:
         main(tyro.cli(options, prog=command, description=description))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).partition("\n")[0]
+        print(
+            f"error: out of memory ({said:.200}): pass a smaller --batch-size or --width.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except interrupt.InterruptedRunError as error:
         print(f"\ninterrupted: {error}", file=sys.stderr)

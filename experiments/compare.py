@@ -19,6 +19,7 @@ from rich.table import Table
 from experiments import cli, plots, runs
 from experiments.fit import DivergedError, train
 from experiments.optimizers import SGD
+from experiments.recipes.base import UNTRAINED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def main(options: Options) -> None:
         **dataclasses.asdict(recipe),
         "methods": settings,
     }
-    for ignored in ("settings", "paper", "method", "overwrite", "out", "data_dir", "name"):
+    for ignored in (*UNTRAINED, "overwrite", "out", "data_dir", "name"):
         config.pop(ignored)
     name = options.name or f"{options.recipe}-comparison"
     data = [options.load(recipe, seed) for seed in range(options.seeds)]

@@ -97,7 +97,7 @@ def load(
       OSError: data_dir cannot be read or written.
     """
     if not 0 <= label_noise <= 1:
-        raise ValueError(f"label noise must lie in [0, 1], got {label_noise}: pass a share.")
+        raise ValueError(f"label_noise must lie in [0, 1], got {label_noise}: pass a share.")
     if noise not in NOISES:
         raise ValueError(f"noise must be {' or '.join(NOISES)}, got {noise!r}: pass one of them.")
     if not 0 <= validation < 1:

@@ -12,7 +12,7 @@ import dataclasses
 from pathlib import Path
 import statistics
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ class Options:
     model: str = "resnet18"
     width: int | None = None
     """Width of the model's narrowest layer."""
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the model's computations."""
     batch_size: int = 128
     examples: int = 50_000
@@ -91,8 +91,8 @@ class Contestant:
 
 def main(options: Options) -> None:
     """Runs the command."""
-    for name in ("batch_size", "examples", "steps", "turns", "epochs", "workers"):
-        if getattr(options, name) < 1:
+    for name in ("width", "batch_size", "examples", "steps", "turns", "epochs", "workers"):
+        if (value := getattr(options, name)) is not None and value < 1:
             raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1.")
     if options.examples < options.batch_size:
         raise cli.UserError("--examples must be at least --batch-size.")
@@ -105,12 +105,12 @@ def main(options: Options) -> None:
         train_examples=options.examples,
         validation=0.0,
     )
+    chosen = [cli.known("method", name, cli.METHODS) for name in options.methods]
     start = time.perf_counter()
     loaded, real = _load(recipe, options)
     train = arrays(loaded)
     config = {name: str(value) for name, value in dataclasses.asdict(options).items()}
     path = runs.folder(options.out, "gpu_check", config, overwrite=True)
-    chosen = [cli.known("method", name, cli.METHODS) for name in options.methods]
     names = list(dict.fromkeys([*EPOCHS, *chosen, *BOUNDS]))
     with ThreadPoolExecutor(options.workers) as pool:
         made = pool.map(lambda name: Contestant(recipe, name, loaded, train), names)
@@ -135,6 +135,8 @@ def _load(recipe, options):
         return data.load(
             "cifar10", data_dir=options.data_dir, train_examples=options.examples
         ), True
+    except ValueError as error:
+        raise cli.UserError(f"--examples: {error}") from error
     except data.NotPreparedError:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (options.examples, 32, 32, 3), np.uint8)

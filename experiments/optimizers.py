@@ -29,7 +29,7 @@ def optimizer(
     epochs: int,
     steps_per_epoch: int,
     first_epoch: int = 0,
-    seed: Any = 0,
+    key: Any = 0,
 ) -> Optimizer:
     """The recipe's base optimizer behind a method of `sam_optax`.
 
@@ -46,7 +46,7 @@ def optimizer(
       epochs: the method's own length, for `total_steps`; the learning rate has the recipe's.
       steps_per_epoch: steps of an epoch.
       first_epoch: the epoch in which the method begins.
-      seed: of the method's random numbers.
+      key: of the method's random numbers, an int or a `jax.random.key`.
 
     Raises:
       ValueError, TypeError: the method does not take these settings.
@@ -59,7 +59,7 @@ def optimizer(
     function = getattr(sam_optax, method)
     offered = {
         "base": base,
-        "key": seed,
+        "key": key,
         "total_steps": epochs * steps_per_epoch,
         "updates_at": "gradient_point",
     }

@@ -17,8 +17,8 @@ import jax
 from experiments.cli import UserError
 
 # What the commands write: each its result last, and beside it.
-RESULTS = ("summary.json", "table.json", "sweep.json", "benchmark.json")
-BESIDE = ("metrics.jsonl", "curves.png", "table.md", "comparison.png")
+RESULTS = ("summary.json", "table.json", "sweep.json", "benchmark.json", "gpu_check.json")
+BESIDE = ("metrics.jsonl", "curves.png", "table.md", "comparison.png", "gpu_check.md")
 CHECKPOINTS, TENSORBOARD = FOLDERS = ("checkpoints", "tensorboard")
 PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")
 
@@ -91,10 +91,16 @@ def locked(path: Path) -> Iterator[None]:
     """Holds the folder for this process; a killed process holds it no longer.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or it cannot be written.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as file:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path}: {error}. Pass another --out or --name."
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

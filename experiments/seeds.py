@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from experiments import cli, fit, interrupt, plots, runs, watch
 from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.recipes.base import Recipe
+from experiments.recipes.base import UNTRAINED, Recipe
 from experiments.training import TrainState, arrays
 
 
@@ -90,7 +90,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """All that the run depends on."""
         options, recipe = self._options, dataclasses.asdict(self._plan.recipe)
-        for other in ("settings", "paper", "method"):
+        for other in UNTRAINED:
             del recipe[other]
         (_, method, settings), *then = self._plan.methods
         return {
@@ -175,9 +175,10 @@ class Group:
             ) from error
 
     def _train(self, states):
-        step, states = self._resumed(states)
         if (number := self._stopped()) is not None:
-            raise interrupt.InterruptedRunError("nothing was trained.", number)
+            where = ", ".join(run.name for run in self.runs)
+            raise interrupt.InterruptedRunError(f"{where} was not begun.", number)
+        step, states = self._resumed(states)
         images = self.plan.recipe.batch_size * len(self.runs)
         with (
             watch.bar(self.plan.method, total=self.total, done=step, images=images) as bar,
@@ -206,7 +207,10 @@ class Group:
         """The states before the first step."""
         trainer = self.phases[0].trainer
         pairs = zip(self.runs, self.data, strict=True)
-        states = [trainer.init(data.train.images, run.seed) for run, data in pairs]
+        try:
+            states = [trainer.init(data.train.images, run.seed) for run, data in pairs]
+        except ValueError as error:  # such as images that the model cannot take
+            raise cli.UserError(f"{self.plan.recipe.model}: {error}") from error
         if self.together and any(
             phase.trainer.skips_gradients(self._adopted(phase, states[0]), self.arrays[0])
             for phase in self.phases
@@ -222,13 +226,19 @@ class Group:
         """The step and the states to go on from: those given, or the last checkpoints'."""
         saved = [set(run.saved_steps()) for run in self.runs]
         common = set.intersection(*saved)
-        if any(saved) and not common:
+        # One beside none is a first checkpoint that was cut short: nothing was saved before it.
+        if not common and max(map(len, saved)) > 1:
             raise cli.UserError(
-                "the seeds were not saved at a common step: train them without --vmap-seeds under "
-                "another --name, or again with --overwrite."
+                "the seeds have no checkpoint of a common step: train them again with --overwrite, "
+                "or under another --name."
             )
         if common:
             step = max(common)
+            if step > self.total:
+                raise CheckpointError(
+                    f"{self.runs[0].path} holds a checkpoint of step {step}, beyond the "
+                    f"{self.total} of this run: remove it, or start again with --overwrite."
+                )
             for run in self.runs:
                 run.checkpoints.forget_after(step)
             phase = next(p for p in self.phases if step <= p.last * self.per_epoch)
@@ -252,7 +262,7 @@ class Group:
         for run, data, train, state_ in zip(
             self.runs, self.data, self.arrays, self._split(state), strict=True
         ):
-            found = fit.means(state_, self.per_epoch)
+            found = self._means(run, state_)
             on_batches = {f"train_{name}": found.pop(name) for name in ("loss", "accuracy")}
             rate = phase.trainer.optimizer.learning_rate(epoch * self.per_epoch - 1)
             row = {
@@ -278,11 +288,18 @@ class Group:
                 f"saved at step {step} of {self.total}; go on with --resume.", number
             )
 
+    def _means(self, run, state):
+        """The metrics of the epoch so far, unless the run has diverged; its seed is named."""
+        try:
+            return fit.means(state, self.per_epoch)
+        except fit.DivergedError as error:
+            raise fit.DivergedError(f"seed {run.seed}: {error}") from error
+
     def _save(self, step, state):
-        """A checkpoint of each run, unless its loss is no longer finite."""
+        """A checkpoint of each run, unless one has diverged."""
         now = time.perf_counter()
         for run, begun, state_ in zip(self.runs, self._begun, self._split(state), strict=True):
-            fit.means(state_, self.per_epoch)
+            self._means(run, state_)
             run.seconds = now - begun
             run.checkpoints.save(step, state_, run.rows, run.seconds)
         self._saved = time.perf_counter()
@@ -311,7 +328,8 @@ class Group:
             "test_accuracy_best": max(accuracies),
             "test_accuracy_last_ten": statistics.fmean(accuracies[-10:]),
             "paper": None if then else recipe.paper.get(method),
-            "papers_protocol": self.options.is_unchanged(recipe),
+            "paper_reports": recipe.reports,
+            "papers_protocol": self.options.is_unchanged(recipe, method),
             "seconds": run.seconds,
             "label_noise": recipe.label_noise,
             "flipped": data.flipped,

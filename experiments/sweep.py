@@ -43,6 +43,11 @@ def main(options: Options) -> None:
     if options.seeds < 1:
         raise cli.UserError(f"--seeds must be at least 1, got {options.seeds}.")
     swept = [axis.partition("=") for axis in options.over]
+    for axis, (_, equals, values) in zip(options.over, swept, strict=True):
+        if not equals or len(set(values.split(","))) < len(values.split(",")):
+            raise cli.UserError(
+                f"--over must read name=value,value with different values, got {axis!r}."
+            )
     names = [name for name, _, _ in swept]
     if len(set(names)) < len(names):
         raise cli.UserError(f"--over names a setting twice: {' '.join(names)}.")

@@ -54,7 +54,7 @@ def main(options: Options) -> None:
     plan = _plan(options)
     if len(set(options.seeds)) < len(options.seeds) or not options.seeds:
         raise cli.UserError(f"--seeds must be different numbers, got {options.seeds}.")
-    if options.steps_per_dispatch < 1 or options.checkpoint_minutes < 0:
+    if options.steps_per_dispatch < 1 or not options.checkpoint_minutes >= 0:
         raise cli.UserError(
             "--steps-per-dispatch must be at least 1 and --checkpoint-minutes not negative."
         )
@@ -62,15 +62,13 @@ def main(options: Options) -> None:
         raise cli.UserError("--resume goes on and --overwrite begins again: pass one of them.")
     together = options.vmap_seeds and len(options.seeds) > 1
     all_runs = [Run(options, plan, seed) for seed in options.seeds]
-    trained = [run for run in all_runs if not run.finished]
-    if together and 0 < len(trained) < len(all_runs):
-        raise cli.UserError(
-            f"some of the seeds {options.seeds} are finished and others not: train the rest "
-            "without --vmap-seeds, or all with --overwrite."
-        )
+    unfinished = [run for run in all_runs if not run.finished]
+    # Seeds that are trained at once go on together, also where only some have their results.
+    groups = [all_runs] if together and unfinished else [[run] for run in unfinished]
+    trained = [run for group in groups for run in group]
     diverged = {}
     with interrupt.noted() as stopped:
-        for group in [trained] if together and trained else [[run] for run in trained]:
+        for group in groups:
             try:
                 Group(options, plan, group, stopped).train()
             except DivergedRunError as error:  # the other seeds may not
@@ -80,8 +78,8 @@ def main(options: Options) -> None:
             continue
         summary = json.loads((run.path / "summary.json").read_text())
         watch.table(f"{options.recipe}, {plan.method}, seed {run.seed}", _figures(summary))
-        again = "already finished (--overwrite trains it again)" if run.finished else "written"
-        print(f"{again}: {run.path}/")
+        said = "written" if run in trained else "already finished (--overwrite trains it again)"
+        print(f"{said}: {run.path}/")
     if diverged:
         raise cli.UserError(" ".join(dict.fromkeys(map(str, diverged.values()))))
 
@@ -90,6 +88,8 @@ def _plan(options):
     """The recipe and the methods that train it."""
     recipe = options.resolve()
     method = options.method or recipe.method
+    if options.epochs is None and options.then is None:
+        recipe = recipe.of(method)
     methods = [(0, method, cli.method_settings(recipe, method, options.set))]
     if (options.switch_at is None) != (options.then is None):
         raise cli.UserError("--switch-at and --then go together: the epoch and the method.")
@@ -121,6 +121,9 @@ def _figures(summary):
     }
     if summary["paper"] is not None:
         where = "" if summary["papers_protocol"] else ", at its own options"
+        if summary["paper_reports"] == "best":
+            figures["best test accuracy"] = f"{100 * summary['test_accuracy_best']:.2f} %"
+            where = f", best{where}"
         figures[f"test accuracy in the paper{where}"] = f"{summary['paper']:.2f} %"
     return {
         **figures,

@@ -22,8 +22,8 @@ from experiments.optimizers import optimizer
 from experiments.recipes.base import Recipe
 import sam_optax
 
-# A random stream of the seed; the orders of the epochs have the streams 0, 1, 2, …
-AUGMENTATION = 2**32 - 1
+# Random streams of the seed; the orders of the epochs have the streams 0, 1, 2, …
+AUGMENTATION, METHOD = 2**32 - 1, 2**32 - 2
 
 METRICS = ("loss", "accuracy", "gradient_norm", "direction_norm", "sam_fraction")
 
@@ -129,7 +129,8 @@ class Trainer:
         asked = inspect.signature(self.optimizer.method.update).parameters
         self._selects_examples = "example_loss_fn" in asked
         # A method keeps its random key in its state, so that one compiled step serves all seeds.
-        self._init_method = lambda params, seed: build(seed=seed).method.init(params)
+        self._build = build
+        self._jit_init = jax.jit(functools.partial(self.model.init, train=False))
         self._each = jax.vmap if together else lambda function, in_axes=0: function
         self._each_step = self._each(self._step, in_axes=(0, 0, 0, None))
         self.jit_step = jax.jit(self._step_on, donate_argnums=0)
@@ -145,8 +146,7 @@ class Trainer:
     def init(self, images: jax.typing.ArrayLike, seed: int) -> TrainState:
         """The state before the first step; seed draws the weights and the method's numbers."""
         example = jnp.zeros((1, *np.shape(images)[1:]), jnp.float32)
-        init = jax.jit(functools.partial(self.model.init, train=False))
-        model_state = dict(init(jax.random.key(seed), example))
+        model_state = dict(self._jit_init(jax.random.key(seed), example))
         params = model_state.pop("params")
         return TrainState(
             step=jnp.zeros([], jnp.int32),
@@ -165,6 +165,14 @@ class Trainer:
     def adopt_one(self, state: TrainState) -> TrainState:
         """The same, for the state of one seed."""
         return state._replace(method_state=self._init_method(state.params, state.seed))
+
+    def _init_method(self, params, seed):
+        """The method's state, its random numbers drawn from the seed."""
+        # The link that trains sees an init too: then it compiles its pieces from the first step on,
+        # and rounds alike in a run that is resumed.
+        jax.eval_shape(self.optimizer.method.init, params)
+        key = jax.random.fold_in(jax.random.key(seed), METHOD)
+        return self._build(key=key).method.init(params)
 
     def dispatches(
         self, state: TrainState, train: Arrays, *, most: int

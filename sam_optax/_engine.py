@@ -105,7 +105,10 @@ def sharpness_aware(
     certain = when == deciding.always()
     combine = combine or combining.perturbed()
 
+    piece = _Pieces()
+
     def init(params):
+        piece.see()
         _check_params(params)
         if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(params)):
             raise TypeError(
@@ -123,13 +126,13 @@ def sharpness_aware(
 
     # The pieces of a step. Outside jit each is compiled on its own.
 
-    @_piece
+    @piece
     def decide(grad_fn, first, state, params, extra):
         del grad_fn
         fire, when_state = when.update(first, state.when, params, **extra)
         return fire, state._replace(when=when_state)
 
-    @_piece
+    @piece
     def ascend(grad_fn, first, state, params, extra):
         engine = {"grad_fn": grad_fn, "offset": _offset(state, params)}
         epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
@@ -153,18 +156,19 @@ def sharpness_aware(
             combine=combine_state,
         )
 
-    @_piece
+    @piece
     def conclude(grad_fn, first, second, state, params, extra):
         del grad_fn
         joined = join(first, second, state, params, extra)
         return finish(second is not None, joined, state, params, extra)
 
-    @_piece
+    @piece
     def skip(grad_fn, first, state, params, extra):
         _, state = ascend.plain(grad_fn, first, state, params, extra)
         return conclude.plain(grad_fn, first, None, state, params, extra)
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):
+        piece.see()
         _check_params(params)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
         if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
@@ -260,36 +264,48 @@ class _AsksForGradientError(Exception):
     """Raised while a piece is traced that calls grad_fn."""
 
 
-def _piece(function):
-    """function(grad_fn, *args, extra), compiled for concrete arguments, from the second call on.
+class _Pieces:
+    """Compiles the pieces of a link's step for concrete arguments.
 
-    The first call runs op by op, because `optax.inject_hyperparams` builds a link anew for each
-    call, and compiling every one would cost far more than it saves. A piece stays uncompiled where
-    it calls grad_fn, which is a new closure over a batch at each step, or where an extra argument
-    is no array.
+    Not before the link is known to be kept, by its init or its first update:
+    `optax.inject_hyperparams` makes one for each update, and compiling every one would cost far
+    more than it saves. A link that saw init rounds alike in every process, whatever step it begins
+    at.
     """
 
-    def ask(params):
-        raise _AsksForGradientError
+    def __init__(self):
+        self._seen = self._kept = False
 
-    compiled = jax.jit(functools.partial(function, ask))
-    calls = 0
+    def see(self):
+        """Tells that init or update is called."""
+        self._kept, self._seen = self._seen, True
 
-    @functools.wraps(function)
-    def call(grad_fn, *args):
-        nonlocal compiled, calls
-        if compiled and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
-            calls += 1
-            extra = jax.tree.leaves(args[-1])
-            if calls > 1 and all(isinstance(x, jax.typing.ArrayLike) for x in extra):
+    def __call__(self, function):
+        """function(grad_fn, *args, extra), compiled.
+
+        A piece stays uncompiled where it calls grad_fn, which is a new closure over a batch at each
+        step, or where an extra argument is no array.
+        """
+
+        def ask(params):
+            raise _AsksForGradientError
+
+        compiled = jax.jit(functools.partial(function, ask))
+
+        @functools.wraps(function)
+        def call(grad_fn, *args):
+            nonlocal compiled
+            arrays = all(isinstance(x, jax.typing.ArrayLike) for x in jax.tree.leaves(args[-1]))
+            traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+            if self._kept and compiled and arrays and not traced:
                 try:
                     return compiled(*args)
                 except _AsksForGradientError:
                     compiled = None
-        return function(grad_fn, *args)
+            return function(grad_fn, *args)
 
-    call.plain = function
-    return call
+        call.plain = function
+        return call
 
 
 def _offset(state, params, *sample):

@@ -319,9 +319,9 @@ def test_fewer_training_examples_are_a_part_of_more(data_dir):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_noise": -0.1}, "label noise must lie in [0, 1], got -0.1: pass a share"),
-        ({"label_noise": 1.5}, "label noise must lie in [0, 1], got 1.5"),
-        ({"label_noise": float("nan")}, "label noise must lie in [0, 1], got nan"),
+        ({"label_noise": -0.1}, "label_noise must lie in [0, 1], got -0.1: pass a share"),
+        ({"label_noise": 1.5}, "label_noise must lie in [0, 1], got 1.5"),
+        ({"label_noise": float("nan")}, "label_noise must lie in [0, 1], got nan"),
         ({"noise": "pair"}, "noise must be flip or symmetric, got 'pair'"),
         ({"validation": 1}, "validation must lie in [0, 1), got 1: pass a share"),
         ({"validation": -0.5}, "validation must lie in [0, 1), got -0.5"),

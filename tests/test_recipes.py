@@ -197,7 +197,8 @@ def test_steps_count_the_examples_that_are_left():
     assert cost.steps(RECIPES["cifar10_resnet18_ae_sam"]) == 200 * (45_000 // 128)
     assert cost.steps(RECIPES["cifar10_wrn28_10_le_sam"]) == 200 * (50_000 // 256)
     assert cost.steps(RECIPES["digits"]) == 100 * (1_437 // 64)
-    assert cost.steps(RECIPES["mnist_noise40"]) == 10 * (10_000 // 128)
+    assert cost.steps(RECIPES["mnist_noise40"]) == 50 * (2_000 // 64)
+    assert cost.steps(RECIPES["cifar10_resnet18_wsam"].of("sgd")) == 400 * (50_000 // 128)
     # CIFAR-100-LT has 10,847 and 12,608 images
     assert cost.steps(RECIPES["cifar100_resnet32_lt100_le_sam"]) == 200 * (10_847 // 64)
     assert cost.steps(RECIPES["cifar100_resnet32_lt50_le_sam"]) == 200 * (12_608 // 64)
@@ -254,7 +255,7 @@ def test_a_name_shows_all_of_a_recipe(capsys, name, recipe):
     assert max(map(len, out.splitlines())) <= 100
     words = " ".join(out.split())
     for field in dataclasses.fields(recipe):
-        if field.name not in ("settings", "paper"):
+        if field.name not in ("settings", "paper", "epochs_of"):
             assert f"{field.name} {getattr(recipe, field.name)}" in words
     for method, settings in recipe.settings.items():
         assert f"{method} " in words

@@ -75,12 +75,13 @@ def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
 
 AUGMENTED = ("--method", "r_sam", "--augmentation", "crop", "flip", "--mixup", 0.5)
 SWITCHED = ("--method", "sam", "--switch-at", 2, "--then", "samar", "--decide", "host")
+ON_HOST = ("--method", "ae_looksam", "--decide", "host")
 
 
 @pytest.mark.parametrize(
     ("arguments", "step"),
-    [(AUGMENTED, 30), (SWITCHED, 30), (SWITCHED, 44), (SWITCHED, 47)],
-    ids=["augmented", "before the switch", "at the switch", "behind the switch"],
+    [(AUGMENTED, 30), (SWITCHED, 30), (SWITCHED, 44), (SWITCHED, 47), (ON_HOST, 30)],
+    ids=["augmented", "before the switch", "at the switch", "behind the switch", "on the host"],
 )
 def test_a_terminated_run_is_resumed_bit_for_bit(arguments, step, run, tmp_path, monkeypatch):
     dispatch = ("--steps-per-dispatch", 1)
@@ -199,6 +200,61 @@ def test_a_damaged_checkpoint_is_told(run, tmp_path, monkeypatch, capsys):
     assert "cannot read the checkpoint of step 32" in capsys.readouterr().err
 
 
+def damage_a_number(path):
+    """Flips a bit in the largest file of the state."""
+    file = max((path / "state").rglob("*"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def forget_the_metrics(path):
+    (path / "progress" / "metadata").write_text("{}")
+
+
+def empty_the_numbers(path):
+    max((path / "state").rglob("*"), key=lambda file: file.stat().st_size).write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [damage_a_number, forget_the_metrics, empty_the_numbers])
+def test_no_damage_goes_unnoticed(damage, run, tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        run(*SHORT)
+    damage(tmp_path / "digits-sam-0" / "checkpoints" / "32")
+    assert run(*SHORT, "--resume") == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: cannot read the checkpoint of step 32")
+    assert len(error) < 1000
+
+
+def test_a_checkpoint_beyond_the_end_is_told(run, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        run(*SHORT)
+    checkpoints = tmp_path / "digits-sam-0" / "checkpoints"
+    (checkpoints / "32").rename(checkpoints / "999")
+    assert run(*SHORT, "--resume") == 2
+    assert "a checkpoint of step 999, beyond the 88" in capsys.readouterr().err
+
+
+def test_a_signal_before_training_leaves_the_results_to_be_overwritten(
+    run, tmp_path, monkeypatch, capsys
+):
+    assert run(*SHORT) == 0
+    load = cli.Options.load
+
+    def load_and_send(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return load(*args)
+
+    monkeypatch.setattr(cli.Options, "load", load_and_send)
+    assert run(*SHORT, "--overwrite") == 128 + signal.SIGTERM
+    assert "digits-sam-0 was not begun" in capsys.readouterr().err
+    assert (tmp_path / "digits-sam-0" / "summary.json").exists()
+    assert end(tmp_path / "digits-sam-0")[0] == 88
+
+
 def test_a_diverged_state_is_not_saved(run, tmp_path, capsys):
     arguments = ("--method", "sgd", "--learning-rate", 1e20, "--checkpoint-minutes", 0)
     assert run(*SHORT, *arguments) == 2
@@ -298,17 +354,43 @@ def test_five_kills_at_random_moments_change_nothing(tmp_path, data_dir):  # noq
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
+TOGETHER = (*SHORT, "--seeds", 3, 4, "--vmap-seeds")
+
+
 def test_seeds_saved_at_no_common_step_are_neither_resumed_nor_lost(
     run, tmp_path, monkeypatch, capsys
 ):
-    together = (*SHORT, "--method", "sam", "--seeds", 3, 4, "--vmap-seeds")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 32)
-        run(*together)
-    (tmp_path / "digits-sam-4" / "checkpoints" / "32").rename(tmp_path / "elsewhere")
-    assert run(*together, "--resume") == 2
-    assert "not saved at a common step" in capsys.readouterr().err
+        run(*TOGETHER, "--checkpoint-minutes", 0)
+    for step in Checkpoints(tmp_path / "digits-sam-4" / "checkpoints").steps():
+        path = tmp_path / "digits-sam-4" / "checkpoints" / str(step)
+        path.rename(tmp_path / f"elsewhere-{step}")
+    assert run(*TOGETHER, "--resume") == 2
+    assert "no checkpoint of a common step" in capsys.readouterr().err
     assert end(tmp_path / "digits-sam-3")[0] == 32
+
+
+def test_seeds_whose_first_checkpoint_was_cut_short_begin_again(run, tmp_path, monkeypatch):
+    """One seed's is written before the other's."""
+    assert run(*TOGETHER, "--name", "whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 32)
+        run(*TOGETHER, "--name", "cut")
+    (tmp_path / "cut-4" / "checkpoints" / "32").rename(tmp_path / "elsewhere")
+    assert run(*TOGETHER, "--name", "cut", "--resume") == 0
+    assert_same_end(tmp_path / "cut-3", tmp_path / "whole-3")
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_seeds_of_which_one_lacks_its_results_get_them(seed, run, tmp_path):
+    """As after a kill between the two."""
+    assert run(*TOGETHER, "--name", "whole") == 0
+    assert run(*TOGETHER, "--name", "cut") == 0
+    (tmp_path / f"cut-{seed}" / "summary.json").unlink()
+    assert run(*TOGETHER, "--name", "cut", "--resume") == 0
+    for each in (3, 4):
+        assert_same_end(tmp_path / f"cut-{each}", tmp_path / f"whole-{each}")
 
 
 def test_checkpoints_behind_the_one_to_go_on_from_are_forgotten(tmp_path):

@@ -73,17 +73,19 @@ def describe(console: Console, name: str, recipe: Recipe) -> None:
         console.print(inspect.getdoc(kind), "", sep="\n", markup=False)
     fields = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     for field in dataclasses.fields(recipe):
-        if field.name not in ("settings", "paper"):
+        if field.name not in ("settings", "paper", "epochs_of"):
             fields.add_row(field.name, str(getattr(recipe, field.name)))
     console.print(fields, "")
     methods = Table(box=None, padding=(0, 2, 0, 0))
     methods.add_column("method", no_wrap=True)
     methods.add_column("paper", justify="right", no_wrap=True)
+    methods.add_column("epochs", justify="right", no_wrap=True)
     methods.add_column("gradients", justify="right", no_wrap=True)
     methods.add_column("settings")
     for method in dict.fromkeys(["sgd", *recipe.settings, *recipe.paper, recipe.method]):
         settings = _arguments(recipe.settings.get(method, {}))
-        methods.add_row(method, _figure(recipe, method), _cost(recipe, method), settings)
+        epochs = str(recipe.of(method).epochs)
+        methods.add_row(method, _figure(recipe, method), epochs, _cost(recipe, method), settings)
     console.print(methods, "")
 
 
@@ -94,7 +96,7 @@ def _figure(recipe, method):
 def _cost(recipe, method):
     """The gradients of the run, such as "105.3k (1.5/step)"."""
     per_step = cost.gradients_per_step(recipe, method)
-    total = cost.steps(recipe) * per_step
+    total = cost.steps(recipe.of(method)) * per_step
     text = f"{total / 1e6:.2f}M" if total >= 1e6 else f"{total / 1e3:.1f}k"
     return f"{text} ({per_step:.2g}/step)"
 

@@ -7,6 +7,10 @@ from typing import Any
 
 Settings = Mapping[str, Mapping[str, Any]]
 Figures = Mapping[str, float]
+Epochs = Mapping[str, int]
+
+# Fields that say what to train, or what came of it elsewhere, and not how a run trains.
+UNTRAINED = ("settings", "paper", "reports", "method", "epochs_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,9 @@ class Recipe:
       settings: keyword arguments of each method; a method that is not named has its defaults. A
         mapping with the key "schedule" stands for that function of `sam_optax.schedules`, called
         with the rest of the mapping.
+      epochs_of: the epochs of methods for which the protocol has another number.
       paper: the test accuracy in percent that the paper gives for each method.
+      reports: which accuracy that is, of the "last" epoch or of the "best".
     """
 
     dataset: str
@@ -70,7 +76,13 @@ class Recipe:
     dtype: str = "float32"
     width: int | None = None
     settings: Settings = dataclasses.field(default_factory=dict)
+    epochs_of: Epochs = dataclasses.field(default_factory=dict)
     paper: Figures = dataclasses.field(default_factory=dict)
+    reports: str = "last"
+
+    def of(self, method: str) -> "Recipe":
+        """The recipe with the method's own number of epochs."""
+        return dataclasses.replace(self, epochs=self.epochs_of.get(method, self.epochs))
 
 
 def mapping(**items: Any) -> Any:
