@@ -27,7 +27,7 @@ from experiments import (
 )
 from experiments.optimizers import learning_rate, optimizer
 from experiments.recipes import Recipe
-from experiments.training import Batch, Trainer, arrays
+from experiments.training import AUGMENTATION, Batch, Trainer, arrays
 import sam_optax
 
 SUMMARY_KEYS = {
@@ -133,12 +133,22 @@ def test_the_optimizer_gives_a_method_what_it_asks_for():
     recipe = recipes.RECIPES["digits"]
     build = functools.partial(optimizer, recipe, epochs=9, steps_per_epoch=1)
     params = {"w": jnp.ones(3)}
-    state = build("r_sam", {}, seed=5).method.init(params)
+    state = build("r_sam", {}, key=5).method.init(params)
     assert state.start.key_data.tolist() == [0, 5]
     wsam = build("wsam", {})
     assert len(jax.tree.leaves(wsam.method.init(params).combine.base)) == 1  # momentum inside
     assert len(jax.tree.leaves(wsam.base.init(params))) == 1  # the step count of the schedule
     assert build("ae_sam", {"total_steps": 3}).method.init(params)
+
+
+def test_a_method_draws_from_a_stream_of_its_own(digits):
+    """Not from those of the weights, the orders of the epochs and the augmentation."""
+    trainer = small_trainer("mlp", "r_sam", digits, on_host=False)
+    keys = [trainer.init(digits.train.images, seed).method_state.start.key_data for seed in (0, 1)]
+    assert keys[0].tolist() != keys[1].tolist()
+    others = [jax.random.key(0)]
+    others += [jax.random.fold_in(others[0], stream) for stream in (0, 1, 2, AUGMENTATION)]
+    assert all(jax.random.key_data(key).tolist() != keys[0].tolist() for key in others)
 
 
 def test_a_schedule_of_a_setting_follows_the_run():
