@@ -108,6 +108,36 @@ def comparison(
     save(figure, path)
 
 
+def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Time over the ideal, a panel for each quantity that grows, a line for each method."""
+    axes_names = list(dict.fromkeys(row["axis"] for row in rows))
+    methods = [m for m in dict.fromkeys(row["method"] for row in rows) if m != "sgd"]
+    figure, axes = plt.subplots(
+        1, len(axes_names), figsize=(4.4 * len(axes_names), 4.2), layout="constrained", sharey=True
+    )
+    for axis, name in zip(np.atleast_1d(axes), axes_names, strict=True):
+        for method, marker in zip(methods, "osv^DPX", strict=False):
+            own = [row for row in rows if row["axis"] == name and row["method"] == method]
+            axis.errorbar(
+                [row[name] for row in own],
+                [row["over_ideal"] for row in own],
+                yerr=[row["spread"] / 2 for row in own],
+                marker=marker,
+                linestyle="--" if "host" in method else "-",
+                capsize=2,
+                label=method,
+            )
+        axis.axhline(1, color="grey", linewidth=0.8)
+        fixed = {k: own[0][k] for k in ("parameters", "leaves", "batch") if k != name}
+        subtitle = ", ".join(f"{k} {v:,}" for k, v in fixed.items())
+        axis.set(xscale="log", yscale="log", xlabel=name, title=subtitle)
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("time / ((1 + ζ) · time of SGD)")
+    np.atleast_1d(axes)[0].legend()
+    figure.suptitle(title)
+    save(figure, path)
+
+
 def toy(
     path: Path,
     loss: Any,

@@ -17,8 +17,14 @@ import jax
 from experiments.cli import UserError
 
 # What the commands write: each its result last, and beside it.
-RESULTS = ("summary.json", "table.json", "sweep.json", "benchmark.json", "gpu_check.json")
-BESIDE = ("metrics.jsonl", "curves.png", "table.md", "comparison.png", "gpu_check.md")
+RESULTS = (
+    *("summary.json", "table.json", "sweep.json"),
+    *("benchmark.json", "growth.json", "gpu_check.json"),
+)
+BESIDE = (
+    *("metrics.jsonl", "curves.png", "table.md", "comparison.png"),
+    *("benchmark.md", "growth.png", "gpu_check.md"),
+)
 CHECKPOINTS, TENSORBOARD = FOLDERS = ("checkpoints", "tensorboard")
 PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")
 

@@ -189,15 +189,28 @@ def sharpness_aware(
         else:
             fire, state = decide(gradient, first, state, params, extra)
         if isinstance(fire, jax.core.Tracer):
-            point, state = ascend(gradient, first, state, params, extra)
+            asked = []
+
+            def watched(p):
+                asked.append(p)
+                return gradient(p)
+
+            point, after = ascend(watched, first, state, params, extra)
+
+            def second(gradient):
+                # The point is made again where it is needed, so that a step without a second
+                # gradient neither makes nor holds it; unless it took gradients to make.
+                here = point if asked else ascend(gradient, first, state, params, extra)[0]
+                return gradient(here)
+
             joined = _decision.branch(
                 fire,
-                lambda gradient, _: join(first, gradient(point), state, params, extra),
-                lambda: join(first, None, state, params, extra),
+                lambda gradient, _: join(first, second(gradient), after, params, extra),
+                lambda: join(first, None, after, params, extra),
                 gradient,
                 point,
             )
-            return finish(fire, joined, state, params, extra)
+            return finish(fire, joined, after, params, extra)
         if fire:
             point, state = ascend(gradient, first, state, params, extra)
             return conclude(gradient, first, gradient(point), state, params, extra)

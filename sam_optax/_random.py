@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sam_optax import _threefry
+
 IMPLEMENTATION = "threefry2x32"
 
 Key = int | jax.Array
@@ -50,7 +52,7 @@ def _key_data(key):
 
 def fold(data: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     """The key number `count` of the stream that starts at key data."""
-    return jax.random.fold_in(jax.random.wrap_key_data(data, impl=IMPLEMENTATION), count)
+    return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_threefry.PRNG), count)
 
 
 def draw_like(
@@ -60,9 +62,26 @@ def draw_like(
 
     def sample(key, shape, dtype, *, out_sharding):
         dtype = jnp.promote_types(dtype, jnp.float32)
-        return sampler(key, shape, dtype, out_sharding=out_sharding)
+        options = {"shape": shape, "dtype": dtype, "out_sharding": out_sharding}
+
+        def draw(key):
+            return sampler(key, **options)
+
+        return jax.lax.platform_dependent(
+            key, cpu=lambda key: _once(draw, key, jnp.zeros(**options)), default=draw
+        )
 
     return optax.tree.random_like(fold(data, count), jax.tree.map(jnp.asarray, tree), sample)
+
+
+def _once(function, key, like):
+    """function(key), an array like `like`, computed once.
+
+    XLA for CPU would copy cheap arithmetic, and a draw is hundreds of operations of it, into
+    everything that uses it. Here it stands in a loop of one turn, a number that it does not see.
+    """
+    turns = (jax.random.key_data(key)[0] | 1) & 1
+    return jax.lax.fori_loop(0, turns.astype(jnp.int32), lambda i, x: function(key), like)
 
 
 def _is_typed(key):

@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 from reference import NAMES, ROWS, loss, make_step, run, sgd
+from test_modes import two_step_ball
 
 import sam_optax
+from sam_optax import when
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the rule is for CPU")
 
@@ -78,6 +80,17 @@ def test_ten_steps_evaluate_the_promised_number_of_gradients(name, compiled):
         assert calls[-1] == COUNTS[name]
         expected = 0 if name.startswith(ONE_GRADIENT) else 4 if name == "looksam" else 10
         assert ascents == expected
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("compiled", [False, True], ids=["host", "jit"])
+def test_a_perturb_part_with_gradients_of_its_own_takes_them_once_a_step(compiled):
+    """Inside jit too, where a point that takes none is made anew behind the decision."""
+    counter = Counter()
+    tx = optax.chain(sam_optax.sharpness_aware(two_step_ball(0.4), when=when.every(2)), sgd())
+    for _ in run(tx, make_step(tx, compiled=compiled, gradient=counter), steps=4):
+        jax.effects_barrier()
+    assert counter.calls == 4 + 4 + 2
 
 
 # Compiled FLOPs, on an MLP with batch norm so large that the link's own work is below 1 %.

@@ -1,0 +1,1 @@
+"""What a step of a method costs, beside plain SGD, beside peers, and beside what was promised."""

@@ -1,0 +1,84 @@
+"""What a step of every method costs, beside SGD, beside peers, and beside what is promised.
+
+    python -m experiments.benchmark [--models mlp small_cnn] [--methods sam ae_sam] [options]
+
+All in one process and in turns, after a warm-up; a ratio is the median over the turns of paired
+times. Writes <out>/<name>/: benchmark.json, its rows with FLOPs, times, bytes and compilation over
+those of SGD; benchmark.md, the bars first.
+"""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from experiments import cli, runs
+from experiments.benchmark import bars, problems, report, table
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a step of every method costs."""
+
+    models: tuple[str, ...] = tuple(problems.MODELS)
+    """What to train: mlp, small_cnn, resnet18, vit_small."""
+    methods: tuple[str, ...] = cli.METHODS[1:]
+    """Methods of sam_optax, with their defaults."""
+    peers: tuple[Literal["optax", "torch"], ...] = ("optax",)
+    """Whom to compare with beside a hand-written SAM; torch needs the extra peers."""
+    batch_size: int | None = None
+    """Images a step; left out, what two cores train in well under a second."""
+    width: int | None = None
+    """Width of the models' narrowest layer."""
+    turns: int = 31
+    """Turns; a ratio is the median over them."""
+    seconds: float = 0.1
+    """What a method trains in a turn; one step at least."""
+    name: str = "benchmark"
+    """The folder inside --out."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    if options.turns < 2:
+        raise cli.UserError(f"--turns must be at least 2 for a spread, got {options.turns}.")
+    for name in ("batch_size", "width"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if not options.seconds > 0:
+        raise cli.UserError(f"--seconds must be positive, got {options.seconds}.")
+    if not options.models:
+        raise cli.UserError(f"--models must name one: {', '.join(problems.MODELS)}.")
+    for model in options.models:
+        cli.known("model", model, problems.MODELS)
+    for method in options.methods:
+        cli.known("method", method, cli.METHODS[1:])
+    if "torch" in options.peers and importlib.util.find_spec("pytorch_optimizer") is None:
+        raise cli.UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
+    config = dataclasses.asdict(options)
+    path = runs.folder(options.out, options.name, config, overwrite=True)
+    # A cached compilation costs nothing, and is no measurement.
+    jax.config.update("jax_enable_compilation_cache", False)
+    rows = []
+    for model in options.models:
+        problem = problems.of_model(model, batch_size=options.batch_size, width=options.width)
+        rows += table.measure(
+            problem,
+            options.methods,
+            peers=options.peers,
+            turns=options.turns,
+            seconds=options.seconds,
+        )
+        found = {"config": config, "rows": rows, **runs.provenance()}
+        runs.write_json(path / "benchmark.json", found)
+        runs.write_text(path / "benchmark.md", report.markdown(found))
+    print("\n".join(report.bars(bars.judge(rows))))
+    print(f"written to {path}/")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,186 @@
+"""The steps that are measured: ours, decided on the device or on the host, and the peers'."""
+
+from collections.abc import Callable
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from experiments.benchmark.problems import Problem
+import sam_optax
+
+LEARNING_RATE, MOMENTUM, RHO = 1e-3, 0.9, 0.05
+
+
+class Carry(NamedTuple):
+    """What a step changes, donated to it where it is one program."""
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+
+class Contestant(NamedTuple):
+    """A step and where it begins.
+
+    Attributes:
+      init: params -> the optimizer's state.
+      step: (carry, batch) -> carry.
+      whole: whether step is one function for `jax.jit`, or several that are compiled already.
+      uncounted: second gradients of a step that no `ascents` in the state counts.
+    """
+
+    init: Callable[[Any], Any]
+    step: Callable[[Carry, Any], Carry]
+    whole: bool = True
+    uncounted: int = 0
+
+
+def base() -> optax.GradientTransformation:
+    """The optimizer behind every method."""
+    return optax.sgd(LEARNING_RATE, MOMENTUM)
+
+
+def link(name: str) -> optax.GradientTransformationExtraArgs:
+    """A method of `sam_optax` with its defaults, its base inside where it takes one."""
+    function = getattr(sam_optax, name)
+    offered = {"base": base(), "total_steps": 10_000, "updates_at": "gradient_point"}
+    asked = inspect.signature(function).parameters
+    return function(**{name: value for name, value in offered.items() if name in asked})
+
+
+def rest(name: str) -> optax.GradientTransformation:
+    """What stands behind the link."""
+    has_base = "base" in inspect.signature(getattr(sam_optax, name)).parameters
+    return optax.identity() if has_base else base()
+
+
+def on_device(problem: Problem, name: str) -> Contestant:
+    """SGD, or a method in one compiled step."""
+    method = optax.with_extra_args_support(optax.identity()) if name == "sgd" else link(name)
+    tx = optax.chain(method, base() if name == "sgd" else rest(name))
+
+    def step(carry, batch):
+        params, model_state, opt_state = carry
+        grads, model_state, losses = _first(problem, opt_state, params, model_state, batch)
+        extra = _extra(_second(problem), problem, carry.model_state, batch, losses, method)
+        updates, opt_state = tx.update(grads, opt_state, params, **extra)
+        return Carry(optax.apply_updates(params, updates), model_state, opt_state)
+
+    return Contestant(tx.init, step)
+
+
+def on_host(problem: Problem, name: str) -> Contestant:
+    """A method whose update is called outside jit, between compiled pieces."""
+    method, behind = link(name), rest(name)
+    first = jax.jit(functools.partial(_first, problem))
+    second = jax.jit(_second(problem))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def apply(params, state, direction):
+        updates, state = behind.update(direction, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def step(carry, batch):
+        params, model_state, (method_state, rest_state) = carry
+        grads, model_state, losses = first(method_state, params, model_state, batch)
+        extra = _extra(second, problem, carry.model_state, batch, losses, method)
+        direction, method_state = method.update(grads, method_state, params, **extra)
+        params, rest_state = apply(params, rest_state, direction)
+        return Carry(params, model_state, (method_state, rest_state))
+
+    return Contestant(lambda params: (method.init(params), behind.init(params)), step, whole=False)
+
+
+def hand_written(problem: Problem, *, mixes: bool = False) -> Contestant:
+    """SAM in the fewest lines: the least that a second gradient can cost.
+
+    With mixes it hands on the mean of both gradients, and so has to hold the first one while it
+    takes the second, as every method that hands on both.
+    """
+    tx = base()
+
+    def step(carry, batch):
+        params, model_state, opt_state = carry
+        gradient = jax.grad(problem.loss, has_aux=True)
+        first, (model_state, _) = gradient(params, carry.model_state, batch)
+        scale = RHO / optax.tree.norm(first)
+        point = jax.tree.map(lambda w, g: w + scale * g, params, first)
+        grads, _ = gradient(point, carry.model_state, batch)
+        if mixes:
+            grads = jax.tree.map(lambda g, h: (g + h) / 2, first, grads)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return Carry(optax.apply_updates(params, updates), model_state, opt_state)
+
+    return Contestant(tx.init, step, uncounted=1)
+
+
+def optax_opaque(problem: Problem) -> Contestant:
+    """`optax.contrib.sam`, which takes the second gradient by itself."""
+    tx = _optax_sam(opaque_mode=True)
+
+    def step(carry, batch):
+        params, model_state, opt_state = carry
+        grads, model_state, _ = _gradient(problem, params, model_state, batch)
+
+        def grad_fn(p, _):
+            return _gradient(problem, p, carry.model_state, batch)[0]
+
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+        return Carry(optax.apply_updates(params, updates), model_state, opt_state)
+
+    return Contestant(tx.init, step, uncounted=1)
+
+
+def optax_transparent(problem: Problem) -> Contestant:
+    """`optax.contrib.sam` in its other mode: two updates, on the same batch, are one step."""
+    tx = _optax_sam(opaque_mode=False)
+
+    def step(carry, batch):
+        params, model_state, opt_state = carry
+        grads, model_state, _ = _gradient(problem, params, model_state, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        grads, _, _ = _gradient(problem, params, carry.model_state, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return Carry(optax.apply_updates(params, updates), model_state, opt_state)
+
+    return Contestant(tx.init, step, uncounted=1)
+
+
+def _optax_sam(*, opaque_mode):
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+    return optax.contrib.sam(base(), ascent, sync_period=2, opaque_mode=opaque_mode)
+
+
+def _gradient(problem, params, model_state, batch):
+    """The gradient, the new batch statistics and the losses."""
+    grads, (model_state, losses) = jax.grad(problem.loss, has_aux=True)(params, model_state, batch)
+    return grads, model_state, losses
+
+
+def _first(problem, state, params, model_state, batch):
+    """The first gradient, where the method takes it."""
+    return _gradient(problem, sam_optax.gradient_point(state, params), model_state, batch)
+
+
+def _second(problem):
+    """(model_state, batch, params, indices of the examples) -> the gradient on those examples."""
+
+    def second(model_state, batch, params, kept=None):
+        if kept is not None:
+            batch = jax.tree.map(lambda x: x[kept], batch)
+        return _gradient(problem, params, model_state, batch)[0]
+
+    return second
+
+
+def _extra(second, problem, model_state, batch, losses, method):
+    """The extra arguments of a method's update."""
+    extra = {"grad_fn": functools.partial(second, model_state, batch)}
+    if "example_losses" in inspect.signature(method.update).parameters:
+        extra["example_loss_fn"] = lambda params: problem.losses(params, model_state, batch)[0]
+        extra["example_losses"] = losses
+    return extra

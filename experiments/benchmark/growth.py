@@ -1,0 +1,110 @@
+"""How the overhead of a step grows: with parameters, with leaves, with the batch, on the host.
+
+    python -m experiments.benchmark.growth [options]
+
+Writes <out>/<name>/: growth.json and growth.png, the time over (1 + ζ) times that of SGD.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import track
+
+from experiments import cli, plots, runs
+from experiments.benchmark import contestants
+from experiments.benchmark.measure import Program, ratio, take_turns
+from experiments.benchmark.problems import Problem
+
+# What each axis varies, and what the others are meanwhile: parameters, leaves, batch.
+AXES = {
+    "parameters": [(10**n, 10, 128) for n in (5, 6, 7, 8)],
+    "leaves": [(10**6, leaves, 128) for leaves in (10, 100, 1000, 3000)],
+    "batch": [(10**6, 10, 4**n) for n in (1, 3, 5, 7)],
+}
+CONTESTANTS = {
+    "sgd": lambda problem: contestants.on_device(problem, "sgd"),
+    "hand-written SAM": contestants.hand_written,
+    "sam": lambda problem: contestants.on_device(problem, "sam"),
+    "r_sam": lambda problem: contestants.on_device(problem, "r_sam"),
+    "looksam": lambda problem: contestants.on_device(problem, "looksam"),
+    "sam on the host": lambda problem: contestants.on_host(problem, "sam"),
+    "looksam on the host": lambda problem: contestants.on_host(problem, "looksam"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the overhead of a step grows."""
+
+    most: int = 10**8
+    """Parameters of the largest problem; each needs about 20 bytes of memory."""
+    turns: int = 15
+    """Turns; a ratio is the median over them."""
+    seconds: float = 0.1
+    """What a method trains in a turn; one step at least."""
+    name: str = "growth"
+    """The folder inside --out."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+
+
+def layers(parameters: int, leaves: int, batch: int) -> Problem:
+    """Square layers side by side, so that none waits for another: mean (1/L) Σ |tanh(x W_i)|²."""
+    width = max(1, round((parameters / leaves) ** 0.5))
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape, scale=0.1), jnp.float32)
+
+    params = {f"layer_{i}": normal(width, width) for i in range(leaves)}
+
+    def losses(params, model_state, x):
+        each = [(jnp.tanh(x @ w) ** 2).sum(axis=1) for w in params.values()]
+        return sum(each) / leaves, model_state
+
+    return Problem("layers", params, {}, [normal(batch, width)], losses, convolutional=False)
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    if options.turns < 2 or not options.seconds > 0:
+        raise cli.UserError("--turns must be at least 2 and --seconds positive.")
+    config = dataclasses.asdict(options)
+    path = runs.folder(options.out, options.name, config, overwrite=True)
+    jax.config.update("jax_enable_compilation_cache", False)
+    points = [
+        (axis, sizes) for axis, found in AXES.items() for sizes in found if sizes[0] <= options.most
+    ]
+    measured: dict[tuple[int, int, int], dict[str, Any]] = {}
+    rows = []
+    for axis, sizes in track(points, "measuring"):
+        if sizes not in measured:  # the axes cross
+            measured[sizes] = _measure(layers(*sizes), options)
+        parameters, leaves, batch = sizes
+        sizes = {"parameters": parameters, "leaves": leaves, "batch": batch}
+        rows += [{"axis": axis, **sizes, **row} for row in measured[parameters, leaves, batch]]
+        found = {"config": config, "rows": rows, **runs.provenance()}
+        runs.write_json(path / "growth.json", found)
+    plots.growth(path / "growth.png", rows, title=f"{found['device']}, jax {jax.__version__}")
+    print(f"written to {path}/")
+
+
+def _measure(problem, options):
+    """A row a contestant."""
+    programs = {name: Program(problem, make(problem)) for name, make in CONTESTANTS.items()}
+    turns = take_turns(programs, turns=options.turns, seconds=options.seconds)
+    unit = [turn.seconds for turn in turns["sgd"]]
+    rows = []
+    for name, taken in turns.items():
+        ideal = [(1 + turn.ascents) * u for turn, u in zip(taken, unit, strict=True)]
+        over = ratio([turn.seconds for turn in taken], ideal)
+        rows.append({"method": name, "over_ideal": over.median, "spread": over.spread})
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)

@@ -1,0 +1,74 @@
+"""The table and the bars as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.benchmark.bars import Verdict, judge
+
+COLUMNS = {
+    "ms": ("milliseconds", ".2f"),
+    "FLOPs": ("flops_ratio", ".3f"),
+    "time": ("time_ratio", ".3f"),
+    "± ½ IQR": ("half_spread", ".3f"),
+    "1 + ζ": ("ideal_ratio", ".2f"),
+    "time / (1 + ζ)": ("over_ideal", ".3f"),
+    "time / hand-written": ("over_hand_written", ".3f"),
+    "temporaries": ("temp_bytes_ratio", ".2f"),
+    "temporaries / hand-written": ("temp_over_hand_written", ".2f"),
+    "state (bytes)": ("state_bytes", ",.0f"),
+    "compilation": ("compile_ratio", ".1f"),
+}
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The whole report."""
+    versions = found["versions"]
+    lines = [
+        "# The cost of a step",
+        "",
+        *bars(judge(found["rows"])),
+    ]
+    for model in dict.fromkeys(row["model"] for row in found["rows"]):
+        lines += ["", *_table(model, [row for row in found["rows"] if row["model"] == model])]
+    lines += [
+        "",
+        "Over SGD's step, but where another is named; medians over paired turns. ζ is the share of "
+        "steps with a second gradient. Temporaries are the most that the step holds beside "
+        "its arguments and results; state is what the method adds to the base's.",
+        "",
+        f"{found['device']}, jax {versions['jax']}, optax {versions['optax']}, flax "
+        f"{versions['flax']}, Python {versions['python']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def bars(verdicts: Sequence[Verdict]) -> list[str]:
+    """The bars as a table."""
+    lines = ["| promised | at most | farthest | by | kept |", "|---|--:|--:|---|---|"]
+    for bar, farthest, failing in verdicts:
+        names = ", ".join(f"{_who(row)} {row[bar.figure]:.3f}" for row in failing)
+        lines.append(
+            f"| {bar.text} | {bar.limit:g} | {farthest[bar.figure]:.3f} | {_who(farthest)} | "
+            f"{'NO: ' + names if failing else 'yes'} |"
+        )
+    return lines
+
+
+def _who(row):
+    return f"{row['method']} on {row['model']}"
+
+
+def _table(model, rows):
+    first = rows[0]
+    lines = [
+        f"## {model}: {first['parameters']:,} parameters in {first['leaves']} leaves",
+        "",
+        f"| method | where | {' | '.join(COLUMNS)} |",
+        f"|---|---|{'--:|' * len(COLUMNS)}",
+    ]
+    for row in rows:
+        row = {**row, "half_spread": row["spread"] / 2}
+        cells = ["" if row[k] is None else format(row[k], form) for k, form in COLUMNS.values()]
+        lines.append(f"| {row['method']} | {row['dispatch']} | {' | '.join(cells)} |")
+    return lines

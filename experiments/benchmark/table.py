@@ -1,0 +1,132 @@
+"""The table: a row for each method and peer on a problem."""
+
+from collections.abc import Mapping, Sequence
+import statistics
+from typing import Any
+import warnings
+
+import jax
+from rich.progress import track
+
+from experiments.benchmark import bars, contestants
+from experiments.benchmark.measure import Program, Turn, ratio, take_turns
+from experiments.benchmark.problems import Problem
+from experiments.optimizers import SGD
+
+# A contestant is known by its method and by where it decides, or by whose it is.
+Key = tuple[str, str]
+UNIT, SAM = (SGD, "device"), ("sam", "device")
+HAND_WRITTEN, MIXING = ("sam", "hand-written"), ("sam, mixed", "hand-written")
+OPAQUE, TRANSPARENT = ("sam", "optax opaque"), ("sam", "optax transparent")
+TORCH = "torch"
+
+
+def measure(
+    problem: Problem,
+    methods: Sequence[str],
+    *,
+    peers: Sequence[str] = (),
+    turns: int,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """The rows of a problem.
+
+    Args:
+      problem: what to train.
+      methods: of `sam_optax`; those that skip gradients decide on the device and on the host.
+      peers: "optax", "torch", or both; the hand-written step always takes part.
+      turns: turns, two at least.
+      seconds: of a contestant in a turn.
+
+    Returns:
+      Rows with the figures of `costs` and `times`.
+    """
+    programs = compiled(problem, methods, peers)
+    if TORCH in peers:
+        from experiments.benchmark import torch_peers  # needs an extra
+
+        if problem.name in torch_peers.MODELS:
+            for name in torch_peers.PEERS:
+                programs[name, TORCH] = torch_peers.TorchProgram(problem, name)
+    taken = take_turns(programs, turns=turns, seconds=seconds)
+    return [costs(problem, programs, key) | times(taken, key) for key in programs]
+
+
+def compiled(
+    problem: Problem, methods: Sequence[str], peers: Sequence[str] = ()
+) -> dict[Key, Program]:
+    """SGD, the hand-written step, the peers in JAX and the methods, compiled."""
+    makers = {UNIT: contestants.on_device(problem, SGD)}
+    makers[HAND_WRITTEN] = contestants.hand_written(problem)
+    makers[MIXING] = contestants.hand_written(problem, mixes=True)
+    if "optax" in peers:
+        makers[OPAQUE] = contestants.optax_opaque(problem)
+        makers[TRANSPARENT] = contestants.optax_transparent(problem)
+    for method in methods:
+        makers[method, "device"] = contestants.on_device(problem, method)
+        if method in bars.SKIPPING:
+            makers[method, "host"] = contestants.on_host(problem, method)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
+        return {
+            key: Program(problem, maker)
+            for key, maker in track(makers.items(), f"{problem.name}: compiling", transient=True)
+        }
+
+
+def costs(problem: Problem, programs: Mapping[Key, Any], key: Key) -> dict[str, Any]:
+    """What the compiler tells of a contestant, over SGD and over a hand-written step.
+
+    For temporary bytes that is SAM, or the mean of both gradients where the method has to hold as
+    much. FLOPs, bytes and compilation are None of what is several programs, or in PyTorch.
+    """
+    program, unit = programs[key], programs[UNIT]
+    hand = programs[MIXING if key[0] in bars.HOLDING else HAND_WRITTEN]
+    leaves = jax.tree.leaves(problem.params)
+    parameter_bytes = sum(leaf.nbytes for leaf in leaves)
+
+    def quotient(name, other):
+        own = getattr(program, name)
+        return None if own is None else own / getattr(other, name)
+
+    own = program.state_bytes
+    state_bytes = None if own is None else own - unit.state_bytes
+    return {
+        "model": problem.name,
+        "method": key[0],
+        "dispatch": key[1],
+        "parameters": sum(leaf.size for leaf in leaves),
+        "leaves": len(leaves),
+        "selects": problem.convolutional and jax.default_backend() == "cpu",
+        "flops_ratio": quotient("flops", unit),
+        "temp_bytes_ratio": quotient("temp_bytes", unit),
+        "temp_over_hand_written": quotient("temp_bytes", hand),
+        "state_bytes": state_bytes,
+        "state_beyond_a_copy": None if own is None else state_bytes - parameter_bytes,
+        "compile_ratio": quotient("compile_seconds", unit),
+    }
+
+
+def times(taken: Mapping[Key, Sequence[Turn]], key: Key) -> dict[str, Any]:
+    """The time of a contestant over those of others in the same turns; None where they are not."""
+    seconds = {other: [turn.seconds for turn in turns] for other, turns in taken.items()}
+    method, dispatch = key
+    own, unit = seconds[key], seconds[(SGD, TORCH) if dispatch == TORCH else UNIT]
+    ideal = [(1 + turn.ascents) * u for turn, u in zip(taken[key], unit, strict=True)]
+    time = ratio(own, unit)
+    row = {
+        "milliseconds": 1000 * statistics.median(own),
+        "time_ratio": time.median,
+        "spread": time.spread,
+        "ideal_ratio": 1 + statistics.fmean(turn.ascents for turn in taken[key]),
+        "over_ideal": ratio(own, ideal).median,
+    }
+    for name, other in (("hand_written", HAND_WRITTEN), ("opaque", OPAQUE), ("sam", SAM)):
+        over = ratio(own, seconds[other]) if other in seconds else None
+        row[f"over_{name}"] = over and over.median
+        row[f"over_{name}_error"] = over and over.error
+    if dispatch != TORCH and method != SGD and (method, TORCH) in seconds:
+        pairs = zip(seconds[method, TORCH], seconds[SGD, TORCH], strict=True)
+        ratios = [a / b for a, b in zip(own, unit, strict=True)]
+        row["over_torch"] = ratio(ratios, [a / b for a, b in pairs]).median
+    return row

@@ -1,0 +1,288 @@
+"""The benchmark measures what it says, and the promises that need no clock are kept."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import command
+
+from experiments import cli
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import bars, contestants, growth, measure, problems, report, table
+from experiments.benchmark.contestants import Carry
+from experiments.benchmark.measure import Turn
+
+METHODS = cli.METHODS[1:]
+FEW = ("sam", "le_sam", "samar", "msam")  # a noise costs more than 1 % where gradients are tiny
+
+# What the bars do not allow, by one part in a hundred: a moving average beside the gradient, and
+# two arrays of noise and gradient on a network of dense layers.
+KNOWN = {("temp_over_hand_written", "friendly_sam"), ("flops_ratio", "r_gsam")}
+
+
+# The promises.
+
+
+@functools.cache
+def rows(model, methods, batch_size=None, width=None):
+    """What the compiler tells of these methods."""
+    problem = problems.of_model(model, batch_size=batch_size, width=width)
+    programs = table.compiled(problem, methods, ["optax"])
+    return [table.costs(problem, programs, key) for key in programs]
+
+
+def failing(found):
+    """Bar and method of what is not kept."""
+    return {
+        (verdict.bar.figure, row["method"])
+        for verdict in bars.judge(found)
+        for row in verdict.failing
+    }
+
+
+def test_the_promises_about_flops_and_bytes_are_kept_on_the_mlp():
+    found = rows("mlp", METHODS)
+    assert failing(found) <= KNOWN
+    for verdict in bars.judge(found):
+        for row in verdict.failing:
+            assert row[verdict.bar.figure] < 1.011 * verdict.bar.limit
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_size", "width"), [("small_cnn", 32, 8), ("vit_small", 4, 48)]
+)
+def test_the_promises_are_kept_on_other_models(model, batch_size, width):
+    assert failing(rows(model, FEW, batch_size, width)) == set()
+
+
+def test_both_gradients_are_traced_once():
+    """A third trace would be compiled too, and lengthen every first step."""
+    problem, traced = problems.of_model("mlp", batch_size=4, width=4), []
+
+    def losses(*args):
+        traced.append(args)
+        return problem.losses(*args)
+
+    counted = problem._replace(losses=losses)
+    for method in [m for m in ("sgd", *METHODS) if m not in bars.OTHER]:
+        traced.clear()
+        contestant = contestants.on_device(counted, method)
+        carry = Carry(problem.params, {}, contestant.init(problem.params))
+        jax.jit(contestant.step).lower(carry, problem.batches[0])
+        expected = 1 if method in ("sgd", *bars.ONE_GRADIENT) else 2
+        assert (method, len(traced)) == (method, expected)
+
+
+# The steps.
+
+
+def trained(contestant, problem, steps=4):
+    carry = Carry(problem.params, problem.model_state, contestant.init(problem.params))
+    carry = jax.tree.map(jnp.copy, carry)  # a step may take its argument's place
+    for batch in problem.batches[:steps]:
+        carry = contestant.step(carry, batch)
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(carry.params)])
+
+
+def test_every_sam_is_the_same_sam(monkeypatch):
+    monkeypatch.setattr(contestants, "LEARNING_RATE", 0.1)
+    problem = problems.of_model("small_cnn", batch_size=8, width=4)
+    expected = trained(contestants.hand_written(problem), problem)
+    for other in (
+        contestants.on_device(problem, "sam"),
+        contestants.on_host(problem, "sam"),
+        contestants.optax_opaque(problem),
+        contestants.optax_transparent(problem),
+    ):
+        np.testing.assert_allclose(trained(other, problem), expected, rtol=1e-4, atol=1e-6)
+    plain = trained(contestants.on_device(problem, "sgd"), problem)
+    assert np.abs(plain - expected).max() > 1e-3
+    mixed, first, second = (
+        trained(contestant, problem, steps=1)
+        for contestant in (
+            contestants.hand_written(problem, mixes=True),
+            contestants.on_device(problem, "sgd"),
+            contestants.hand_written(problem),
+        )
+    )
+    np.testing.assert_allclose(mixed, (first + second) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_the_layers_have_the_sizes_asked_for():
+    problem = growth.layers(1000, 10, 7)
+    leaves = jax.tree.leaves(problem.params)
+    assert [leaf.shape for leaf in leaves] == [(10, 10)] * 10
+    assert problem.batches[0].shape == (7, 10)
+    losses, _ = problem.losses(problem.params, {}, problem.batches[0])
+    x = np.asarray(problem.batches[0], np.float64)
+    expected = np.mean([(np.tanh(x @ np.float64(w)) ** 2).sum(axis=1) for w in leaves], axis=0)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+# The clock.
+
+
+class Fake:
+    """A program that tells of its runs."""
+
+    def __init__(self, seconds, told):
+        self.seconds, self.told = seconds, told
+
+    def run(self, steps):
+        self.told.append((self, steps))
+        return Turn(self.seconds, 0.0)
+
+
+def test_all_take_turns_of_about_the_same_time():
+    told = []
+    programs = {"slow": Fake(0.5, told), "quick": Fake(0.01, told)}
+    taken = measure.take_turns(programs, turns=20, seconds=0.1)
+    assert {name: len(turns) for name, turns in taken.items()} == {"slow": 20, "quick": 20}
+    turns = told[-40:]
+    assert {(program.seconds, steps) for program, steps in turns} == {(0.5, 1), (0.01, 10)}
+    firsts = {program.seconds for program, _ in turns[::2]}
+    assert firsts == {0.5, 0.01}  # the order is drawn anew
+
+
+def test_a_ratio_is_that_of_pairs():
+    """What slows both in a turn changes nothing."""
+    slow = np.array([1.0, 10.0, 3.0, 7.0, 5.0])
+    found = measure.ratio(2 * slow, slow)
+    assert found == (2.0, 0.0, 0.0)
+    found = measure.ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    assert (found.median, found.spread) == (3.0, 2.0)
+    assert found.error == pytest.approx(1.2533 * 2.0 / 1.349 / 5**0.5, rel=1e-3)
+
+
+def test_times_are_over_those_of_the_same_turn():
+    taken = {
+        table.UNIT: [Turn(1.0, 0.0), Turn(2.0, 0.0)],
+        table.SAM: [Turn(2.0, 1.0), Turn(4.0, 1.0)],
+        table.HAND_WRITTEN: [Turn(1.6, 1.0), Turn(3.2, 1.0)],
+        ("ae_sam", "host"): [Turn(1.5, 0.5), Turn(6.0, 1.0)],
+        ("sam", "torch"): [Turn(50.0, 1.0), Turn(50.0, 1.0)],
+        ("sgd", "torch"): [Turn(20.0, 0.0), Turn(20.0, 0.0)],
+    }
+    sam = table.times(taken, table.SAM)
+    assert sam["time_ratio"] == 2.0
+    assert sam["over_hand_written"] == 1.25
+    assert sam["over_opaque"] is None
+    assert sam["over_torch"] == 2.0 / 2.5
+    assert (sam["ideal_ratio"], sam["over_ideal"]) == (2.0, 1.0)
+    skipping = table.times(taken, ("ae_sam", "host"))
+    assert (skipping["time_ratio"], skipping["ideal_ratio"]) == (2.25, 1.75)
+    assert skipping["over_ideal"] == 1.25  # the median of 1.5 / (1.5 · 1) and 6 / (2 · 2)
+    assert table.times(taken, ("sam", "torch"))["time_ratio"] == 2.5
+
+
+# The verdicts.
+
+
+def row(method, dispatch="device", **figures):
+    facts = {"model": "mlp", "parameters": 10, "selects": False}
+    return {"method": method, "dispatch": dispatch, **facts, **figures}
+
+
+@pytest.mark.parametrize(
+    ("given", "fails"),
+    [
+        (row("gsam", flops_ratio=2.02), True),
+        (row("gsam", flops_ratio=2.0), False),
+        (row("msam", flops_ratio=1.5), True),
+        (row("esam", flops_ratio=3.0), False),
+        (row("le_sam", over_sam=1.02), True),
+        (row("le_sam", over_hand_written=1.04), True),
+        (row("le_sam", over_hand_written=1.04) | {"parameters": 2e7}, False),
+        (row("sam", over_opaque=1.02, over_opaque_error=0.02), False),
+        (row("sam", over_opaque=1.05, over_opaque_error=0.02), True),
+        (row("ae_sam", over_ideal=1.06), True),
+        (row("ae_sam", "host", over_ideal=1.06), False),
+        (row("ae_sam", "host", over_ideal=1.06) | {"selects": True}, True),
+        (row("ae_sam", over_ideal=1.06) | {"selects": True}, False),
+        (row("samar", temp_over_hand_written=1.03), True),
+        (row("samar", state_bytes=101), True),
+        (row("vasso", state_bytes=1000, state_beyond_a_copy=8), False),
+        (row("vasso", state_beyond_a_copy=101), True),
+        (row("wsam", over_torch=1.01), True),
+        (row("sam", flops_ratio=None), False),
+    ],
+)
+def test_a_bar_is_kept_or_not(given, fails):
+    verdicts = bars.judge([given])
+    assert any(verdict.failing for verdict in verdicts) == fails
+    lines = "\n".join(report.bars(verdicts))
+    assert ("NO: " in lines) == fails
+    if fails:
+        (verdict,) = [verdict for verdict in verdicts if verdict.failing]
+        assert f"{given['method']} on mlp {given[verdict.bar.figure]:.3f}" in lines
+
+
+# The commands.
+
+
+@pytest.fixture(autouse=True)
+def cached():
+    """The commands compile without the cache of the other tests."""
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+TINY = ("--batch-size", 4, "--width", 4, "--turns", 2, "--seconds", 1e-4)
+
+
+def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
+    arguments = ("--models", "mlp", "--methods", "sam", "ae_sam", *TINY, "--out", tmp_path)
+    command(monkeypatch, benchmark, *arguments)
+    found = json.loads((tmp_path / "benchmark" / "benchmark.json").read_text())
+    assert [(row["method"], row["dispatch"]) for row in found["rows"]] == [
+        ("sgd", "device"),
+        ("sam", "hand-written"),
+        ("sam, mixed", "hand-written"),
+        ("sam", "optax opaque"),
+        ("sam", "optax transparent"),
+        ("sam", "device"),
+        ("ae_sam", "device"),
+        ("ae_sam", "host"),
+    ]
+    assert all(row["time_ratio"] > 0 for row in found["rows"])
+    written = (tmp_path / "benchmark" / "benchmark.md").read_text()
+    assert "## mlp: 3,210 parameters in 6 leaves" in written
+    said = capsys.readouterr().out
+    assert "FLOPs over SGD: two-gradient methods" in written
+    assert "FLOPs over SGD: two-gradient methods" in said
+
+
+def test_growth_writes_its_picture(monkeypatch, tmp_path):
+    sizes = {"parameters": [(40, 2, 3), (400, 2, 3)], "leaves": [(40, 2, 3), (40, 4, 3)]}
+    monkeypatch.setattr(growth, "AXES", sizes)
+    command(monkeypatch, growth, "--turns", 2, "--seconds", 1e-4, "--out", tmp_path)
+    rows = json.loads((tmp_path / "growth" / "growth.json").read_text())["rows"]
+    assert len(rows) == 4 * len(growth.CONTESTANTS)
+    assert {row["axis"] for row in rows} == {"parameters", "leaves"}
+    assert (tmp_path / "growth" / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--models", "mpl"), "unknown model 'mpl': did you mean mlp"),
+        (("--models",), "--models must name one: mlp, small_cnn"),
+        (("--methods", "sgd"), "unknown method 'sgd'"),
+        (("--turns", 1), "--turns must be at least 2 for a spread, got 1"),
+        (("--seconds", 0), "--seconds must be positive, got 0"),
+        (("--width", 0), "--width must be at least 1, got 0"),
+        (("--peers", "torch"), "--peers torch needs PyTorch"),
+    ],
+)
+def test_a_mistake_is_told(arguments, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, benchmark, *arguments, "--out", tmp_path)
+    assert stop.value.code == 2
+    assert message in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert not (tmp_path / "benchmark").exists()
