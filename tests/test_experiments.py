@@ -387,6 +387,32 @@ def test_a_mistake_is_told_in_one_line(arguments, message, monkeypatch, tmp_path
     assert error.count("\n") == 1
 
 
+def test_too_little_memory_is_told_in_one_line(monkeypatch, tmp_path, data_dir, capsys):
+    def allocate(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+
+    monkeypatch.setattr(Trainer, "init", allocate)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, train, "--data-dir", data_dir, "--out", tmp_path)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory (RESOURCE_EXHAUSTED")
+    assert "smaller --batch-size or --width" in error
+    assert error.count("\n") == 1
+
+
+def test_the_papers_best_epoch_stands_beside_our_best():
+    summary = {"test_accuracy": 0.9, "test_accuracy_best": 0.95, "paper": 96.0}
+    summary |= {"papers_protocol": True, "test_loss": 0.1, "gradients_per_step": 2.0}
+    summary |= {"sam_fraction": 1.0, "seconds": 1.0}
+    best = train._figures(summary | {"paper_reports": "best"})
+    assert best["best test accuracy"] == "95.00 %"
+    assert best["test accuracy in the paper, best"] == "96.00 %"
+    last = train._figures(summary | {"paper_reports": "last"})
+    assert "best test accuracy" not in last
+    assert last["test accuracy in the paper"] == "96.00 %"
+
+
 def test_a_diverged_run_keeps_its_metrics_and_writes_no_summary(
     monkeypatch, tmp_path, data_dir, capsys
 ):

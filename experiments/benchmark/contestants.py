@@ -9,6 +9,7 @@ import jax
 import optax
 
 from experiments.benchmark.problems import Problem
+from experiments.optimizers import SGD, is_decoupled
 import sam_optax
 
 LEARNING_RATE, MOMENTUM, RHO = 1e-3, 0.9, 0.05
@@ -44,7 +45,9 @@ def base() -> optax.GradientTransformation:
 
 
 def link(name: str) -> optax.GradientTransformationExtraArgs:
-    """A method of `sam_optax` with its defaults, its base inside where it takes one."""
+    """A method of `sam_optax` with its defaults, its base inside where it takes one, or none."""
+    if name == SGD:
+        return optax.with_extra_args_support(optax.identity())
     function = getattr(sam_optax, name)
     offered = {"base": base(), "total_steps": 10_000, "updates_at": "gradient_point"}
     asked = inspect.signature(function).parameters
@@ -53,14 +56,13 @@ def link(name: str) -> optax.GradientTransformationExtraArgs:
 
 def rest(name: str) -> optax.GradientTransformation:
     """What stands behind the link."""
-    has_base = "base" in inspect.signature(getattr(sam_optax, name)).parameters
-    return optax.identity() if has_base else base()
+    return optax.identity() if is_decoupled(name) else base()
 
 
 def on_device(problem: Problem, name: str) -> Contestant:
     """SGD, or a method in one compiled step."""
-    method = optax.with_extra_args_support(optax.identity()) if name == "sgd" else link(name)
-    tx = optax.chain(method, base() if name == "sgd" else rest(name))
+    method = link(name)
+    tx = optax.chain(method, rest(name))
 
     def step(carry, batch):
         params, model_state, opt_state = carry

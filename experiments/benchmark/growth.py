@@ -16,7 +16,7 @@ from rich.progress import track
 
 from experiments import cli, plots, runs
 from experiments.benchmark import contestants
-from experiments.benchmark.measure import Program, ratio, take_turns
+from experiments.benchmark.measure import Program, over_ideal, take_turns
 from experiments.benchmark.problems import Problem
 
 # What each axis varies, and what the others are meanwhile: parameters, leaves, batch.
@@ -73,13 +73,16 @@ def main(options: Options) -> None:
     """Runs the command."""
     if options.turns < 2 or not options.seconds > 0:
         raise cli.UserError("--turns must be at least 2 and --seconds positive.")
+    least = min(sizes[0] for found in AXES.values() for sizes in found)
+    if options.most < least:
+        raise cli.UserError(f"--most must be at least {least}, got {options.most}.")
     config = dataclasses.asdict(options)
     path = runs.folder(options.out, options.name, config, overwrite=True)
     jax.config.update("jax_enable_compilation_cache", False)
     points = [
         (axis, sizes) for axis, found in AXES.items() for sizes in found if sizes[0] <= options.most
     ]
-    measured: dict[tuple[int, int, int], dict[str, Any]] = {}
+    measured: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
     rows = []
     for axis, sizes in track(points, "measuring"):
         if sizes not in measured:  # the axes cross
@@ -97,13 +100,8 @@ def _measure(problem, options):
     """A row a contestant."""
     programs = {name: Program(problem, make(problem)) for name, make in CONTESTANTS.items()}
     turns = take_turns(programs, turns=options.turns, seconds=options.seconds)
-    unit = [turn.seconds for turn in turns["sgd"]]
-    rows = []
-    for name, taken in turns.items():
-        ideal = [(1 + turn.ascents) * u for turn, u in zip(taken, unit, strict=True)]
-        over = ratio([turn.seconds for turn in taken], ideal)
-        rows.append({"method": name, "over_ideal": over.median, "spread": over.spread})
-    return rows
+    over = {name: over_ideal(taken, turns["sgd"]) for name, taken in turns.items()}
+    return [{"method": m, "over_ideal": r.median, "spread": r.spread} for m, r in over.items()]
 
 
 if __name__ == "__main__":

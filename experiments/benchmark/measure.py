@@ -15,6 +15,13 @@ from experiments.benchmark.contestants import Carry, Contestant
 from experiments.benchmark.problems import Problem
 
 
+class Turn(NamedTuple):
+    """Seconds a step, and the share of the steps with a second gradient."""
+
+    seconds: float
+    ascents: float
+
+
 class Program:
     """A contestant on a problem, ready to run, and what the compiler says of it.
 
@@ -45,7 +52,7 @@ class Program:
             self.run(2)
         self.compile_seconds = time.perf_counter() - start
 
-    def run(self, steps: int) -> "Turn":
+    def run(self, steps: int) -> Turn:
         """Takes so many steps."""
         before = self._ascents()
         start = time.perf_counter()
@@ -58,13 +65,6 @@ class Program:
 
     def _ascents(self):
         return int(optax.tree.get(self._carry.opt_state, "ascents", 0))
-
-
-class Turn(NamedTuple):
-    """Seconds a step, and the share of the steps with a second gradient."""
-
-    seconds: float
-    ascents: float
 
 
 class Ratio(NamedTuple):
@@ -97,11 +97,15 @@ def take_turns(
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """Of paired figures, one of each a turn."""
+    """Of paired figures, one of each a turn; of two turns at least."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
-    low, median, high = (
-        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    )
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     # of a normal distribution: σ is the range / 1.349, and a median's error 1.253 σ / √n
     error = 1.253 / 1.349 * (high - low) / len(ratios) ** 0.5
     return Ratio(median, high - low, error)
+
+
+def over_ideal(turns: Sequence[Turn], unit: Sequence[Turn]) -> Ratio:
+    """The time over (1 + ζ) times that of the unit, the least that its gradients can take."""
+    ideal = [(1 + own.ascents) * other.seconds for own, other in zip(turns, unit, strict=True)]
+    return ratio([turn.seconds for turn in turns], ideal)

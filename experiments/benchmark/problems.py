@@ -38,20 +38,18 @@ class Problem(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model of the benchmark: its name in `experiments.models`, images and a step's batch."""
+    """What a model of the benchmark takes: the shape of an image, and how many a step."""
 
-    name: str
     shape: tuple[int, int, int]
     batch_size: int
-    width: int | None = None
 
 
 BATCHES = 8
 MODELS = {
-    "mlp": Model("mlp", (28, 28, 1), 4096),
-    "small_cnn": Model("small_cnn", (28, 28, 1), 64),
-    "resnet18": Model("resnet18", (32, 32, 3), 16),
-    "vit_small": Model("vit_small", (32, 32, 3), 8),
+    "mlp": Model((28, 28, 1), 4096),
+    "small_cnn": Model((28, 28, 1), 64),
+    "resnet18": Model((32, 32, 3), 16),
+    "vit_small": Model((32, 32, 3), 8),
 }
 
 
@@ -64,7 +62,7 @@ def of_model(name: str, *, batch_size: int | None = None, width: int | None = No
       width: of the model's narrowest layer; None for the published one.
     """
     model = MODELS[name]
-    module = models.make(model.name, 10, width=width)
+    module = models.make(name, 10, width=width)
     rng = np.random.default_rng(0)
     size = batch_size or model.batch_size
     batches = [

@@ -61,8 +61,9 @@ def _who(row):
 
 def _table(model, rows):
     first = rows[0]
+    size = f"{first['parameters']:,} parameters in {first['leaves']} leaves"
     lines = [
-        f"## {model}: {first['parameters']:,} parameters in {first['leaves']} leaves",
+        f"## {model}: {size}, batch {first['batch_size']}",
         "",
         f"| method | where | {' | '.join(COLUMNS)} |",
         f"|---|---|{'--:|' * len(COLUMNS)}",

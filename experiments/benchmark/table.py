@@ -9,7 +9,7 @@ import jax
 from rich.progress import track
 
 from experiments.benchmark import bars, contestants
-from experiments.benchmark.measure import Program, Turn, ratio, take_turns
+from experiments.benchmark.measure import Program, Turn, over_ideal, ratio, take_turns
 from experiments.benchmark.problems import Problem
 from experiments.optimizers import SGD
 
@@ -75,13 +75,12 @@ def compiled(
 
 
 def costs(problem: Problem, programs: Mapping[Key, Any], key: Key) -> dict[str, Any]:
-    """What the compiler tells of a contestant, over SGD and over a hand-written step.
+    """What the compiler tells of a contestant, over SGD and over two hand-written steps.
 
-    For temporary bytes that is SAM, or the mean of both gradients where the method has to hold as
-    much. FLOPs, bytes and compilation are None of what is several programs, or in PyTorch.
+    One is SAM, the other the mean of both gradients, which has to hold the first one. FLOPs, bytes
+    and compilation are None of what is several programs, or in PyTorch.
     """
     program, unit = programs[key], programs[UNIT]
-    hand = programs[MIXING if key[0] in bars.HOLDING else HAND_WRITTEN]
     leaves = jax.tree.leaves(problem.params)
     parameter_bytes = sum(leaf.nbytes for leaf in leaves)
 
@@ -97,10 +96,12 @@ def costs(problem: Problem, programs: Mapping[Key, Any], key: Key) -> dict[str, 
         "dispatch": key[1],
         "parameters": sum(leaf.size for leaf in leaves),
         "leaves": len(leaves),
+        "batch_size": len(jax.tree.leaves(problem.batches[0])[0]),
         "selects": problem.convolutional and jax.default_backend() == "cpu",
         "flops_ratio": quotient("flops", unit),
         "temp_bytes_ratio": quotient("temp_bytes", unit),
-        "temp_over_hand_written": quotient("temp_bytes", hand),
+        "temp_over_hand_written": quotient("temp_bytes", programs[HAND_WRITTEN]),
+        "temp_over_holding": quotient("temp_bytes", programs[MIXING]),
         "state_bytes": state_bytes,
         "state_beyond_a_copy": None if own is None else state_bytes - parameter_bytes,
         "compile_ratio": quotient("compile_seconds", unit),
@@ -111,15 +112,15 @@ def times(taken: Mapping[Key, Sequence[Turn]], key: Key) -> dict[str, Any]:
     """The time of a contestant over those of others in the same turns; None where they are not."""
     seconds = {other: [turn.seconds for turn in turns] for other, turns in taken.items()}
     method, dispatch = key
-    own, unit = seconds[key], seconds[(SGD, TORCH) if dispatch == TORCH else UNIT]
-    ideal = [(1 + turn.ascents) * u for turn, u in zip(taken[key], unit, strict=True)]
+    own_unit = (SGD, TORCH) if dispatch == TORCH else UNIT
+    own, unit = seconds[key], seconds[own_unit]
     time = ratio(own, unit)
     row = {
         "milliseconds": 1000 * statistics.median(own),
         "time_ratio": time.median,
         "spread": time.spread,
         "ideal_ratio": 1 + statistics.fmean(turn.ascents for turn in taken[key]),
-        "over_ideal": ratio(own, ideal).median,
+        "over_ideal": over_ideal(taken[key], taken[own_unit]).median,
     }
     for name, other in (("hand_written", HAND_WRITTEN), ("opaque", OPAQUE), ("sam", SAM)):
         over = ratio(own, seconds[other]) if other in seconds else None
