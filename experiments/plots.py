@@ -120,7 +120,7 @@ def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None
             own = [row for row in rows if row["axis"] == name and row["method"] == method]
             axis.errorbar(
                 [row[name] for row in own],
-                [row["over_ideal"] for row in own],
+                [row["ideal_ratio"] for row in own],
                 yerr=[row["spread"] / 2 for row in own],
                 marker=marker,
                 linestyle="--" if "host" in method else "-",

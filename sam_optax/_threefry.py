@@ -24,7 +24,7 @@ def _rounds(key, x, y):
             x = x + y
             y = x ^ ((y << np.uint32(distance)) | (y >> np.uint32(32 - distance)))
         x = x + words[(i + 1) % 3]
-        y = y + words[(i + 2) % 3] + np.uint32(i + 1)
+        y = y + (words[(i + 2) % 3] + np.uint32(i + 1))  # of scalars first
     return x, y
 
 

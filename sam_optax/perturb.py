@@ -421,9 +421,12 @@ def subtract_ema(
 
     def update(first, state, params=None, *, step, **extra):
         del params, extra
-        weight = value_at(sigma, step)
-        direction = _tree.combine(lambda g, m: g - weight * m, first, state.m)
-        return direction, EmaState(_moved(state.m, first, 1 - value_at(decay, step), step))
+        weight, share = value_at(sigma, step), 1 - value_at(decay, step)
+        noise = _tree.combine(lambda g, m: g - weight * m, first, state.m)
+        # g is noise + σ m, which orders the readers of m: XLA would copy it, to change it in place
+        # while another reads it.
+        gradient = _tree.combine(lambda n, m: n + weight * m, noise, state.m)
+        return noise, EmaState(_moved(state.m, gradient, share, step))
 
     return optax.GradientTransformationExtraArgs(_init_ema, update)
 

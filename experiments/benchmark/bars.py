@@ -82,7 +82,7 @@ BARS = (
         _of("sam"),
         "over_opaque_error",
     ),
-    Bar("time over (1 + ζ) times SGD: methods that skip gradients", "over_ideal", 1.05, _skips),
+    Bar("time over (1 + ζ) times SGD: methods that skip gradients", "ideal_ratio", 1.05, _skips),
     Bar("time over sam: le_sam", "over_sam", 1.01, _of("le_sam")),
     Bar(
         "temporary bytes over a hand-written SAM: two-gradient methods",

@@ -1,6 +1,6 @@
 """Steps, compiled, and timed in turns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 import itertools
 import random
 import statistics
@@ -10,9 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from rich.progress import track
 
 from experiments.benchmark.contestants import Carry, Contestant
 from experiments.benchmark.problems import Problem
+
+Key = Hashable
 
 
 class Turn(NamedTuple):
@@ -76,23 +79,37 @@ class Ratio(NamedTuple):
 
 
 def take_turns(
-    programs: Mapping[str, Program], *, turns: int, seconds: float
-) -> dict[str, list[Turn]]:
-    """Runs every program in every turn, for about so many seconds, in an order drawn anew.
+    programs: Mapping[Key, Program],
+    rivals: Mapping[Key, Sequence[Key]],
+    *,
+    turns: int,
+    seconds: float,
+) -> dict[Key, list[dict[Key, Turn]]]:
+    """Runs every program in every turn, for about so many seconds, each beside its rivals.
 
-    A machine's speed drifts. What is run within seconds of each other can be compared, and a random
-    order keeps what a program leaves behind (warm caches, a hot chip) from helping always the same.
+    A machine's speed drifts. What is run within a fraction of a second can be compared, and a
+    random order keeps what a program leaves behind (warm caches, a hot chip) from helping always
+    the same.
+
+    Args:
+      programs: by name.
+      rivals: those with whom a program is compared: they run again beside it in each of its turns.
+      turns: turns.
+      seconds: of a program at a time; a step at least.
+
+    Returns:
+      For each program what was run in its turns: itself and its rivals, by name.
     """
-    order, drawn = list(programs), random.Random(0)
-    steps = {}
-    for name, program in programs.items():
+    drawn, steps = random.Random(0), {}
+    for key, program in programs.items():
         program.run(2)
-        steps[name] = max(1, round(seconds / program.run(1).seconds))
-    taken = {name: [] for name in programs}
-    for _ in range(turns):
-        drawn.shuffle(order)
-        for name in order:
-            taken[name].append(programs[name].run(steps[name]))
+        steps[key] = max(1, round(seconds / program.run(1).seconds))
+    taken = {key: [] for key in programs}
+    for _ in track(range(turns), "measuring", transient=True):
+        for key in drawn.sample(list(programs), len(programs)):
+            group = [key, *rivals[key]]
+            order = drawn.sample(group, len(group))
+            taken[key].append({other: programs[other].run(steps[other]) for other in order})
     return taken
 
 
@@ -105,7 +122,12 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     return Ratio(median, high - low, error)
 
 
-def over_ideal(turns: Sequence[Turn], unit: Sequence[Turn]) -> Ratio:
+def over(turns: Sequence[Mapping[Key, Turn]], key: Key, other: Key) -> Ratio:
+    """A program's time over that of another in the same turns."""
+    return ratio([t[key].seconds for t in turns], [t[other].seconds for t in turns])
+
+
+def over_ideal(turns: Sequence[Mapping[Key, Turn]], key: Key, unit: Key) -> Ratio:
     """The time over (1 + ζ) times that of the unit, the least that its gradients can take."""
-    ideal = [(1 + own.ascents) * other.seconds for own, other in zip(turns, unit, strict=True)]
-    return ratio([turn.seconds for turn in turns], ideal)
+    ideal = [(1 + turn[key].ascents) * turn[unit].seconds for turn in turns]
+    return ratio([turn[key].seconds for turn in turns], ideal)

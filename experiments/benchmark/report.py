@@ -10,8 +10,8 @@ COLUMNS = {
     "FLOPs": ("flops_ratio", ".3f"),
     "time": ("time_ratio", ".3f"),
     "± ½ IQR": ("half_spread", ".3f"),
-    "1 + ζ": ("ideal_ratio", ".2f"),
-    "time / (1 + ζ)": ("over_ideal", ".3f"),
+    "ζ": ("ascents_per_step", ".2f"),
+    "time / (1 + ζ)": ("ideal_ratio", ".3f"),
     "time / hand-written": ("over_hand_written", ".3f"),
     "temporaries": ("temp_bytes_ratio", ".2f"),
     "temporaries / hand-written": ("temp_over_hand_written", ".2f"),
@@ -32,8 +32,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines += ["", *_table(model, [row for row in found["rows"] if row["model"] == model])]
     lines += [
         "",
-        "Over SGD's step, but where another is named; medians over paired turns. ζ is the share of "
-        "steps with a second gradient. Temporaries are the most that the step holds beside "
+        "Over SGD's step, but where another is named; medians over paired turns, with half the "
+        "interquartile range of the pairs here and the standard error of the median above. ζ is "
+        "the share of steps with a second gradient. Temporaries are the most that the step holds beside "
         "its arguments and results; state is what the method adds to the base's.",
         "",
         f"{found['device']}, jax {versions['jax']}, optax {versions['optax']}, flax "
@@ -47,12 +48,17 @@ def bars(verdicts: Sequence[Verdict]) -> list[str]:
     """The bars as a table."""
     lines = ["| promised | at most | farthest | by | kept |", "|---|--:|--:|---|---|"]
     for bar, farthest, failing in verdicts:
-        names = ", ".join(f"{_who(row)} {row[bar.figure]:.3f}" for row in failing)
+        names = ", ".join(f"{_who(row)} {_figure(row, bar)}" for row in failing)
         lines.append(
-            f"| {bar.text} | {bar.limit:g} | {farthest[bar.figure]:.3f} | {_who(farthest)} | "
+            f"| {bar.text} | {bar.limit:g} | {_figure(farthest, bar)} | {_who(farthest)} | "
             f"{'NO: ' + names if failing else 'yes'} |"
         )
     return lines
+
+
+def _figure(row, bar):
+    error = row.get(f"{bar.figure}_error")
+    return f"{row[bar.figure]:.3f}" + (f" ± {error:.3f}" if error else "")
 
 
 def _who(row):

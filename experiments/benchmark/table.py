@@ -1,6 +1,6 @@
 """The table: a row for each method and peer on a problem."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import statistics
 from typing import Any
 import warnings
@@ -9,7 +9,7 @@ import jax
 from rich.progress import track
 
 from experiments.benchmark import bars, contestants
-from experiments.benchmark.measure import Program, Turn, over_ideal, ratio, take_turns
+from experiments.benchmark.measure import Program, Turn, over, over_ideal, ratio, take_turns
 from experiments.benchmark.problems import Problem
 from experiments.optimizers import SGD
 
@@ -48,8 +48,9 @@ def measure(
         if problem.name in torch_peers.MODELS:
             for name in torch_peers.PEERS:
                 programs[name, TORCH] = torch_peers.TorchProgram(problem, name)
-    taken = take_turns(programs, turns=turns, seconds=seconds)
-    return [costs(problem, programs, key) | times(taken, key) for key in programs]
+    rivals = {key: compared(key, programs) for key in programs}
+    taken = take_turns(programs, rivals, turns=turns, seconds=seconds)
+    return [costs(problem, programs, key) | times(taken[key], key) for key in programs]
 
 
 def compiled(
@@ -108,26 +109,38 @@ def costs(problem: Problem, programs: Mapping[Key, Any], key: Key) -> dict[str, 
     }
 
 
-def times(taken: Mapping[Key, Sequence[Turn]], key: Key) -> dict[str, Any]:
-    """The time of a contestant over those of others in the same turns; None where they are not."""
-    seconds = {other: [turn.seconds for turn in turns] for other, turns in taken.items()}
+def compared(key: Key, programs: Collection[Key]) -> list[Key]:
+    """With whom a contestant is compared."""
     method, dispatch = key
-    own_unit = (SGD, TORCH) if dispatch == TORCH else UNIT
-    own, unit = seconds[key], seconds[own_unit]
-    time = ratio(own, unit)
+    if dispatch == TORCH:
+        others = [(SGD, TORCH)]
+    else:
+        others = [UNIT, HAND_WRITTEN]
+        others += {SAM: [OPAQUE], ("le_sam", "device"): [SAM]}.get(key, [])
+        if (method, TORCH) in programs:
+            others += [(method, TORCH), (SGD, TORCH)]
+    return [other for other in dict.fromkeys(others) if other in programs and other != key]
+
+
+def times(turns: Sequence[Mapping[Key, Turn]], key: Key) -> dict[str, Any]:
+    """The time of a contestant over those of others in its turns; None where they are not."""
+    method, dispatch = key
+    unit = (SGD, TORCH) if dispatch == TORCH else UNIT
+    time, ideal = over(turns, key, unit), over_ideal(turns, key, unit)
     row = {
-        "milliseconds": 1000 * statistics.median(own),
+        "milliseconds": 1000 * statistics.median(turn[key].seconds for turn in turns),
         "time_ratio": time.median,
         "spread": time.spread,
-        "ideal_ratio": 1 + statistics.fmean(turn.ascents for turn in taken[key]),
-        "over_ideal": over_ideal(taken[key], taken[own_unit]).median,
+        "ascents_per_step": statistics.fmean(turn[key].ascents for turn in turns),
+        "ideal_ratio": ideal.median,
+        "ideal_ratio_error": ideal.error,
     }
     for name, other in (("hand_written", HAND_WRITTEN), ("opaque", OPAQUE), ("sam", SAM)):
-        over = ratio(own, seconds[other]) if other in seconds else None
-        row[f"over_{name}"] = over and over.median
-        row[f"over_{name}_error"] = over and over.error
-    if dispatch != TORCH and method != SGD and (method, TORCH) in seconds:
-        pairs = zip(seconds[method, TORCH], seconds[SGD, TORCH], strict=True)
-        ratios = [a / b for a, b in zip(own, unit, strict=True)]
-        row["over_torch"] = ratio(ratios, [a / b for a, b in pairs]).median
+        found = over(turns, key, other) if other in turns[0] else None
+        row[f"over_{name}"] = found and found.median
+        row[f"over_{name}_error"] = found and found.error
+    if dispatch != TORCH and (method, TORCH) in turns[0]:
+        theirs = [turn[method, TORCH].seconds / turn[SGD, TORCH].seconds for turn in turns]
+        found = ratio([turn[key].seconds / turn[unit].seconds for turn in turns], theirs)
+        row |= {"over_torch": found.median, "over_torch_error": found.error}
     return row
