@@ -308,9 +308,7 @@ class _Pieces:
         @functools.wraps(function)
         def call(grad_fn, *args):
             nonlocal compiled
-            arrays = all(isinstance(x, jax.typing.ArrayLike) for x in jax.tree.leaves(args[-1]))
-            traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
-            if self._kept and compiled and arrays and not traced:
+            if self._kept and compiled and _are_concrete(args):
                 try:
                     return compiled(*args)
                 except _AsksForGradientError:
@@ -319,6 +317,13 @@ class _Pieces:
 
         call.plain = function
         return call
+
+
+def _are_concrete(args):
+    """Whether the leaves are arrays or numbers, and none is traced."""
+    kinds = set(map(type, jax.tree.leaves(args)))
+    traced = any(issubclass(kind, jax.core.Tracer) for kind in kinds)
+    return not traced and all(issubclass(kind, jax.typing.ArrayLike) for kind in kinds)
 
 
 def _offset(state, params, *sample):

@@ -1,11 +1,13 @@
 """Random keys that a checkpoint can hold and that every backend reads alike."""
 
 from collections.abc import Callable
+import functools
 import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sam_optax import _threefry
@@ -62,26 +64,45 @@ def draw_like(
 
     def sample(key, shape, dtype, *, out_sharding):
         dtype = jnp.promote_types(dtype, jnp.float32)
-        options = {"shape": shape, "dtype": dtype, "out_sharding": out_sharding}
+        return sampler(key, shape, dtype, out_sharding=out_sharding)
 
-        def draw(key):
-            return sampler(key, **options)
-
-        return jax.lax.platform_dependent(
-            key, cpu=lambda key: _once(draw, key, jnp.zeros(**options)), default=draw
-        )
-
-    return optax.tree.random_like(fold(data, count), jax.tree.map(jnp.asarray, tree), sample)
+    tree = jax.tree.map(jnp.asarray, tree)
+    return jax.lax.platform_dependent(
+        fold(data, count),
+        cpu=lambda key: _random_like_on_cpu(key, tree, sample),
+        default=lambda key: optax.tree.random_like(key, tree, sample),
+    )
 
 
-def _once(function, key, like):
-    """function(key), an array like `like`, computed once.
+def _random_like_on_cpu(key, tree, sample):
+    """The numbers of `optax.tree.random_like`, the leaves of a shape drawn at once.
+
+    For each draw XLA for CPU compiles a kernel of its own, which takes as long as a layer of a
+    model.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    alike = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault((leaf.shape, leaf.dtype, jax.typeof(leaf).sharding), []).append(i)
+    drawn = {}
+    for (shape, dtype, sharding), numbers in alike.items():
+        draw = functools.partial(sample, shape=shape, dtype=dtype, out_sharding=sharding)
+        # Number i of a split is the key folded with i; XLA takes minutes over a gather from one.
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(numbers))
+        drawn |= zip(numbers, _once(jax.vmap(draw), keys), strict=True)
+    return jax.tree.unflatten(structure, [drawn[i] for i in range(len(leaves))])
+
+
+def _once(function, keys):
+    """function(keys), computed once.
 
     XLA for CPU would copy cheap arithmetic, and a draw is hundreds of operations of it, into
     everything that uses it. Here it stands in a loop of one turn, a number that it does not see.
     """
-    turns = (jax.random.key_data(key)[0] | 1) & 1
-    return jax.lax.fori_loop(0, turns.astype(jnp.int32), lambda i, x: function(key), like)
+    like = jax.eval_shape(function, keys)
+    zeros = jnp.zeros(like.shape, like.dtype, device=like.sharding)
+    turns = (jax.random.key_data(keys)[0, 0] | 1) & 1
+    return jax.lax.fori_loop(0, turns.astype(jnp.int32), lambda i, x: function(keys), zeros)
 
 
 def _is_typed(key):

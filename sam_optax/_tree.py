@@ -62,6 +62,9 @@ def cast_like(tree: Any, reference: Any) -> Any:
     """tree in the dtypes of reference."""
 
     def cast(x, r):
+        # the usual case first: result_type takes longer than a small gradient
+        if x.dtype == getattr(r, "dtype", None):
+            return x
         dtype = jnp.result_type(r)
         return x if x.dtype == dtype else x.astype(dtype)
 

@@ -1,11 +1,12 @@
-"""The package's own Threefry draws the numbers of `jax.random`."""
+"""The package's own Threefry and draws give the numbers of `jax.random` and Optax."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from sam_optax import _threefry
+from sam_optax import _random, _threefry
 
 
 def pair(seed=7):
@@ -64,3 +65,36 @@ def test_more_elements_than_a_word_counts():
     _, ours = pair()
     drawn = jax.eval_shape(lambda key: jax.random.bits(key, (2**17, 2**16)), ours)
     assert drawn.shape == (2**17, 2**16)
+
+
+# Draws like a tree.
+
+
+def test_a_draw_is_that_of_optax():
+    shapes = {"a": (3, 4), "b": (4,), "c": (3, 4), "d": (), "e": (4, 3), "f": (3, 4)}
+    tree = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    key = jax.random.fold_in(jax.random.key(5), 9)
+    expected = optax.tree.random_like(key, tree)
+    drawn = _random.draw_like(jax.random.normal, _random.key_data(5), 9, tree)
+    jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+    assert not np.array_equal(drawn["a"], drawn["c"])
+
+
+def test_a_draw_is_in_float32_at_least(x64):
+    tree = {"half": jnp.zeros(3, jnp.bfloat16), "double": jnp.zeros(3, jnp.float64)}
+    drawn = _random.draw_like(jax.random.uniform, _random.key_data(5), 9, tree)
+    assert drawn["half"].dtype == jnp.float32
+    assert drawn["double"].dtype == jnp.float64
+
+
+def test_a_draw_grows_with_the_number_of_shapes():
+    """A program for each leaf would take longer to compile than a training step."""
+
+    def draw(tree):
+        return _random.draw_like(jax.random.normal, _random.key_data(5), 9, tree)
+
+    def loops(leaves):
+        tree = {i: jnp.zeros((3, 4) if i % 2 else (4,)) for i in range(leaves)}
+        return jax.jit(draw).lower(tree).as_text().count("stablehlo.while")
+
+    assert loops(20) == loops(2) > 0

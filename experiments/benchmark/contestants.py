@@ -65,13 +65,13 @@ def rest(name: str) -> optax.GradientTransformation:
 def on_device(problem: Problem, name: str) -> Contestant:
     """SGD, or a method in one compiled step."""
     method = link(name)
-    tx = optax.chain(method, rest(name))
+    tx, extra = optax.chain(method, rest(name)), _extra(problem, method, _second(problem))
 
     def step(carry, batch):
         params, model_state, opt_state = carry
         grads, model_state, losses = _first(problem, opt_state, params, model_state, batch)
-        extra = _extra(_second(problem), problem, carry.model_state, batch, losses, method)
-        updates, opt_state = tx.update(grads, opt_state, params, **extra)
+        arguments = extra(carry.model_state, batch, losses)
+        updates, opt_state = tx.update(grads, opt_state, params, **arguments)
         return Carry(optax.apply_updates(params, updates), model_state, opt_state)
 
     return Contestant(tx.init, step)
@@ -81,7 +81,7 @@ def on_host(problem: Problem, name: str) -> Contestant:
     """A method whose update is called outside jit, between compiled pieces."""
     method, behind = link(name), rest(name)
     first = jax.jit(functools.partial(_first, problem))
-    second = jax.jit(_second(problem))
+    extra = _extra(problem, method, jax.jit(_second(problem)))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def apply(params, state, direction):
@@ -91,8 +91,8 @@ def on_host(problem: Problem, name: str) -> Contestant:
     def step(carry, batch):
         params, model_state, (method_state, rest_state) = carry
         grads, model_state, losses = first(method_state, params, model_state, batch)
-        extra = _extra(second, problem, carry.model_state, batch, losses, method)
-        direction, method_state = method.update(grads, method_state, params, **extra)
+        arguments = extra(carry.model_state, batch, losses)
+        direction, method_state = method.update(grads, method_state, params, **arguments)
         params, rest_state = apply(params, rest_state, direction)
         return Carry(params, model_state, (method_state, rest_state))
 
@@ -182,10 +182,17 @@ def _second(problem):
     return second
 
 
-def _extra(second, problem, model_state, batch, losses, method):
-    """The extra arguments of a method's update."""
-    extra = {"grad_fn": functools.partial(second, model_state, batch)}
-    if "example_losses" in inspect.signature(method.update).parameters:
-        extra["example_loss_fn"] = lambda params: problem.losses(params, model_state, batch)[0]
-        extra["example_losses"] = losses
+def _extra(problem, method, second):
+    """(model_state, batch, losses) -> the extra arguments of a method's update."""
+    selects = "example_losses" in inspect.signature(method.update).parameters
+
+    def extra(model_state, batch, losses):
+        arguments = {"grad_fn": functools.partial(second, model_state, batch)}
+        if selects:
+            arguments["example_loss_fn"] = lambda params: problem.losses(
+                params, model_state, batch
+            )[0]
+            arguments["example_losses"] = losses
+        return arguments
+
     return extra
