@@ -85,11 +85,11 @@ def _random_like_on_cpu(key, tree, sample):
     for i, leaf in enumerate(leaves):
         alike.setdefault((leaf.shape, leaf.dtype, jax.typeof(leaf).sharding), []).append(i)
     drawn = {}
-    for (shape, dtype, sharding), numbers in alike.items():
+    for (shape, dtype, sharding), indices in alike.items():
         draw = functools.partial(sample, shape=shape, dtype=dtype, out_sharding=sharding)
         # Number i of a split is the key folded with i; XLA takes minutes over a gather from one.
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(numbers))
-        drawn |= zip(numbers, _once(jax.vmap(draw), keys), strict=True)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(indices))
+        drawn |= zip(indices, _once(jax.vmap(draw), keys), strict=True)
     return jax.tree.unflatten(structure, [drawn[i] for i in range(len(leaves))])
 
 

@@ -38,18 +38,19 @@ class Problem(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What a model of the benchmark takes: the shape of an image, and how many a step."""
+    """What a model takes: the shape of an image, how many a step, and turns for a small error."""
 
     shape: tuple[int, int, int]
     batch_size: int
+    turns: int
 
 
 BATCHES = 8
 MODELS = {
-    "mlp": Model((28, 28, 1), 4096),
-    "small_cnn": Model((28, 28, 1), 64),
-    "resnet18": Model((32, 32, 3), 16),
-    "vit_small": Model((32, 32, 3), 8),
+    "mlp": Model((28, 28, 1), 4096, 101),
+    "small_cnn": Model((28, 28, 1), 64, 201),
+    "resnet18": Model((32, 32, 3), 4, 15),
+    "vit_small": Model((32, 32, 3), 4, 15),
 }
 
 

@@ -34,8 +34,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         "",
         "Over SGD's step, but where another is named; medians over paired turns, with half the "
         "interquartile range of the pairs here and the standard error of the median above. ζ is "
-        "the share of steps with a second gradient. Temporaries are the most that the step holds beside "
-        "its arguments and results; state is what the method adds to the base's.",
+        "the share of steps with a second gradient. Temporaries are the most that the step holds "
+        "beside its arguments and results; state is what the method adds to the base's.",
         "",
         f"{found['device']}, jax {versions['jax']}, optax {versions['optax']}, flax "
         f"{versions['flax']}, Python {versions['python']}.",
