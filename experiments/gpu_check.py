@@ -3,8 +3,9 @@
     python -m experiments.gpu_check [--out runs] [options]
 
 Trains ResNet-18 in bfloat16 on CIFAR-10, or on made images of its shapes where it is not prepared.
-Every method takes the same steps on the same images, in one process and in turns, after a warm-up;
-ratios are medians over the turns. Writes <out>/gpu_check/: gpu_check.json and gpu_check.md.
+Every method trains on the same images, in one process and in turns, each beside SGD, after a
+warm-up; ratios are medians over the turns. Writes gpu_check.json and gpu_check.md to
+<out>/gpu_check/.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ import numpy as np
 import rich
 
 from experiments import cli, data, runs
+from experiments.benchmark.measure import Turn, over, over_ideal, take_turns
 from experiments.optimizers import SGD
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
@@ -47,8 +49,8 @@ class Options:
     batch_size: int = 128
     examples: int = 50_000
     """Images of an epoch."""
-    steps: int = 40
-    """Steps of each method in a turn."""
+    seconds: float = 0.5
+    """What a method, and SGD beside it, trains in a turn; one step at least."""
     turns: int = 5
     """Turns; a ratio is the median over them."""
     epochs: int = 3
@@ -79,21 +81,26 @@ class Contestant:
         self.temp_bytes = self._program.memory_analysis().temp_size_in_bytes
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
 
-    def run(self, steps: int) -> tuple[float, float]:
-        """Seconds a step, and the share of second gradients."""
+    def run(self, steps: int) -> Turn:
+        """Takes so many steps."""
         before = int(ascents(self.state.method_state))
         start = time.perf_counter()
         self.state = self._program(self.state, self.train, self.order, 0, steps)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
-        return seconds / steps, (int(ascents(self.state.method_state)) - before) / steps
+        taken = int(ascents(self.state.method_state)) - before
+        return Turn(seconds / steps, taken / steps)
 
 
 def main(options: Options) -> None:
     """Runs the command."""
-    for name in ("width", "batch_size", "examples", "steps", "turns", "epochs", "workers"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    least = {"width": 1, "batch_size": 1, "examples": 1, "turns": 2, "epochs": 1, "workers": 1}
+    for name, bound in least.items():
+        if (value := getattr(options, name)) is not None and value < bound:
+            option = name.replace("_", "-")
+            raise cli.UserError(f"--{option} must be at least {bound}, got {value}.")
+    if not options.seconds > 0:
+        raise cli.UserError(f"--seconds must be positive, got {options.seconds}.")
     if options.examples < options.batch_size:
         raise cli.UserError("--examples must be at least --batch-size.")
     recipe = dataclasses.replace(
@@ -147,25 +154,20 @@ def _load(recipe, options):
 
 def _steps(contestants, options):
     """A row a method: time and memory over SGD's, in turns."""
-    turns = {name: [] for name in contestants}
-    for contestant in contestants.values():
-        contestant.run(3)
-    for _ in range(options.turns):
-        for name, contestant in contestants.items():
-            turns[name].append(contestant.run(options.steps))
+    rivals = {name: [] if name == SGD else [SGD] for name in contestants}
+    taken = take_turns(contestants, rivals, turns=options.turns, seconds=options.seconds)
     sgd = contestants[SGD]
     rows = []
     for name, contestant in contestants.items():
-        seconds = [second for second, _ in turns[name]]
-        units = [second for second, _ in turns[SGD]]
-        ratios = [own / unit for own, unit in zip(seconds, units, strict=True)]
+        turns = taken[name]
         loss = float(contestant.state.metrics["loss"])
         rows.append(
             {
                 "method": name,
-                "milliseconds": 1000 * statistics.median(seconds),
-                "time_ratio": statistics.median(ratios),
-                "sam_fraction": statistics.fmean(share for _, share in turns[name]),
+                "milliseconds": 1000 * statistics.median(turn[name].seconds for turn in turns),
+                "time_ratio": over(turns, name, SGD).median,
+                "ideal_ratio": over_ideal(turns, name, SGD).median,
+                "sam_fraction": statistics.fmean(turn[name].ascents for turn in turns),
                 "temp_bytes": contestant.temp_bytes,
                 "temp_bytes_ratio": contestant.temp_bytes / sgd.temp_bytes,
                 "state_bytes": contestant.state_bytes,
@@ -184,11 +186,11 @@ def _epochs(contestants, options):
     for _ in range(options.epochs + 1):
         for name, contestant in chosen.items():
             timed[name].append(contestant.run(steps))
-    unit = statistics.median(seconds for seconds, _ in timed[SGD][1:])
+    unit = statistics.median(turn.seconds for turn in timed[SGD][1:])
     rows = []
     for name in chosen:
-        seconds = statistics.median(seconds for seconds, _ in timed[name][1:])
-        share = statistics.fmean(share for _, share in timed[name][1:])
+        seconds = statistics.median(turn.seconds for turn in timed[name][1:])
+        share = statistics.fmean(turn.ascents for turn in timed[name][1:])
         rows.append(
             {
                 "method": name,
@@ -196,7 +198,7 @@ def _epochs(contestants, options):
                 "images_per_second": options.batch_size / seconds,
                 "time_ratio": seconds / unit,
                 "sam_fraction": share,
-                "over_ideal": seconds / unit / (1 + share),
+                "ideal_ratio": seconds / unit / (1 + share),
             }
         )
     return rows
@@ -219,18 +221,19 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(
             f"| {row['method']} | {row['seconds']:.2f} | {row['images_per_second']:,.0f} | "
             f"{row['time_ratio']:.3f} | {100 * row['sam_fraction']:.1f} % | "
-            f"{row['over_ideal']:.3f} |"
+            f"{row['ideal_ratio']:.3f} |"
         )
     lines += [
         "",
-        "| method | ms a step | time / SGD | share of SAM steps | temporaries (MB) | over SGD's | "
-        "state (MB) | compiled in (s) | finite |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
+        "| method | ms a step | time / SGD | share of SAM steps | over (1 + ζ) | temporaries (MB) "
+        "| over SGD's | state (MB) | compiled in (s) | finite |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in report["steps"]:
         lines.append(
             f"| {row['method']} | {row['milliseconds']:.2f} | {row['time_ratio']:.3f} | "
-            f"{100 * row['sam_fraction']:.1f} % | {row['temp_bytes'] / 1e6:.0f} | "
+            f"{100 * row['sam_fraction']:.1f} % | {row['ideal_ratio']:.3f} | "
+            f"{row['temp_bytes'] / 1e6:.0f} | "
             f"{row['temp_bytes_ratio']:.2f} | {row['state_bytes'] / 1e6:.0f} | "
             f"{row['compile_seconds']:.1f} | {'yes' if row['finite'] else 'NO'} |"
         )

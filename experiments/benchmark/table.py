@@ -9,7 +9,7 @@ import jax
 from rich.progress import track
 
 from experiments.benchmark import bars, contestants
-from experiments.benchmark.measure import Program, Turn, over, over_ideal, ratio, take_turns
+from experiments.benchmark.measure import Program, Turn, over, over_ideal, take_turns
 from experiments.benchmark.problems import Problem
 from experiments.optimizers import SGD
 
@@ -50,7 +50,9 @@ def measure(
                 programs[name, TORCH] = torch_peers.TorchProgram(problem, name)
     rivals = {key: compared(key, programs) for key in programs}
     taken = take_turns(programs, rivals, turns=turns, seconds=seconds)
-    return [costs(problem, programs, key) | times(taken[key], key) for key in programs]
+    rows = [costs(problem, programs, key) | times(taken[key], key) for key in programs]
+    over_torch(rows)
+    return rows
 
 
 def compiled(
@@ -111,21 +113,17 @@ def costs(problem: Problem, programs: Mapping[Key, Any], key: Key) -> dict[str, 
 
 def compared(key: Key, programs: Collection[Key]) -> list[Key]:
     """With whom a contestant is compared."""
-    method, dispatch = key
-    if dispatch == TORCH:
+    if key[1] == TORCH:
         others = [(SGD, TORCH)]
     else:
         others = [UNIT, HAND_WRITTEN]
         others += {SAM: [OPAQUE], ("le_sam", "device"): [SAM]}.get(key, [])
-        if (method, TORCH) in programs:
-            others += [(method, TORCH), (SGD, TORCH)]
-    return [other for other in dict.fromkeys(others) if other in programs and other != key]
+    return [other for other in others if other in programs and other != key]
 
 
 def times(turns: Sequence[Mapping[Key, Turn]], key: Key) -> dict[str, Any]:
     """The time of a contestant over those of others in its turns; None where they are not."""
-    method, dispatch = key
-    unit = (SGD, TORCH) if dispatch == TORCH else UNIT
+    unit = (SGD, TORCH) if key[1] == TORCH else UNIT
     time, ideal = over(turns, key, unit), over_ideal(turns, key, unit)
     row = {
         "milliseconds": 1000 * statistics.median(turn[key].seconds for turn in turns),
@@ -139,8 +137,12 @@ def times(turns: Sequence[Mapping[Key, Turn]], key: Key) -> dict[str, Any]:
         found = over(turns, key, other) if other in turns[0] else None
         row[f"over_{name}"] = found and found.median
         row[f"over_{name}_error"] = found and found.error
-    if dispatch != TORCH and (method, TORCH) in turns[0]:
-        theirs = [turn[method, TORCH].seconds / turn[SGD, TORCH].seconds for turn in turns]
-        found = ratio([turn[key].seconds / turn[unit].seconds for turn in turns], theirs)
-        row |= {"over_torch": found.median, "over_torch_error": found.error}
     return row
+
+
+def over_torch(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds a method's time over SGD, over the same ratio in PyTorch, where both have it."""
+    theirs = {row["method"]: row for row in rows if row["dispatch"] == TORCH}
+    for row in rows:
+        if row["method"] in theirs and row["method"] != SGD and row["dispatch"] != TORCH:
+            row["over_torch"] = row["time_ratio"] / theirs[row["method"]]["time_ratio"]
