@@ -33,7 +33,7 @@ class Options:
     width: int | None = None
     """Width of the models' narrowest layer."""
     turns: int | None = None
-    """Turns; a ratio is the median over them. Left out, 15 of slow models to 201 of quick ones."""
+    """Turns; a ratio is the median over them. Left out, 11 of slow models, 101 of quick ones."""
     seconds: float = 0.02
     """What a method, and each one it is compared with, trains in a turn; one step at least."""
     name: str = "benchmark"

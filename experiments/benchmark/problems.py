@@ -48,9 +48,9 @@ class Model(NamedTuple):
 BATCHES = 8
 MODELS = {
     "mlp": Model((28, 28, 1), 4096, 101),
-    "small_cnn": Model((28, 28, 1), 64, 201),
-    "resnet18": Model((32, 32, 3), 4, 15),
-    "vit_small": Model((32, 32, 3), 4, 15),
+    "small_cnn": Model((28, 28, 1), 128, 101),
+    "resnet18": Model((32, 32, 3), 4, 11),
+    "vit_small": Model((32, 32, 3), 4, 11),
 }
 
 
