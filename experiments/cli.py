@@ -248,7 +248,8 @@ def run(main: Callable[[Any], None], options: type) -> None:
             raise
         said = str(error).partition("\n")[0]
         print(
-            f"error: out of memory ({said:.200}): pass a smaller --batch-size or --width.",
+            f"error: out of memory ({said:.200}): pass a smaller --batch-size or --width, "
+            "or --most.",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -265,6 +266,12 @@ def _leave(code):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def positive(option: str, value: float) -> None:
+    """Raises unless an option's number is positive and finite."""
+    if not 0 < value < math.inf:
+        raise UserError(f"--{option} must be positive and finite, got {value}.")
 
 
 def known(kind: str, name: str, names: Iterable[str]) -> str:

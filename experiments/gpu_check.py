@@ -50,7 +50,7 @@ class Options:
     examples: int = 50_000
     """Images of an epoch."""
     seconds: float = 0.5
-    """What a method, and SGD beside it, trains in a turn; one step at least."""
+    """What a method, and SGD beside it, trains in a turn; ten steps at least."""
     turns: int = 5
     """Turns; a ratio is the median over them."""
     epochs: int = 3
@@ -65,6 +65,8 @@ class Options:
 
 class Contestant:
     """A method that trains a few steps at a time, with its compiled program."""
+
+    cycle = 10
 
     def __init__(self, recipe: Recipe, name: str, loaded: data.Data, train: Any):
         """Compiles the program."""
@@ -99,8 +101,7 @@ def main(options: Options) -> None:
         if (value := getattr(options, name)) is not None and value < bound:
             option = name.replace("_", "-")
             raise cli.UserError(f"--{option} must be at least {bound}, got {value}.")
-    if not options.seconds > 0:
-        raise cli.UserError(f"--seconds must be positive, got {options.seconds}.")
+    cli.positive("seconds", options.seconds)
     if options.examples < options.batch_size:
         raise cli.UserError("--examples must be at least --batch-size.")
     recipe = dataclasses.replace(

@@ -111,7 +111,7 @@ def comparison(
 def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
     """Time over the ideal, a panel for each quantity that grows, a line for each method."""
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
-    methods = [m for m in dict.fromkeys(row["method"] for row in rows) if m != "sgd"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = plt.subplots(
         1, len(axes_names), figsize=(4.4 * len(axes_names), 4.2), layout="constrained", sharey=True
     )
@@ -128,7 +128,8 @@ def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None
                 label=method,
             )
         axis.axhline(1, color="grey", linewidth=0.8)
-        fixed = {k: own[0][k] for k in ("parameters", "leaves", "batch") if k != name}
+        first = next(row for row in rows if row["axis"] == name)
+        fixed = {k: first[k] for k in ("parameters", "leaves", "batch") if k != name}
         subtitle = ", ".join(f"{k} {v:,}" for k, v in fixed.items())
         axis.set(xscale="log", yscale="log", xlabel=name, title=subtitle)
         axis.grid(alpha=0.3)

@@ -57,6 +57,8 @@ def fold(data: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_threefry.PRNG), count)
 
 
+# Compiled once, also for a caller outside jit, who would trace and compile the loop at each call.
+@functools.partial(jax.jit, static_argnums=0)
 def draw_like(
     sampler: Callable[..., jax.Array], data: jax.Array, count: jax.typing.ArrayLike, tree: Any
 ) -> Any:
@@ -100,9 +102,16 @@ def _once(function, keys):
     everything that uses it. Here it stands in a loop of one turn, a number that it does not see.
     """
     like = jax.eval_shape(function, keys)
-    zeros = jnp.zeros(like.shape, like.dtype, device=like.sharding)
-    turns = (jax.random.key_data(keys)[0, 0] | 1) & 1
-    return jax.lax.fori_loop(0, turns.astype(jnp.int32), lambda i, x: function(keys), zeros)
+    data = jax.random.key_data(keys)
+    turns = (data[0, 0] | 1) & 1
+    # Zeros that vary over the mapped axes over which the keys do, as `shard_map` wants them.
+    zeros = jnp.zeros(like.shape, like.dtype, device=like.sharding) + (turns - 1).astype(like.dtype)
+
+    def turn(i, drawn):
+        del i, drawn
+        return function(jax.random.wrap_key_data(data, impl=_threefry.PRNG))
+
+    return jax.lax.fori_loop(0, turns.astype(jnp.int32), turn, zeros)
 
 
 def _is_typed(key):

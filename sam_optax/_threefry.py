@@ -1,7 +1,8 @@
 """Threefry-2x32 (Salmon et al. 2011) for `jax.random`, with its rounds written out.
 
-The numbers are JAX's own. JAX compiles the rounds for CPU to a loop through memory, which costs ten
-times as much, and more than a gradient of a small model.
+The numbers are JAX's own, with `jax_threefry_partitionable` as it comes. JAX compiles the rounds
+for CPU to a loop through memory, which costs ten times as much, and more than a gradient of a small
+model.
 """
 
 import math

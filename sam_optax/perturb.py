@@ -423,10 +423,10 @@ def subtract_ema(
         del params, extra
         weight, share = value_at(sigma, step), 1 - value_at(decay, step)
         noise = _tree.combine(lambda g, m: g - weight * m, first, state.m)
-        # g is noise + σ m, which orders the readers of m: XLA would copy it, to change it in place
-        # while another reads it.
-        gradient = _tree.combine(lambda n, m: n + weight * m, noise, state.m)
-        return noise, EmaState(_moved(state.m, gradient, share, step))
+        # g itself, but after the noise, which is NaN where g or m are beyond use: else XLA copies
+        # m, to change it in place while the noise may still need it.
+        after = _tree.combine(lambda g, n: jnp.where(jnp.isnan(n), n, g), first, noise)
+        return noise, EmaState(_moved(state.m, after, share, step))
 
     return optax.GradientTransformationExtraArgs(_init_ema, update)
 

@@ -525,6 +525,7 @@ def test_gpu_check_reports_steps_and_epochs(monkeypatch, tmp_path):
     assert rows.keys() == {*gpu_check.EPOCHS, *methods, *gpu_check.BOUNDS}
     assert all(row["finite"] for row in rows.values())
     assert rows["sgd"]["time_ratio"] == rows["sgd"]["temp_bytes_ratio"] == 1
+    assert rows["sam"]["ideal_ratio"] == pytest.approx(rows["sam"]["time_ratio"] / 2)
     shares = {name: rows[name]["sam_fraction"] for name in ("sgd", "sam", "lpf_sgd")}
     assert shares == {"sgd": 0, "sam": 1, "lpf_sgd": 0}
     assert (rows["ae_sam, never"]["sam_fraction"], rows["ae_sam, always"]["sam_fraction"]) == (0, 1)

@@ -62,22 +62,86 @@ def test_inside_jit():
 
 def test_more_elements_than_a_word_counts():
     """Those are JAX's own: traced alone, as they would take 16 GiB."""
-    _, ours = pair()
-    drawn = jax.eval_shape(lambda key: jax.random.bits(key, (2**17, 2**16)), ours)
-    assert drawn.shape == (2**17, 2**16)
+
+    def program(rows):
+        key = jax.random.key_data(pair()[1])
+        return str(jax.make_jaxpr(lambda key: _threefry._bits(key, 32, (rows, 2**16)))(key))
+
+    assert "random_bits" not in program(2**16)
+    assert "random_bits" in program(2**17)
 
 
 # Draws like a tree.
 
 
-def test_a_draw_is_that_of_optax():
-    shapes = {"a": (3, 4), "b": (4,), "c": (3, 4), "d": (), "e": (4, 3), "f": (3, 4)}
-    tree = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    key = jax.random.fold_in(jax.random.key(5), 9)
-    expected = optax.tree.random_like(key, tree)
-    drawn = _random.draw_like(jax.random.normal, _random.key_data(5), 9, tree)
+SHAPES = {"a": (3, 4), "b": (4,), "c": (3, 4), "d": (), "e": (4, 3), "f": (3, 4), "g": (0, 2)}
+TREE = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+
+
+def draw(count, tree=TREE):
+    return _random.draw_like(jax.random.normal, _random.key_data(5), count, tree)
+
+
+def theirs(count, tree=TREE):
+    return optax.tree.random_like(jax.random.fold_in(jax.random.key(5), count), tree)
+
+
+def assert_same(drawn, expected):
     jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_draw_is_that_of_optax(compiled):
+    drawn = (jax.jit(draw) if compiled else draw)(9)
+    assert_same(drawn, theirs(9))
     assert not np.array_equal(drawn["a"], drawn["c"])
+
+
+def test_draws_of_several_seeds_at_once():
+    assert_same(jax.vmap(draw)(jnp.arange(3)), jax.vmap(theirs)(jnp.arange(3)))
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices, real or virtual")
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("varies", [True, False])
+def test_draws_under_shard_map(kind, check_vma, varies):
+    """Each device draws for itself where its key does, as an ensemble trains."""
+    types = (jax.sharding.AxisType[kind],)
+    mesh = jax.make_mesh((4,), ("x",), axis_types=types)
+    spec = jax.sharding.PartitionSpec
+    counts = jax.device_put(
+        jnp.arange(4) if varies else jnp.zeros(1, jnp.int32),
+        jax.sharding.NamedSharding(mesh, spec("x") if varies else spec()),
+    )
+
+    def local(function):
+        def drawn(count):
+            return function(count[0], {"w": jnp.zeros((2, 3)), "v": jnp.zeros((2, 3))})["v"]
+
+        specs = {"in_specs": counts.sharding.spec, "out_specs": counts.sharding.spec}
+        return jax.jit(jax.shard_map(drawn, mesh=mesh, check_vma=check_vma, **specs))(counts)
+
+    np.testing.assert_array_equal(local(draw), local(theirs))
+
+
+def test_no_key_is_used_twice():
+    with jax.debug_key_reuse(True):
+        jax.block_until_ready(draw(9))
+
+
+def test_a_draw_outside_jit_is_traced_once():
+    """Tracing and compiling it at each call would take a hundred times as long."""
+    traced = []
+
+    def sampler(*args, **kwargs):
+        traced.append(args)
+        return jax.random.normal(*args, **kwargs)
+
+    _random.draw_like(sampler, _random.key_data(5), 0, TREE)
+    once = len(traced)
+    _random.draw_like(sampler, _random.key_data(5), 1, TREE)
+    assert len(traced) == once > 0
 
 
 def test_a_draw_is_in_float32_at_least(x64):
@@ -90,11 +154,8 @@ def test_a_draw_is_in_float32_at_least(x64):
 def test_a_draw_grows_with_the_number_of_shapes():
     """A program for each leaf would take longer to compile than a training step."""
 
-    def draw(tree):
-        return _random.draw_like(jax.random.normal, _random.key_data(5), 9, tree)
-
     def loops(leaves):
         tree = {i: jnp.zeros((3, 4) if i % 2 else (4,)) for i in range(leaves)}
-        return jax.jit(draw).lower(tree).as_text().count("stablehlo.while")
+        return jax.jit(draw).lower(9, tree).as_text().count("stablehlo.while")
 
     assert loops(20) == loops(2) > 0

@@ -8,7 +8,9 @@ bytes and compilation over those of SGD; benchmark.md, the bars first.
 """
 
 import dataclasses
+from importlib import metadata
 import importlib.util
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,8 @@ import jax
 
 from experiments import cli, runs
 from experiments.benchmark import bars, problems, report, table
+
+TORCH = ("torch", "pytorch_optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Options:
     methods: tuple[str, ...] = cli.METHODS[1:]
     """Methods of sam_optax, with their defaults, but adaptive thresholds at the mean."""
     peers: tuple[Literal["optax", "torch"], ...] = ("optax",)
-    """Whom to compare with beside a hand-written SAM; torch needs the extra peers."""
+    """Whom to compare with beside a hand-written SAM: optax always, torch with the extra peers."""
     batch_size: int | None = None
     """Images a step; left out, what two cores train in well under a second."""
     width: int | None = None
@@ -49,31 +53,36 @@ def main(options: Options) -> None:
     for name in ("batch_size", "width"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-    if not options.seconds > 0:
-        raise cli.UserError(f"--seconds must be positive, got {options.seconds}.")
+    cli.positive("seconds", options.seconds)
     if not options.models:
         raise cli.UserError(f"--models must name one: {', '.join(problems.MODELS)}.")
     for model in options.models:
         cli.known("model", model, problems.MODELS)
     for method in options.methods:
         cli.known("method", method, cli.METHODS[1:])
-    if "torch" in options.peers and importlib.util.find_spec("pytorch_optimizer") is None:
+    torch = "torch" in options.peers
+    if torch and importlib.util.find_spec("pytorch_optimizer") is None:
         raise cli.UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
+    if torch and options.width is not None:
+        raise cli.UserError("--width is of JAX's models alone: leave it out with --peers torch.")
     config = dataclasses.asdict(options)
-    path = runs.folder(options.out, options.name, config, overwrite=True)
+    again = (options.out / options.name / "benchmark.json").exists()
+    path = runs.folder(options.out, options.name, config, overwrite=again)
     # A cached compilation costs nothing, and is no measurement.
     jax.config.update("jax_enable_compilation_cache", False)
-    rows = []
-    for model in options.models:
+    rows, provenance = [], runs.provenance()
+    if torch:
+        provenance["versions"] |= {name: metadata.version(name) for name in TORCH}
+    for model in dict.fromkeys(options.models):
         problem = problems.of_model(model, batch_size=options.batch_size, width=options.width)
         rows += table.measure(
             problem,
             options.methods,
-            peers=options.peers,
+            torch=torch,
             turns=options.turns or problems.MODELS[model].turns,
             seconds=options.seconds,
         )
-        found = {"config": config, "rows": rows, **runs.provenance()}
+        found = {"config": config, "rows": rows, "cores": os.cpu_count(), **provenance}
         runs.write_json(path / "benchmark.json", found)
         runs.write_text(path / "benchmark.md", report.markdown(found))
     print("\n".join(report.bars(bars.judge(rows))))

@@ -43,10 +43,10 @@ class Bar(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A bar, the row that is farthest out, and all rows that do not keep it."""
+    """A bar, the row that is farthest out, if any is judged, and all rows that do not keep it."""
 
     bar: Bar
-    farthest: Row
+    farthest: Row | None
     failing: list[Row]
 
 
@@ -113,11 +113,11 @@ BARS = (
 
 
 def judge(rows: Sequence[Row]) -> list[Verdict]:
-    """The verdict on every bar that a row is judged by."""
+    """The verdict on every bar."""
     verdicts = []
     for bar in BARS:
         judged = [row for row in rows if row.get(bar.figure) is not None and bar.applies(row)]
-        if judged:
-            failing = [row for row in judged if not bar.allows(row)]
-            verdicts.append(Verdict(bar, max(judged, key=lambda row: row[bar.figure]), failing))
+        failing = [row for row in judged if not bar.allows(row)]
+        farthest = max(failing or judged, key=lambda row: row[bar.figure], default=None)
+        verdicts.append(Verdict(bar, farthest, failing))
     return verdicts

@@ -33,12 +33,14 @@ class Contestant(NamedTuple):
       step: (carry, batch) -> carry.
       whole: whether step is one function for `jax.jit`, or several that are compiled already.
       uncounted: second gradients of a step that no `ascents` in the state counts.
+      cycle: the fewest steps that hold each kind of step about as often as many do.
     """
 
     init: Callable[[Any], Any]
     step: Callable[[Carry, Any], Carry]
     whole: bool = True
     uncounted: int = 0
+    cycle: int = 1
 
 
 def base() -> optax.GradientTransformation:

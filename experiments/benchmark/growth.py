@@ -27,7 +27,6 @@ AXES = {
     "batch": [(10**6, 10, 4**n) for n in (1, 3, 5, 7)],
 }
 CONTESTANTS = {
-    SGD: lambda problem: contestants.on_device(problem, SGD),
     "hand-written SAM": contestants.hand_written,
     "sam": lambda problem: contestants.on_device(problem, "sam"),
     "r_sam": lambda problem: contestants.on_device(problem, "r_sam"),
@@ -42,7 +41,7 @@ class Options:
     """How the overhead of a step grows."""
 
     most: int = 10**8
-    """Parameters of the largest problem; each needs about 20 bytes of memory."""
+    """Parameters of the largest problem; each needs about 50 bytes of memory."""
     turns: int = 15
     """Turns; a ratio is the median over them."""
     seconds: float = 0.05
@@ -72,13 +71,15 @@ def layers(parameters: int, leaves: int, batch: int) -> Problem:
 
 def main(options: Options) -> None:
     """Runs the command."""
-    if options.turns < 2 or not options.seconds > 0:
-        raise cli.UserError("--turns must be at least 2 and --seconds positive.")
+    if options.turns < 2:
+        raise cli.UserError(f"--turns must be at least 2, got {options.turns}.")
+    cli.positive("seconds", options.seconds)
     least = min(sizes[0] for found in AXES.values() for sizes in found)
     if options.most < least:
         raise cli.UserError(f"--most must be at least {least}, got {options.most}.")
     config = dataclasses.asdict(options)
-    path = runs.folder(options.out, options.name, config, overwrite=True)
+    again = (options.out / options.name / "growth.json").exists()
+    path = runs.folder(options.out, options.name, config, overwrite=again)
     jax.config.update("jax_enable_compilation_cache", False)
     points = [
         (axis, sizes) for axis, found in AXES.items() for sizes in found if sizes[0] <= options.most
@@ -98,13 +99,15 @@ def main(options: Options) -> None:
 
 
 def _measure(problem, options):
-    """A row a contestant."""
-    programs = {name: Program(problem, make(problem)) for name, make in CONTESTANTS.items()}
-    rivals = {name: [] if name == SGD else [SGD] for name in programs}
-    turns = take_turns(programs, rivals, turns=options.turns, seconds=options.seconds)
-    rows = []
-    for name, taken in turns.items():
-        found = over_ideal(taken, name, SGD)
+    """A row a contestant, of which one at a time is held beside SGD."""
+    unit, rows = Program(problem, contestants.on_device(problem, SGD)), []
+    for name, make in CONTESTANTS.items():
+        contestant = make(problem)._replace(cycle=10 if "looksam" in name else 1)
+        programs = {name: Program(problem, contestant), SGD: unit}
+        taken = take_turns(
+            programs, {name: [SGD], SGD: []}, turns=options.turns, seconds=options.seconds
+        )
+        found = over_ideal(taken[name], name, SGD)
         rows.append({"method": name, "ideal_ratio": found.median, "spread": found.spread})
     return rows
 

@@ -33,6 +33,7 @@ class Program:
       temp_bytes: the most that a step holds beside its arguments and results; None likewise.
       state_bytes: of the optimizer's state.
       compile_seconds: of tracing and compiling; of the first two steps where it is several.
+      cycle: as the contestant's.
     """
 
     def __init__(self, problem: Problem, contestant: Contestant):
@@ -41,6 +42,7 @@ class Program:
         carry = Carry(problem.params, problem.model_state, contestant.init(problem.params))
         self._carry = jax.tree.map(jnp.copy, carry)  # the step takes its argument's place
         self._step, self._uncounted = contestant.step, contestant.uncounted
+        self.cycle = contestant.cycle
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._carry.opt_state))
         self.flops = self.temp_bytes = None
         start = time.perf_counter()
@@ -95,15 +97,15 @@ def take_turns(
       programs: by name.
       rivals: those with whom a program is compared: they run again beside it in each of its turns.
       turns: turns.
-      seconds: of a program at a time; a step at least.
+      seconds: of a program at a time; a cycle at least.
 
     Returns:
       For each program what was run in its turns: itself and its rivals, by name.
     """
     drawn, steps = random.Random(0), {}
     for key, program in programs.items():
-        program.run(2)
-        steps[key] = max(1, round(seconds / program.run(1).seconds))
+        program.run(2 * program.cycle)
+        steps[key] = max(program.cycle, round(seconds / program.run(program.cycle).seconds))
     taken = {key: [] for key in programs}
     for _ in track(range(turns), "measuring", transient=True):
         for key in drawn.sample(list(programs), len(programs)):

@@ -37,8 +37,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         "the share of steps with a second gradient. Temporaries are the most that the step holds "
         "beside its arguments and results; state is what the method adds to the base's.",
         "",
-        f"{found['device']}, jax {versions['jax']}, optax {versions['optax']}, flax "
-        f"{versions['flax']}, Python {versions['python']}.",
+        f"{found['device']}, {found['cores']} cores. "
+        + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        + ".",
         "",
     ]
     return "\n".join(lines)
@@ -48,21 +49,24 @@ def bars(verdicts: Sequence[Verdict]) -> list[str]:
     """The bars as a table."""
     lines = ["| promised | at most | farthest | by | kept |", "|---|--:|--:|---|---|"]
     for bar, farthest, failing in verdicts:
-        names = ", ".join(f"{_who(row)} {_figure(row, bar)}" for row in failing)
-        lines.append(
-            f"| {bar.text} | {bar.limit:g} | {_figure(farthest, bar)} | {_who(farthest)} | "
-            f"{'NO: ' + names if failing else 'yes'} |"
-        )
+        if farthest is None:
+            figures, kept = " | ", "not measured"
+        else:
+            figures, kept = f"{_figure(farthest, bar)} | {_who(farthest)}", "yes"
+        if failing:
+            kept = "NO: " + ", ".join(f"{_who(row)} {_figure(row, bar)}" for row in failing)
+        lines.append(f"| {bar.text} | {bar.limit:g} | {figures} | {kept} |")
     return lines
 
 
 def _figure(row, bar):
     error = row.get(f"{bar.figure}_error")
-    return f"{row[bar.figure]:.3f}" + (f" ± {error:.3f}" if error else "")
+    return f"{row[bar.figure]:.5g}" + (f" ± {error:.3f}" if error else "")
 
 
 def _who(row):
-    return f"{row['method']} on {row['model']}"
+    where = "" if row["dispatch"] == "device" else f" ({row['dispatch']})"
+    return f"{row['method']} on {row['model']}{where}"
 
 
 def _table(model, rows):

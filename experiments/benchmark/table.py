@@ -25,7 +25,7 @@ def measure(
     problem: Problem,
     methods: Sequence[str],
     *,
-    peers: Sequence[str] = (),
+    torch: bool = False,
     turns: int,
     seconds: float,
 ) -> list[dict[str, Any]]:
@@ -34,15 +34,15 @@ def measure(
     Args:
       problem: what to train.
       methods: of `sam_optax`; those that skip gradients decide on the device and on the host.
-      peers: "optax", "torch", or both; the hand-written step always takes part.
+      torch: whether those of pytorch_optimizer take part, where it has them and the model.
       turns: turns, two at least.
       seconds: of a contestant in a turn.
 
     Returns:
       Rows with the figures of `costs` and `times`.
     """
-    programs = compiled(problem, methods, peers)
-    if TORCH in peers:
+    programs = compiled(problem, methods)
+    if torch:
         from experiments.benchmark import torch_peers  # needs an extra
 
         if problem.name in torch_peers.MODELS:
@@ -55,20 +55,19 @@ def measure(
     return rows
 
 
-def compiled(
-    problem: Problem, methods: Sequence[str], peers: Sequence[str] = ()
-) -> dict[Key, Program]:
-    """SGD, the hand-written step, the peers in JAX and the methods, compiled."""
+def compiled(problem: Problem, methods: Sequence[str]) -> dict[Key, Program]:
+    """SGD, the hand-written steps, those of Optax and the methods, compiled."""
     makers = {UNIT: contestants.on_device(problem, SGD)}
     makers[HAND_WRITTEN] = contestants.hand_written(problem)
     makers[MIXING] = contestants.hand_written(problem, mixes=True)
-    if "optax" in peers:
-        makers[OPAQUE] = contestants.optax_opaque(problem)
-        makers[TRANSPARENT] = contestants.optax_transparent(problem)
+    makers[OPAQUE] = contestants.optax_opaque(problem)
+    makers[TRANSPARENT] = contestants.optax_transparent(problem)
     for method in methods:
         makers[method, "device"] = contestants.on_device(problem, method)
         if method in bars.SKIPPING:
             makers[method, "host"] = contestants.on_host(problem, method)
+    for key in [key for key in makers if key[0] in bars.SKIPPING]:
+        makers[key] = makers[key]._replace(cycle=10)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
         return {

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 import functools
 import itertools
+import os
 import time
+
+# Before torch is imported: its idle threads would take the cores from the step that comes next.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytorch_optimizer
@@ -51,7 +55,7 @@ def _wrapped(name, **settings):
     return make
 
 
-# By the names in `sam_optax`, whose defaults they have.
+# By the names in `sam_optax`, with its settings.
 PEERS = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), **BASE),
     "sam": _wrapped("SAM"),
@@ -60,7 +64,8 @@ PEERS = {
     "looksam": _wrapped("LookSAM", k=5),
     "friendly_sam": _wrapped("FriendlySAM"),
 }
-# Their `step` takes the first gradient too; that of the others finds it.
+# Their `step` takes the first gradient too; that of the others finds it. LookSAM's asks for a
+# gradient at every step, also where it does not climb.
 BOTH_GRADIENTS = ("gsam", "wsam")
 
 
@@ -68,6 +73,7 @@ class TorchProgram:
     """A peer on a problem, as `measure.Program`; it is not compiled."""
 
     flops = temp_bytes = state_bytes = compile_seconds = None
+    cycle = 10
 
     def __init__(self, problem: Problem, name: str):
         """Makes the model and the batch."""
