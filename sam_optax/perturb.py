@@ -337,7 +337,7 @@ def eigen_ball(
 def _lean(first, v, rho, alpha):
     """ρ (ĝ + α sign⟨g, v⟩ reject(v, ĝ))."""
     ascent = _tree.towards(first, 1.0)
-    weight = alpha * jnp.sign(_tree.vdot(first, v))
+    weight = alpha * jnp.sign(_tree.along(v, first))
     rejected = _tree.reject(v, ascent)
     return _tree.combine(lambda a, r: rho * (a + weight * r), ascent, rejected)
 

@@ -90,6 +90,21 @@ def test_both_gradients_are_traced_once():
         assert (method, len(traced)) == (method, expected)
 
 
+@pytest.mark.parametrize("method", ["gsam", "looksam", "eigen_sam"])
+def test_the_program_grows_with_the_leaves_and_not_with_their_square(method):
+    """As it does where XLA repeats a sum over all leaves in each of them."""
+
+    def size(leaves):
+        problem = growth.layers(4 * leaves, leaves, 2)
+        contestant = contestants.on_device(problem, method)
+        carry = Carry(problem.params, {}, contestant.init(problem.params))
+        lowered = jax.jit(contestant.step).lower(carry, problem.batches[0])
+        return len(lowered.compile().as_text())
+
+    ten, twenty, forty = map(size, (10, 20, 40))
+    assert forty - twenty < 2.3 * (twenty - ten)
+
+
 # The steps.
 
 

@@ -246,7 +246,7 @@ MUTATIONS = {
         "eigen",
     ),
     "eigen_sam without the sign": Mutation(
-        "perturb.py", "alpha * jnp.sign(_tree.vdot(first, v))", "alpha", "closed_forms", "eigen"
+        "perturb.py", "alpha * jnp.sign(_tree.along(v, first))", "alpha", "closed_forms", "eigen"
     ),
     "eigen_sam estimates at step 0": Mutation(
         "perturb.py", "due = (step > 0) & ", "due = (step >= 0) & ", "closed_forms", "eigen"
