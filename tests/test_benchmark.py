@@ -151,6 +151,19 @@ def test_the_layers_have_the_sizes_asked_for():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+@pytest.mark.peers
+@pytest.mark.parametrize("model", ["mlp", "small_cnn"])
+def test_the_peers_in_torch_have_the_same_models_and_take_both_gradients(model):
+    from experiments.benchmark import torch_peers
+
+    problem = problems.of_model(model, batch_size=8)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
+    for name in torch_peers.PEERS:
+        program = torch_peers.TorchProgram(problem, name)
+        assert sum(p.numel() for p in program._model.parameters()) == sizes
+        assert program.run(10).ascents == (name != "sgd")
+
+
 # The clock.
 
 
