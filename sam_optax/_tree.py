@@ -51,9 +51,8 @@ def along(a: Any, b: Any) -> jax.Array:
     It ends in a division, which XLA computes once: a bare sum over the leaves it would repeat in
     each leaf that uses it, and take minutes to compile where there are hundreds.
     """
-    length = jnp.maximum(norm(b), TINY)
     # The unit vector goes into the product, which could overflow with b itself.
-    return vdot(a, combine(lambda y: y / length, b)) / length
+    return vdot(a, towards(b, 1.0)) / jnp.maximum(norm(b), TINY)
 
 
 def reject(a: Any, b: Any) -> Any:
@@ -71,11 +70,8 @@ def cast_like(tree: Any, reference: Any) -> Any:
     """tree in the dtypes of reference."""
 
     def cast(x, r):
-        # the usual case first: result_type takes longer than a small gradient
-        if x.dtype == getattr(r, "dtype", None):
-            return x
-        dtype = jnp.result_type(r)
-        return x if x.dtype == dtype else x.astype(dtype)
+        # result_type, which only numbers need, takes longer than a small gradient
+        return x if x.dtype == getattr(r, "dtype", None) else x.astype(jnp.result_type(r))
 
     return jax.tree.map(cast, tree, reference)
 

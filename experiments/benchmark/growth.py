@@ -102,8 +102,7 @@ def _measure(problem, options):
     """A row a contestant, of which one at a time is held beside SGD."""
     unit, rows = Program(problem, contestants.on_device(problem, SGD)), []
     for name, make in CONTESTANTS.items():
-        contestant = make(problem)._replace(cycle=10 if "looksam" in name else 1)
-        programs = {name: Program(problem, contestant), SGD: unit}
+        programs = {name: Program(problem, make(problem)), SGD: unit}
         taken = take_turns(
             programs, {name: [SGD], SGD: []}, turns=options.turns, seconds=options.seconds
         )

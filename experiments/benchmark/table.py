@@ -66,8 +66,6 @@ def compiled(problem: Problem, methods: Sequence[str]) -> dict[Key, Program]:
         makers[method, "device"] = contestants.on_device(problem, method)
         if method in bars.SKIPPING:
             makers[method, "host"] = contestants.on_host(problem, method)
-    for key in [key for key in makers if key[0] in bars.SKIPPING]:
-        makers[key] = makers[key]._replace(cycle=10)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
         return {
