@@ -204,7 +204,7 @@ def test_a_turn_holds_every_kind_of_step():
     assert [steps for _, steps in told[-3:]] == [10, 10, 10]
     programs = table.compiled(problems.of_model("mlp", batch_size=4, width=4), ["sam", "looksam"])
     cycles = {key: program.cycle for key, program in programs.items()}
-    assert cycles["looksam", "device"] == cycles["looksam", "host"] == 10
+    assert cycles["looksam", "device"] == cycles["looksam", "host"] == 5
     assert cycles["sam", "device"] == cycles[table.UNIT] == 1
 
 
