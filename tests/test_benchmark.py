@@ -357,6 +357,17 @@ def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
     command(monkeypatch, benchmark, *arguments[:-2], "--turns", 3, "--out", tmp_path)  # anew
 
 
+def test_without_turns_only_what_the_compiler_counts_is_written(monkeypatch, tmp_path):
+    arguments = ("--models", "mlp", "--methods", "sam", "ae_sam", *TINY, "--turns", 0)
+    command(monkeypatch, benchmark, *arguments, "--out", tmp_path)
+    rows = json.loads((tmp_path / "benchmark" / "benchmark.json").read_text())["rows"]
+    assert [row["dispatch"] for row in rows[-2:]] == ["device", "device"]
+    assert all(row["flops_ratio"] >= 1 and "time_ratio" not in row for row in rows)
+    written = (tmp_path / "benchmark" / "benchmark.md").read_text()
+    assert re.search(r"two-gradient methods \| 2.01 \| [\d.]+ \| sam on mlp", written)
+    assert re.search(r"skip gradients \| 1.05 \|  \|  \| not measured", written)
+
+
 def test_no_other_result_is_overwritten(monkeypatch, tmp_path, capsys):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "config.json").write_text("{}")
@@ -392,11 +403,12 @@ def test_growth_without_a_problem_is_a_mistake(monkeypatch, tmp_path, capsys):
         (("--models", "mpl"), "unknown model 'mpl': did you mean mlp"),
         (("--models",), "--models must name one: mlp, small_cnn"),
         (("--methods", "sgd"), "unknown method 'sgd'"),
-        (("--turns", 1), "--turns must be at least 2 for a spread, got 1"),
+        (("--turns", 1), "--turns must be at least 2 for a spread, or 0 for no times, got 1"),
         (("--seconds", 0), "--seconds must be positive and finite, got 0"),
         (("--seconds", "inf"), "--seconds must be positive and finite, got inf"),
         (("--width", 0), "--width must be at least 1, got 0"),
         (("--peers", "torch"), "--peers torch needs PyTorch"),
+        (("--peers", "torch", "--turns", 0), "--peers torch is for times"),
     ],
 )
 def test_a_mistake_is_told(arguments, message, monkeypatch, tmp_path, capsys):

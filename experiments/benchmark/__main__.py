@@ -37,7 +37,8 @@ class Options:
     width: int | None = None
     """Width of the models' narrowest layer."""
     turns: int | None = None
-    """Turns; a ratio is the median over them. Left out, 11 of slow models, 101 of quick ones."""
+    """Turns; a ratio is the median over them. Left out, 11 of slow models, 101 of quick ones; 0
+    for what the compiler counts alone, which can be told of a batch too large to train here."""
     seconds: float = 0.02
     """What a method, and each one it is compared with, trains in a turn; one step at least."""
     name: str = "benchmark"
@@ -48,8 +49,10 @@ class Options:
 
 def main(options: Options) -> None:
     """Runs the command."""
-    if options.turns is not None and options.turns < 2:
-        raise cli.UserError(f"--turns must be at least 2 for a spread, got {options.turns}.")
+    if options.turns not in (None, 0) and options.turns < 2:
+        raise cli.UserError(
+            f"--turns must be at least 2 for a spread, or 0 for no times, got {options.turns}."
+        )
     for name in ("batch_size", "width"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
@@ -61,6 +64,8 @@ def main(options: Options) -> None:
     for method in options.methods:
         cli.known("method", method, cli.METHODS[1:])
     torch = "torch" in options.peers
+    if torch and options.turns == 0:
+        raise cli.UserError("--peers torch is for times: leave --turns 0 away.")
     if torch and importlib.util.find_spec("pytorch_optimizer") is None:
         raise cli.UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
     if torch and options.width is not None:
@@ -79,7 +84,7 @@ def main(options: Options) -> None:
             problem,
             options.methods,
             torch=torch,
-            turns=options.turns or problems.MODELS[model].turns,
+            turns=problems.MODELS[model].turns if options.turns is None else options.turns,
             seconds=options.seconds,
         )
         found = {"config": config, "rows": rows, "cores": os.cpu_count(), **provenance}

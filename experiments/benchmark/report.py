@@ -79,7 +79,9 @@ def _table(model, rows):
         f"|---|---|{'--:|' * len(COLUMNS)}",
     ]
     for row in rows:
-        row = {**row, "half_spread": row["spread"] / 2}
-        cells = ["" if row[k] is None else format(row[k], form) for k, form in COLUMNS.values()]
+        if "spread" in row:
+            row = {**row, "half_spread": row["spread"] / 2}
+        figures = [(row.get(key), form) for key, form in COLUMNS.values()]
+        cells = ["" if figure is None else format(figure, form) for figure, form in figures]
         lines.append(f"| {row['method']} | {row['dispatch']} | {' | '.join(cells)} |")
     return lines

@@ -35,13 +35,13 @@ def measure(
       problem: what to train.
       methods: of `sam_optax`; those that skip gradients decide on the device and on the host.
       torch: whether those of pytorch_optimizer take part, where it has them and the model.
-      turns: turns, two at least.
+      turns: turns, two at least; 0 for no times.
       seconds: of a contestant in a turn.
 
     Returns:
       Rows with the figures of `costs` and `times`.
     """
-    programs = compiled(problem, methods)
+    programs = compiled(problem, methods, host=turns > 0)
     if torch:
         from experiments.benchmark import torch_peers  # needs an extra
 
@@ -49,14 +49,19 @@ def measure(
             for name in torch_peers.PEERS:
                 programs[name, TORCH] = torch_peers.TorchProgram(problem, name)
     rivals = {key: compared(key, programs) for key in programs}
-    taken = take_turns(programs, rivals, turns=turns, seconds=seconds)
-    rows = [costs(problem, programs, key) | times(taken[key], key) for key in programs]
-    over_torch(rows)
+    rows = [costs(problem, programs, key) for key in programs]
+    if turns:
+        taken = take_turns(programs, rivals, turns=turns, seconds=seconds)
+        rows = [row | times(taken[key], key) for key, row in zip(programs, rows, strict=True)]
+        over_torch(rows)
     return rows
 
 
-def compiled(problem: Problem, methods: Sequence[str]) -> dict[Key, Program]:
-    """SGD, the hand-written steps, those of Optax and the methods, compiled."""
+def compiled(problem: Problem, methods: Sequence[str], *, host: bool = True) -> dict[Key, Program]:
+    """SGD, the hand-written steps, those of Optax and the methods, compiled.
+
+    Those that decide on the host, if they are asked for, take two steps.
+    """
     makers = {UNIT: contestants.on_device(problem, SGD)}
     makers[HAND_WRITTEN] = contestants.hand_written(problem)
     makers[MIXING] = contestants.hand_written(problem, mixes=True)
@@ -64,7 +69,7 @@ def compiled(problem: Problem, methods: Sequence[str]) -> dict[Key, Program]:
     makers[TRANSPARENT] = contestants.optax_transparent(problem)
     for method in methods:
         makers[method, "device"] = contestants.on_device(problem, method)
-        if method in bars.SKIPPING:
+        if host and method in bars.SKIPPING:
             makers[method, "host"] = contestants.on_host(problem, method)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
