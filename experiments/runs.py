@@ -55,6 +55,15 @@ def folder(out: Path, name: str, config: dict[str, Any], *, overwrite: bool) -> 
     return path
 
 
+def renewed(out: Path, name: str, config: dict[str, Any], result: str) -> Path:
+    """The folder as `folder` makes it; an older result of the same file name is replaced.
+
+    Raises:
+      UserError: as `folder`, for the result of another command.
+    """
+    return folder(out, name, config, overwrite=(_path(out, name) / result).exists())
+
+
 def state_of(out: Path, name: str, config: dict[str, Any]) -> str:
     """What the folder out/name holds: a "finished" run, an "unfinished" one, or "nothing".
 

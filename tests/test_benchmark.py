@@ -197,6 +197,14 @@ def test_all_take_turns_of_about_the_same_time():
     assert 0 < len(firsts) < 20
 
 
+def test_a_rival_without_turns_of_its_own_runs_beside_others_alone():
+    told = []
+    programs = {"slow": Fake(0.5, told), "quick": Fake(0.01, told)}
+    taken = measure.take_turns(programs, {"slow": ["quick"]}, turns=3, seconds=0.1)
+    assert taken.keys() == {"slow"}
+    assert len(told) == 2 * 2 + 3 * 2  # two runs of each to warm up and to count its steps
+
+
 def test_a_turn_holds_every_kind_of_step():
     """The median of single steps would not see those with a second gradient, if they are rare."""
     told = []

@@ -71,8 +71,7 @@ def main(options: Options) -> None:
     if torch and options.width is not None:
         raise cli.UserError("--width is of JAX's models alone: leave it out with --peers torch.")
     config = dataclasses.asdict(options)
-    again = (options.out / options.name / "benchmark.json").exists()
-    path = runs.folder(options.out, options.name, config, overwrite=again)
+    path = runs.renewed(options.out, options.name, config, "benchmark.json")
     # A cached compilation costs nothing, and is no measurement.
     jax.config.update("jax_enable_compilation_cache", False)
     rows, provenance = [], runs.provenance()

@@ -78,8 +78,7 @@ def main(options: Options) -> None:
     if options.most < least:
         raise cli.UserError(f"--most must be at least {least}, got {options.most}.")
     config = dataclasses.asdict(options)
-    again = (options.out / options.name / "growth.json").exists()
-    path = runs.folder(options.out, options.name, config, overwrite=again)
+    path = runs.renewed(options.out, options.name, config, "growth.json")
     jax.config.update("jax_enable_compilation_cache", False)
     points = [
         (axis, sizes) for axis, found in AXES.items() for sizes in found if sizes[0] <= options.most
@@ -103,9 +102,7 @@ def _measure(problem, options):
     unit, rows = Program(problem, contestants.on_device(problem, SGD)), []
     for name, make in CONTESTANTS.items():
         programs = {name: Program(problem, make(problem)), SGD: unit}
-        taken = take_turns(
-            programs, {name: [SGD], SGD: []}, turns=options.turns, seconds=options.seconds
-        )
+        taken = take_turns(programs, {name: [SGD]}, turns=options.turns, seconds=options.seconds)
         found = over_ideal(taken[name], name, SGD)
         rows.append({"method": name, "ideal_ratio": found.median, "spread": found.spread})
     return rows

@@ -87,7 +87,7 @@ def take_turns(
     turns: int,
     seconds: float,
 ) -> dict[Key, list[dict[Key, Turn]]]:
-    """Runs every program in every turn, for about so many seconds, each beside its rivals.
+    """Runs programs in every turn, for about so many seconds, each beside its rivals.
 
     A machine's speed drifts. What is run within a fraction of a second can be compared, and a
     random order keeps what a program leaves behind (warm caches, a hot chip) from helping always
@@ -95,20 +95,21 @@ def take_turns(
 
     Args:
       programs: by name.
-      rivals: those with whom a program is compared: they run again beside it in each of its turns.
+      rivals: for each program that has turns of its own, those with whom it is compared: they run
+        again beside it in each of them.
       turns: turns.
       seconds: of a program at a time; a cycle at least.
 
     Returns:
-      For each program what was run in its turns: itself and its rivals, by name.
+      For each of these programs what was run in its turns: itself and its rivals, by name.
     """
     drawn, steps = random.Random(0), {}
     for key, program in programs.items():
         program.run(2 * program.cycle)
         steps[key] = max(program.cycle, round(seconds / program.run(program.cycle).seconds))
-    taken = {key: [] for key in programs}
+    taken = {key: [] for key in rivals}
     for _ in track(range(turns), "measuring", transient=True):
-        for key in drawn.sample(list(programs), len(programs)):
+        for key in drawn.sample(list(rivals), len(rivals)):
             group = [key, *rivals[key]]
             order = drawn.sample(group, len(group))
             taken[key].append({other: programs[other].run(steps[other]) for other in order})
