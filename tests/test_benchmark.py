@@ -390,9 +390,10 @@ def test_no_other_result_is_overwritten(monkeypatch, tmp_path, capsys):
 def test_growth_writes_its_picture(monkeypatch, tmp_path):
     sizes = {"parameters": [(40, 2, 3), (400, 2, 3)], "leaves": [(40, 2, 3), (40, 4, 3)]}
     monkeypatch.setattr(growth, "AXES", sizes)
+    monkeypatch.setattr(growth, "MOST_LEAVES_ON_HOST", 2)
     command(monkeypatch, growth, "--turns", 2, "--seconds", 1e-4, "--out", tmp_path)
     rows = json.loads((tmp_path / "growth" / "growth.json").read_text())["rows"]
-    assert len(rows) == 4 * len(growth.CONTESTANTS)
+    assert len(rows) == 4 * len(growth.CONTESTANTS) - 2  # two on the host have too many leaves
     assert all(row["ideal_ratio"] > 0 for row in rows)
     assert {row["axis"] for row in rows} == {"parameters", "leaves"}
     assert (tmp_path / "growth" / "growth.png").read_bytes().startswith(b"\x89PNG")
