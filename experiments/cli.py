@@ -163,12 +163,15 @@ class Options:
         method: str,
         settings: Mapping[str, Any],
         loaded: data.Data,
+        *,
+        apart: bool = False,
         **kwargs: Any,
     ) -> Trainer:
         """A trainer for this method, its settings checked."""
+        on_host = self.on_host(recipe) and not apart
         try:
             return Trainer(
-                recipe, method, settings, data=loaded, on_host=self.on_host(recipe), **kwargs
+                recipe, method, settings, data=loaded, on_host=on_host, apart=apart, **kwargs
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{method}: {error}") from error
@@ -244,9 +247,16 @@ def run(main: Callable[[Any], None], options: type) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         said = str(error).partition("\n")[0]
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            if jax.process_count() == 1:
+                raise
+            print(
+                f"error: the processes cannot go on together, as where one is gone ({said:.200}): "
+                "start all of them again with --resume.",
+                file=sys.stderr,
+            )
+            _leave(1)
         print(
             f"error: out of memory ({said:.200}): pass a smaller --batch-size or --width, "
             "or --most.",

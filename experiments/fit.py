@@ -6,6 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -81,14 +82,26 @@ def means(state: TrainState, steps: int) -> dict[str, float]:
 _norm = jax.jit(optax.tree.norm)
 
 
-def quantities(method_state: Any) -> dict[str, float]:
-    """The scalars of a method's state by their names: ascents, rho, lambda_k, mean and more."""
+def quantities(method_state: Any, *, apart: bool = False) -> dict[str, float]:
+    """The scalars of a method's state by their names: ascents, rho, lambda_k, mean and more.
+
+    Args:
+      method_state: the state.
+      apart: whether it has a leading axis of devices, whose mean is told.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(method_state)
-    return {
-        jax.tree_util.keystr(path[-1:], simple=True): leaf.item()
+    scalars = {
+        jax.tree_util.keystr(path[-1:], simple=True): leaf
         for path, leaf in leaves
-        if np.ndim(leaf) == 0
+        if np.ndim(leaf) == int(apart)
     }
+    return {name: leaf.item() for name, leaf in (_mean(scalars) if apart else scalars).items()}
+
+
+@jax.jit
+def _mean(scalars):
+    """Of each over the devices."""
+    return jax.tree.map(jnp.mean, scalars)
 
 
 def evaluation(trainer: Trainer, state: TrainState, train: Any, data: Data) -> dict[str, float]:

@@ -19,11 +19,11 @@ class InterruptedRunError(Exception):
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[Callable[[], int | None]]:
+def noted() -> Iterator[Callable[[], int]]:
     """Within, the first Ctrl-C or SIGTERM is noted and a second one has its usual effect.
 
     Yields:
-      A function that tells the number of the signal noted, or None.
+      A function that tells the number of the signal noted, or 0.
     """
     received = []
 
@@ -41,6 +41,6 @@ def noted() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
     try:
-        yield lambda: received[0] if received else None
+        yield lambda: received[0] if received else 0
     finally:
         restore()

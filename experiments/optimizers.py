@@ -30,11 +30,12 @@ def optimizer(
     steps_per_epoch: int,
     first_epoch: int = 0,
     key: Any = 0,
+    axis_name: str | None = None,
 ) -> Optimizer:
     """The recipe's base optimizer behind a method of `sam_optax`.
 
     What a method asks for by the names of its arguments it gets: `total_steps`, `key`, the
-    `base` of a decoupled one, and first gradients at the gradient point.
+    `base` of a decoupled one, first gradients at the gradient point, and `axis_name`.
 
     Args:
       recipe: what to train.
@@ -47,27 +48,32 @@ def optimizer(
       steps_per_epoch: steps of an epoch.
       first_epoch: the epoch in which the method begins.
       key: of the method's random numbers, an int or a `jax.random.key`.
+      axis_name: the mapped axis of devices that perturb each for itself, over which the directions
+        are averaged; None for none.
 
     Raises:
       ValueError, TypeError: the method does not take these settings.
     """
     rate = learning_rate(recipe, steps_per_epoch)
     base, descent = direction(recipe), optax.scale_by_learning_rate(rate)
+    mean = optax.identity() if axis_name is None else sam_optax.average(axis_name)
     if method == SGD:
         link = optax.with_extra_args_support(optax.identity())
-        return Optimizer(link, optax.chain(base, descent), rate)
+        return Optimizer(link, optax.chain(mean, base, descent), rate)
     function = getattr(sam_optax, method)
     offered = {
         "base": base,
         "key": key,
         "total_steps": epochs * steps_per_epoch,
         "updates_at": "gradient_point",
+        "axis_name": axis_name,
     }
     run = {"steps_per_epoch": steps_per_epoch, "total": recipe.epochs, "learning_rate": rate}
     first_step = first_epoch * steps_per_epoch
     settings = {name: _resolve(value, run, first_step) for name, value in settings.items()}
     link = function(**_asked(function, offered) | settings)
-    return Optimizer(link, descent if is_decoupled(method) else optax.chain(base, descent), rate)
+    behind = (descent,) if is_decoupled(method) else (base, descent)
+    return Optimizer(link, optax.chain(mean, *behind), rate)
 
 
 def is_decoupled(method: str) -> bool:

@@ -139,6 +139,35 @@ def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None
     save(figure, path)
 
 
+def scaling(
+    path: Path, found: Mapping[str, Any], predicted: Mapping[float, Mapping[str, Sequence[float]]]
+) -> None:
+    """Modelled time of a step over SGD's on one device, against devices, a panel for each link."""
+    devices = [8**n for n in range(5)]
+    figure, axes = plt.subplots(
+        1, len(predicted), figsize=(5.2 * len(predicted), 4.4), layout="constrained", sharey=True
+    )
+    for axis, (gigabits, methods) in zip(np.atleast_1d(axes), predicted.items(), strict=True):
+        for (name, seconds), marker in zip(methods.items(), "osv^DP", strict=True):
+            ratios = [value / found["gradient_seconds"] for value in seconds]
+            style = "--" if name == "MSAM" else "-"  # it lies on SGD
+            axis.plot(devices, ratios, marker=marker, linestyle=style, label=name)
+        axis.set(
+            xscale="log", xlabel="devices", title=f"links of {gigabits:g} Gb/s", ylim=(0, None)
+        )
+        axis.set_xticks(devices, [f"{n:,}" for n in devices])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("time of a step / gradient on one device")
+    np.atleast_1d(axes)[-1].legend(loc="upper left", fontsize="small")
+    size = f"{found['parameter_bytes'] / 1e6:.0f} MB of parameters"
+    figure.suptitle(
+        f"Model: {found['model']}, {size}, {found['batch_size']} images a device, a gradient in "
+        f"{1000 * found['gradient_seconds']:.0f} ms ({found['device']})"
+    )
+    save(figure, path)
+
+
 def toy(
     path: Path,
     loss: Any,

@@ -19,11 +19,11 @@ from experiments.cli import UserError
 # What the commands write: each its result last, and beside it.
 RESULTS = (
     *("summary.json", "table.json", "sweep.json"),
-    *("benchmark.json", "growth.json", "gpu_check.json"),
+    *("benchmark.json", "growth.json", "gpu_check.json", "scaling.json"),
 )
 BESIDE = (
     *("metrics.jsonl", "curves.png", "table.md", "comparison.png"),
-    *("benchmark.md", "growth.png", "gpu_check.md"),
+    *("benchmark.md", "growth.png", "gpu_check.md", "scaling.md", "scaling.png"),
 )
 CHECKPOINTS, TENSORBOARD = FOLDERS = ("checkpoints", "tensorboard")
 PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import cli, fit, interrupt, plots, runs, watch
+from experiments import cli, fit, interrupt, plots, processes, runs, watch
 from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.mesh import Layout
 from experiments.recipes.base import UNTRAINED, Recipe
 from experiments.training import TrainState, arrays
 
@@ -24,10 +25,14 @@ class Plan:
     Attributes:
       recipe: all that the methods share.
       methods: the epoch from which on each trains, its name, and its keyword arguments.
+      layout: the mesh that they train on; None for the default device.
+      apart: whether each device perturbs for itself.
     """
 
     recipe: Recipe
     methods: Sequence[tuple[int, str, Mapping[str, Any]]]
+    layout: Layout | None = None
+    apart: bool = False
 
     @property
     def method(self) -> str:
@@ -36,7 +41,10 @@ class Plan:
 
 
 class Run:
-    """One seed of a plan: its folder, and its metrics so far."""
+    """One seed of a plan: its folder, and its metrics so far.
+
+    Of several processes all hold the metrics and write checkpoints; the first writes all else.
+    """
 
     def __init__(self, options: Any, plan: Plan, seed: int):
         """Looks at the folder, and changes nothing.
@@ -51,7 +59,9 @@ class Run:
         self.path = options.out / self.name
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.writers = [functools.partial(runs.append_json, self.path / "metrics.jsonl")]
+        self.writers = []
+        if processes.is_first():
+            self.writers.append(functools.partial(runs.append_json, self.path / "metrics.jsonl"))
         self.checkpoints = Checkpoints(self.path / runs.CHECKPOINTS)
         self.finished = False
         if options.overwrite:
@@ -67,7 +77,8 @@ class Run:
     def begin(self) -> None:
         """Makes the folder anew."""
         overwrite = self._options.overwrite
-        runs.folder(self._options.out, self.name, self.config(), overwrite=overwrite)
+        if processes.is_first():
+            runs.folder(self._options.out, self.name, self.config(), overwrite=overwrite)
 
     def saved_steps(self) -> list[int]:
         """The steps of the checkpoints to go on from."""
@@ -78,7 +89,8 @@ class Run:
         held = self.checkpoints.restore(step, like)
         self.rows, self.seconds = held.rows, held.seconds
         lines = "".join(map(runs.line, self.rows))
-        runs.write_text(self.path / "metrics.jsonl", lines)
+        if processes.is_first():
+            runs.write_text(self.path / "metrics.jsonl", lines)
         return held.state
 
     def add(self, row: dict[str, Any]) -> None:
@@ -102,6 +114,8 @@ class Run:
             "seed": self.seed,
             "together": options.seeds if options.vmap_seeds else None,
             "decide": options.decide,
+            # The global perturbation is the same on any mesh.
+            "apart": self._plan.layout.size if self._plan.apart else None,
         }
 
 
@@ -112,16 +126,14 @@ class DivergedRunError(cli.UserError):
 class Group:
     """The training of one run, or of several at once on one device."""
 
-    def __init__(
-        self, options: Any, plan: Plan, group: Sequence[Run], stopped: Callable[[], int | None]
-    ):
+    def __init__(self, options: Any, plan: Plan, group: Sequence[Run], stopped: Callable[[], int]):
         """Loads the data and builds the trainers.
 
         Args:
           options: those of the command.
           plan: what is trained.
           group: the seeds that are trained at once.
-          stopped: tells the signal that has come, or None.
+          stopped: tells the signal that has come, or 0.
 
         Raises:
           UserError: the options do not fit together.
@@ -134,7 +146,7 @@ class Group:
                 "leave --vmap-seeds away, or pass --decide device."
             )
         self.data = [options.load(plan.recipe, run.seed) for run in group]
-        self.arrays = [arrays(data) for data in self.data]
+        self.arrays = [arrays(data, plan.layout) for data in self.data]
         starts = [start for start, _, _ in plan.methods]
         ends = [*starts[1:], plan.recipe.epochs]
         self.phases = [
@@ -146,7 +158,14 @@ class Group:
 
     def _trainer(self, method, settings, epochs):
         return self.options.trainer(
-            self.plan.recipe, method, settings, self.data[0], epochs=epochs, together=self.together
+            self.plan.recipe,
+            method,
+            settings,
+            self.data[0],
+            epochs=epochs,
+            together=self.together,
+            layout=self.plan.layout,
+            apart=self.plan.apart,
         )
 
     def train(self) -> None:
@@ -161,8 +180,9 @@ class Group:
         try:
             states = self._fresh()
             with contextlib.ExitStack() as stack:
-                for run in self.runs:
-                    stack.enter_context(runs.locked(run.path))
+                if processes.is_first():
+                    for run in self.runs:
+                        stack.enter_context(runs.locked(run.path))
                 self._train(states)
         except fit.DivergedError as error:
             raise DivergedRunError(f"{where}: {error}") from error
@@ -175,17 +195,24 @@ class Group:
             ) from error
 
     def _train(self, states):
-        if (number := self._stopped()) is not None:
+        (number,) = processes.agree((self._stopped(),))
+        if number:
             where = ", ".join(run.name for run in self.runs)
             raise interrupt.InterruptedRunError(f"{where} was not begun.", number)
         step, states = self._resumed(states)
         images = self.plan.recipe.batch_size * len(self.runs)
         with (
-            watch.bar(self.plan.method, total=self.total, done=step, images=images) as bar,
+            watch.bar(
+                self.plan.method,
+                total=self.total,
+                done=step,
+                images=images,
+                shown=processes.is_first(),
+            ) as bar,
             contextlib.ExitStack() as stack,
         ):
             self._bar = bar
-            if self.options.tensorboard:
+            if self.options.tensorboard and processes.is_first():
                 for run in self.runs:
                     path, done = run.path / runs.TENSORBOARD, step // self.per_epoch
                     run.writers.append(stack.enter_context(watch.tensorboard(path, done=done)))
@@ -225,6 +252,7 @@ class Group:
     def _resumed(self, states):
         """The step and the states to go on from: those given, or the last checkpoints'."""
         saved = [set(run.saved_steps()) for run in self.runs]
+        processes.wait("all know what is saved")
         common = set.intersection(*saved)
         # One beside none is a first checkpoint that was cut short: nothing was saved before it.
         if not common and max(map(len, saved)) > 1:
@@ -248,6 +276,7 @@ class Group:
             step = 0
             for run in self.runs:
                 run.begin()
+            processes.wait("the folders are there")
         self._saved = time.perf_counter()
         self._begun = [self._saved - run.seconds for run in self.runs]
         return step, states
@@ -256,7 +285,7 @@ class Group:
         """A state as it is in a later phase."""
         if phase.first == 0:
             return state
-        return jax.eval_shape(phase.trainer.adopt_one, state)
+        return phase.trainer.adopt_one(state)
 
     def _on_epoch(self, phase, epoch, state):
         for run, data, train, state_ in zip(
@@ -271,7 +300,7 @@ class Group:
                 **fit.evaluation(phase.trainer, state_, train, data),
                 "learning_rate": float(rate),
                 **found,
-                **fit.quantities(state_.method_state),
+                **fit.quantities(state_.method_state, apart=self.plan.apart),
             }
             run.add(row)
             self._bar.say(row)
@@ -279,11 +308,11 @@ class Group:
     def _on_dispatch(self, phase, step, state):
         del phase
         self._bar.reach(step)
-        number = self._stopped()
         due = time.perf_counter() - self._saved >= 60 * self.options.checkpoint_minutes
-        if step < self.total and (due or number is not None):
+        number, due = processes.agree((self._stopped(), due))
+        if step < self.total and (due or number):
             self._save(step, state)
-        if step < self.total and number is not None:
+        if step < self.total and number:
             raise interrupt.InterruptedRunError(
                 f"saved at step {step} of {self.total}; go on with --resume.", number
             )
@@ -306,6 +335,8 @@ class Group:
 
     def _finish(self, run, data, on_train):
         """Summary and picture of a run whose last epoch is over."""
+        if not processes.is_first():
+            return
         recipe, last = self.plan.recipe, run.rows[-1]
         accuracies = [row["test_accuracy"] for row in run.rows]
         fractions = [row["sam_fraction"] for row in run.rows]
@@ -335,6 +366,8 @@ class Group:
             "flipped": data.flipped,
             "validation": recipe.validation,
             "decided_on": "host" if self.phases[0].trainer.on_host else "device",
+            "mesh": None if self.plan.layout is None else dict(self.plan.layout.mesh.shape),
+            "processes": jax.process_count(),
             **runs.provenance(),
         }
         runs.write_json(run.path / "summary.json", summary)

@@ -5,15 +5,19 @@
 Writes <out>/<name>/: config.json, metrics.jsonl (a line an epoch), curves.png, summary.json, and
 checkpoints/ with the whole state. Ctrl-C and SIGTERM save and stop; the same command with --resume
 goes on, and ends where an uninterrupted run ends.
+
+On several devices: --mesh data=8. In several processes: the same command in each, with --mesh,
+--coordinator, --num-processes and its --process-id.
 """
 
 import dataclasses
 import json
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
 import tyro
 
-from experiments import cli, interrupt, watch
+from experiments import cli, interrupt, mesh, processes, watch
 from experiments.optimizers import is_decoupled
 from experiments.seeds import DivergedRunError, Group, Plan, Run
 
@@ -47,11 +51,23 @@ class Options(cli.Options):
     """Steps that an accelerator takes at a time."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too; needs the package tensorboardX."""
+    mesh: str | None = None
+    """Devices to train on, such as data=8, or data=4,model=2 with the parameters divided over two;
+    on CPU they are virtual ones."""
+    perturbation: Literal["global", "device"] = "global"
+    """One perturbation of the whole batch, or each device one of its part (m-sharpness)."""
+    coordinator: str | None = None
+    """Of several processes the address of number 0, host:port; auto on Slurm and cloud TPUs."""
+    process_id: int | None = None
+    """The number of this process, from 0."""
+    num_processes: int | None = None
+    """How many processes there are; each starts with the same command."""
 
 
 def main(options: Options) -> None:
     """Runs the command."""
-    plan = _plan(options)
+    layout = _layout(options)
+    plan = _plan(options, layout)
     if len(set(options.seeds)) < len(options.seeds) or not options.seeds:
         raise cli.UserError(f"--seeds must be different numbers, got {options.seeds}.")
     if options.steps_per_dispatch < 1 or not options.checkpoint_minutes >= 0:
@@ -61,6 +77,8 @@ def main(options: Options) -> None:
     if options.resume and options.overwrite:
         raise cli.UserError("--resume goes on and --overwrite begins again: pass one of them.")
     together = options.vmap_seeds and len(options.seeds) > 1
+    if together and layout is not None:
+        raise cli.UserError("--vmap-seeds trains on one device: leave it or --mesh away.")
     all_runs = [Run(options, plan, seed) for seed in options.seeds]
     unfinished = [run for run in all_runs if not run.finished]
     # Seeds that are trained at once go on together, also where only some have their results.
@@ -74,7 +92,7 @@ def main(options: Options) -> None:
             except DivergedRunError as error:  # the other seeds may not
                 diverged.update(dict.fromkeys(group, error))
     for run in all_runs:
-        if run in diverged:
+        if run in diverged or not processes.is_first():
             continue
         summary = json.loads((run.path / "summary.json").read_text())
         watch.table(f"{options.recipe}, {plan.method}, seed {run.seed}", _figures(summary))
@@ -84,9 +102,35 @@ def main(options: Options) -> None:
         raise cli.UserError(" ".join(dict.fromkeys(map(str, diverged.values()))))
 
 
-def _plan(options):
+def _layout(options):
+    """The mesh, and all processes on it; None for the default device."""
+    several = (options.coordinator, options.process_id, options.num_processes)
+    if options.mesh is None:
+        if any(value is not None for value in several):
+            raise cli.UserError("several processes need --mesh, the devices of all of them.")
+        if options.perturbation == "device":
+            raise cli.UserError("--perturbation device needs --mesh, such as --mesh data=8.")
+        return None
+    try:
+        sizes = mesh.parse(options.mesh)
+        if options.perturbation == "device" and sizes.get(mesh.MODEL, 1) > 1:
+            raise ValueError(
+                "with --perturbation device each device holds all parameters: leave model away."
+            )
+        processes.connect(*several, devices=math.prod(sizes.values()))
+        return mesh.Layout(sizes)
+    except (ValueError, processes.NoConnectionError) as error:
+        raise cli.UserError(f"--mesh {options.mesh}: {error}") from error
+
+
+def _plan(options, layout):
     """The recipe and the methods that train it."""
     recipe = options.resolve()
+    if layout is not None and recipe.batch_size % layout.size:
+        raise cli.UserError(
+            f"--batch-size {recipe.batch_size} cannot be divided over {layout.size} devices: pass "
+            "a multiple of them."
+        )
     method = options.method or recipe.method
     if options.epochs is None and options.then is None:
         recipe = recipe.of(method)
@@ -108,7 +152,10 @@ def _plan(options):
         methods.append((options.switch_at, options.then, settings))
     elif options.then_set:
         raise cli.UserError("--then-set is for the method of --then, and there is none.")
-    return Plan(recipe, methods)
+    apart = options.perturbation == "device"
+    if apart and options.decide == "host":
+        raise cli.UserError("--perturbation device decides on the device: leave --decide away.")
+    return Plan(recipe, methods, layout, apart)
 
 
 def _figures(summary):

@@ -3,6 +3,10 @@
 On the device several steps are one compiled loop. On the host each step is a few compiled pieces
 around the method's own Python branch: the way to train convolutions on CPU, whose gradients XLA
 compiles to slow code inside loops and conditionals.
+
+On a mesh the same steps run over a divided batch, and JAX adds the collectives: one perturbation of
+the global batch. Where each device perturbs for itself, a step is mapped over the devices, each
+with a state of the method of its own, and the directions are averaged.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,11 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
 from experiments import augment, models
 from experiments.data import Data
+from experiments.mesh import DATA, Layout, place
 from experiments.optimizers import optimizer
 from experiments.recipes.base import Recipe
 import sam_optax
@@ -36,7 +42,8 @@ class TrainState(NamedTuple):
       seed: uint32, what every random number of the run follows from.
       params: the model's parameters.
       model_state: its batch statistics.
-      method_state: the state of the method's link.
+      method_state: the state of the method's link; with a leading axis of devices where each
+        perturbs for itself.
       base_state: the state of the rest of the chain.
       metrics: sums over the steps of this epoch, float32 by the names in METRICS.
     """
@@ -66,9 +73,18 @@ class Batch(NamedTuple):
     labels: jax.Array
 
 
-def arrays(data: Data) -> Arrays:
-    """The training set of the data, on the device."""
-    return Arrays(*map(jnp.asarray, (*data.train, data.mean, data.std)))
+def arrays(data: Data, layout: Layout | None = None) -> Arrays:
+    """The training set of the data, on the device, or on every device of a mesh."""
+    found = Arrays(*data.train, data.mean, data.std)
+    if layout is None:
+        return jax.tree.map(jnp.asarray, found)
+    return place(found, layout.everywhere(found))
+
+
+def _mapped(divided: PartitionSpec) -> TrainState:
+    """What of a state each device has for itself, in the words of `jax.shard_map`."""
+    whole = TrainState(*(PartitionSpec() for _ in TrainState._fields))
+    return whole._replace(method_state=divided)
 
 
 def ascents(method_state: Any) -> jax.typing.ArrayLike:
@@ -89,6 +105,8 @@ class Trainer:
         on_host: bool,
         epochs: tuple[int, int] | None = None,
         together: bool = False,
+        layout: Layout | None = None,
+        apart: bool = False,
     ):
         """Builds the model and the optimizer.
 
@@ -100,10 +118,14 @@ class Trainer:
           on_host: whether the method decides on the host.
           epochs: the first that the method trains, and the one behind the last; all by default.
           together: whether states and arrays have a leading axis of seeds.
+          layout: the mesh to train on, whose devices divide the batch; None for the default
+            device.
+          apart: whether each device along the mesh's "data" perturbs for itself.
 
         Raises:
           ValueError, TypeError: the method does not take these settings.
         """
+        self.layout, self._apart = layout, apart
         self.recipe = recipe
         self.classes = data.classes
         self.examples = len(data.train.labels)
@@ -121,6 +143,7 @@ class Trainer:
             epochs=last - first,
             first_epoch=first,
             steps_per_epoch=self.steps_per_epoch,
+            axis_name=DATA if apart else None,
         )
         # How many gradients the first of a step is the mean of.
         self.samples = settings.get("samples", 1)
@@ -148,7 +171,7 @@ class Trainer:
         example = jnp.zeros((1, *np.shape(images)[1:]), jnp.float32)
         model_state = dict(self._jit_init(jax.random.key(seed), example))
         params = model_state.pop("params")
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros([], jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),
             params=params,
@@ -157,6 +180,23 @@ class Trainer:
             base_state=self.optimizer.base.init(params),
             metrics={name: jnp.zeros([], jnp.float32) for name in METRICS},
         )
+        return self._placed(state)
+
+    def shardings(self, state: TrainState) -> TrainState:
+        """Where on the mesh each array of a state lies."""
+        layout, method = self.layout, self.optimizer.method
+        if self._apart:
+            method_state = jax.tree.map(lambda leaf: layout.device, state.method_state)
+        else:
+            method_state = layout.like_params(method, state.method_state, state.params)
+        return layout.everywhere(state)._replace(
+            params=layout.params(state.params),
+            method_state=method_state,
+            base_state=layout.like_params(self.optimizer.base, state.base_state, state.params),
+        )
+
+    def _placed(self, state):
+        return state if self.layout is None else place(state, self.shardings(state))
 
     def adopt(self, state: TrainState) -> TrainState:
         """The state of another method's trainer, for this one to go on with."""
@@ -164,7 +204,9 @@ class Trainer:
 
     def adopt_one(self, state: TrainState) -> TrainState:
         """The same, for the state of one seed."""
-        return state._replace(method_state=self._init_method(state.params, state.seed))
+        return self._placed(
+            state._replace(method_state=self._init_method(state.params, state.seed))
+        )
 
     def _init_method(self, params, seed):
         """The method's state, its random numbers drawn from the seed."""
@@ -172,7 +214,11 @@ class Trainer:
         # and rounds alike in a run that is resumed.
         jax.eval_shape(self.optimizer.method.init, params)
         key = jax.random.fold_in(jax.random.key(seed), METHOD)
-        return self._build(key=key).method.init(params)
+        state = self._build(key=key).method.init(params)
+        if not self._apart:
+            return state
+        devices = self.layout.size
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), state)
 
     def dispatches(
         self, state: TrainState, train: Arrays, *, most: int
@@ -237,7 +283,7 @@ class Trainer:
 
     def _batch(self, state, train, order, i):
         """A batch, augmented."""
-        indices = order[i]
+        indices = self._divided(order[i])
         key = jax.random.fold_in(jax.random.key(state.seed), AUGMENTATION)
         key, mix_key = jax.random.split(jax.random.fold_in(key, state.step))
         recipe, labels = self.recipe, train.labels[indices]
@@ -249,9 +295,16 @@ class Trainer:
             labels = optax.smooth_labels(one_hot, recipe.label_smoothing)
         if recipe.mixup:
             images, labels = augment.mixup(mix_key, images, labels, recipe.mixup)
-        return Batch(images, labels)
+        return self._divided(Batch(images, labels))
+
+    def _divided(self, batch):
+        """A batch of which each device has its part, where it can be divided."""
+        if self.layout is None or len(jax.tree.leaves(batch)[0]) % self.layout.size:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, self.layout.batch)
 
     def _evaluate(self, state, train, images, labels):
+        images, labels = self._divided((images, labels))
         images = augment.normalize(images, train.mean, train.std)
         variables = {"params": state.params, **state.model_state}
         logits = self.model.apply(variables, images, train=False)
@@ -293,7 +346,8 @@ class Trainer:
     def _second(self, model_state, batch, params, kept=None):
         """The gradient alone, on the examples kept; its batch statistics are dropped."""
         if kept is not None:
-            batch = Batch(*(a[kept] for a in batch))
+            # Divided again: else every device would take the gradient on all examples kept.
+            batch = self._divided(Batch(*(a[kept] for a in batch)))
         return jax.grad(self._loss, has_aux=True)(params, model_state, batch)[0]
 
     def _update(self, state, batch, first, second, losses):
@@ -331,6 +385,27 @@ class Trainer:
         return self._step_on(state, self._batch(state, train, order, i))
 
     def _step_on(self, state, batch):
+        if not self._apart:
+            return self._one_step(state, batch)
+        # Unchecked, so that a gradient is the device's own, and a state of the method may say that
+        # it is equal on all devices, such as its count of steps, without showing it.
+        return jax.shard_map(
+            self._step_apart,
+            mesh=self.layout.mesh,
+            in_specs=(_mapped(PartitionSpec(DATA)), PartitionSpec(DATA)),
+            out_specs=_mapped(PartitionSpec(DATA)),
+            check_vma=False,
+        )(state, batch)
+
+    def _step_apart(self, state, batch):
+        """The step of one device, with the method's state and the part of the batch that it has."""
+        own = jax.tree.map(lambda leaf: leaf[0], state.method_state)
+        state = self._one_step(state._replace(method_state=own), batch)
+        model_state, metrics = jax.lax.pmean((state.model_state, state.metrics), DATA)
+        own = jax.tree.map(lambda leaf: leaf[None], state.method_state)
+        return state._replace(method_state=own, model_state=model_state, metrics=metrics)
+
+    def _one_step(self, state, batch):
         updates, state, metrics = self._update(
             state, batch, self._first, self._second, self._losses
         )

@@ -48,7 +48,7 @@ class Bar:
 
 
 @contextlib.contextmanager
-def bar(title: str, *, total: int, done: int, images: int) -> Iterator[Bar]:
+def bar(title: str, *, total: int, done: int, images: int, shown: bool = True) -> Iterator[Bar]:
     """A progress bar over a run's steps, each of so many images."""
     columns = (
         TextColumn("{task.description}"),
@@ -58,7 +58,7 @@ def bar(title: str, *, total: int, done: int, images: int) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=not shown) as progress:
         yield Bar(
             progress,
             progress.add_task(title, total=total, completed=done, images=images, said=""),

@@ -11,6 +11,8 @@ import warnings
 import jax
 import optax
 
+from sam_optax import _axes
+
 
 def branch(
     fire: jax.typing.ArrayLike,
@@ -27,9 +29,13 @@ def branch(
       no: what does not; its result has the structure and dtypes of the other.
       gradient: a function of parameters.
       point: parameters to look inside the gradient with.
+
+    Raises:
+      ValueError: fire may differ between devices.
     """
     if not isinstance(fire, jax.core.Tracer):
         return yes(gradient, _unroll) if fire else no()
+    _check_equal(fire)
     gradient = jax.jit(gradient)  # traced once, for the branches and for the look inside
 
     def conditional(fire):
@@ -49,6 +55,19 @@ def branch(
             stacklevel=2,
         )
     return jax.lax.platform_dependent(fire, cpu=select, default=conditional)
+
+
+def _check_equal(fire):
+    """Raises where `shard_map` does not know fire to be equal on all devices."""
+    if axes := _axes.varying(fire):
+        axis_name = " and ".join(map(repr, sorted(axes, key=str)))
+        raise ValueError(
+            "the decision on the second gradient may differ between the devices along "
+            f"{axis_name}, and devices that wait for each other would wait for ever. Pass "
+            f"axis_name={axis_name} to ae_sam, ae_looksam or when.adaptive, or average the "
+            "gradients in front of the link. Where all decide alike by a count or a coin, but the "
+            "state is divided over the devices, shard_map cannot see it: pass check_vma=False."
+        )
 
 
 def _loop(n, function, x):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _decision, _tree
+from sam_optax import _axes, _checks, _decision, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, Start, When
@@ -252,7 +252,7 @@ def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Par
     return _offset_params(states[0], params) if states else params
 
 
-def average(axis_name: str | tuple[str, ...]) -> optax.GradientTransformation:
+def average(axis_name: _axes.AxisName) -> optax.GradientTransformation:
     """The mean of the updates over devices, as a link.
 
     Behind a sharpness-aware link that is fed local gradients it gives m-sharpness, a perturbation
@@ -269,8 +269,32 @@ def average(axis_name: str | tuple[str, ...]) -> optax.GradientTransformation:
 
     Returns:
       A stateless transformation.
+
+    Raises:
+      ValueError: at update, `shard_map` knows the updates to be equal on all devices already, as
+        where it has summed their gradients.
     """
-    return optax.stateless(lambda updates, params: jax.lax.pmean(updates, axis_name))
+
+    def mean(updates, params):
+        del params
+        _check_local(updates, axis_name)
+        return jax.lax.pmean(updates, axis_name)
+
+    return optax.stateless(mean)
+
+
+def _check_local(updates, axis_name):
+    """Raises where `shard_map` knows of all updates that they are equal along an axis."""
+    leaves = jax.tree.leaves(updates)
+    for name in _axes.names(axis_name):
+        counts = _axes.varying(jax.lax.axis_index(name))
+        if leaves and counts and not any(name in _axes.varying(leaf) for leaf in leaves):
+            raise ValueError(
+                f"average({axis_name!r}) got updates that are equal on all devices along {name!r} "
+                "already. shard_map sums the gradients of replicated parameters over the devices: "
+                f'take the gradients at jax.lax.pcast(params, {name!r}, to="varying"), or leave '
+                "average away where grad_fn averages."
+            )
 
 
 class _AsksForGradientError(Exception):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _tree
+from sam_optax import _axes, _checks, _tree
 from sam_optax._contracts import Combine, Schedulable, value_at
 
 
@@ -56,7 +56,7 @@ def mix(
     delta: float = 0.01,
     *,
     ratio: str = "clean",
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: _axes.AxisName | None = None,
 ) -> Combine:
     """d = (1 − λ_k) g + λ_k g', with λ_k led by the ratio of consecutive gradient norms.
 

@@ -16,6 +16,7 @@ from typing import Any
 import optax
 
 from sam_optax import schedules
+from sam_optax._axes import AxisName
 from sam_optax._contracts import Schedulable
 from sam_optax._engine import sharpness_aware
 from sam_optax._examples import select_examples
@@ -370,6 +371,7 @@ def ae_sam(
     lambda_2: float = 1.0,
     decay: float = 0.9,
     initial_variance: float = math.exp(-10),
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AE-SAM: SAM where the gradient is large for its recent course, else the base optimizer.
 
@@ -391,6 +393,8 @@ def ae_sam(
       decay: δ in [0, 1].
       initial_variance: σ² before the first step, e^(−10) as the paper prints it (1e-10 may have
         been meant).
+      axis_name: the mapped axes over which s is averaged; needed where each device feeds its own
+        gradient, so that all decide alike.
 
     Returns:
       A link of an Optax chain.
@@ -415,7 +419,9 @@ def ae_sam(
       Deviation: ε is normalised, as in the paper's Equation 2; Algorithm 1 prints ε = ρ g.
     """
     threshold = schedules.linear_threshold(lambda_1, lambda_2, total_steps)
-    policy = adaptive(threshold, decay=decay, initial_variance=initial_variance)
+    policy = adaptive(
+        threshold, decay=decay, initial_variance=initial_variance, axis_name=axis_name
+    )
     return sharpness_aware(ball(rho), when=policy)
 
 
@@ -428,6 +434,7 @@ def ae_looksam(
     lambda_2: float = 2.0,
     decay: float = 0.9,
     initial_variance: float = math.exp(-10),
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AE-LookSAM: the test of `ae_sam`, and between its second gradients the reuse of `looksam`.
 
@@ -446,6 +453,8 @@ def ae_looksam(
       lambda_2: λ2, the threshold at the start. λ1 = λ2 = −inf is `sam`.
       decay: δ in [0, 1].
       initial_variance: σ² before the first step.
+      axis_name: the mapped axes over which s is averaged; needed where each device feeds its own
+        gradient, so that all decide alike.
 
     Returns:
       A link of an Optax chain.
@@ -464,7 +473,9 @@ def ae_looksam(
       Deviation: ε is normalised, as in `ae_sam`.
     """
     threshold = schedules.linear_threshold(lambda_1, lambda_2, total_steps)
-    policy = adaptive(threshold, decay=decay, initial_variance=initial_variance)
+    policy = adaptive(
+        threshold, decay=decay, initial_variance=initial_variance, axis_name=axis_name
+    )
     return sharpness_aware(ball(rho), when=policy, combine=reuse(alpha))
 
 
@@ -475,6 +486,8 @@ def samar(
     lambda_0: float = 1.0,
     delta: float = 0.01,
     ratio: str = "clean",
+    *,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SAMAR: SAM with an adaptive weight of the sharpness.
 
@@ -493,6 +506,8 @@ def samar(
       delta: δ in [0, 0.5], the distance that λ keeps from 0 and 1.
       ratio: "clean", the paper's ratio of clean gradient norms, or "perturbed", the ratio of
         perturbed ones in the authors' code.
+      axis_name: the mapped axes over which the norms are averaged, so that λ is equal on all
+        devices where each feeds its own gradient.
 
     Returns:
       A link of an Optax chain.
@@ -517,7 +532,8 @@ def samar(
       Neural Networks <https://arxiv.org/abs/2412.16854>`_, 2024, Algorithm 1. The authors' code
       leaves λ unchanged where it should clip below; that is not reproduced.
     """
-    return sharpness_aware(ball(rho), combine=mix(gamma, chi, lambda_0, delta, ratio=ratio))
+    weight = mix(gamma, chi, lambda_0, delta, ratio=ratio, axis_name=axis_name)
+    return sharpness_aware(ball(rho), combine=weight)
 
 
 def vasso(

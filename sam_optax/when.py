@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _random, _tree
+from sam_optax import _axes, _checks, _random, _tree
 from sam_optax._contracts import Schedulable, When, value_at
 
 
@@ -112,7 +112,7 @@ def adaptive(
     *,
     decay: float = 0.9,
     initial_variance: float = math.exp(-10),
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: _axes.AxisName | None = None,
 ) -> When:
     """A second gradient where ‖g‖² is large for its recent course: s ≥ μ_t + c_t σ_t.
 

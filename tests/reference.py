@@ -43,11 +43,11 @@ def initial_params():
     return unravel(np.random.default_rng(7).normal(size=21))
 
 
-def make_batch(t):
+def make_batch(t, examples=6):
     """The batch of step t; its targets' size varies, and with it the gradient's."""
     rng = np.random.default_rng(100 + t)
     size = (1.0, 3.0, 0.3, 0.2, 2.5, 0.4, 0.3, 0.2, 0.1, 4.0)[t % 10]
-    return rng.normal(size=(6, 4)), size * rng.normal(size=(6, 2))
+    return rng.normal(size=(examples, 4)), size * rng.normal(size=(examples, 2))
 
 
 def losses(params, batch):
@@ -95,6 +95,10 @@ class Gradient:
     def hessian(self, w, v):
         """The Hessian times v, by a complex step: exact to the last digits."""
         return loss_gradient(w + 1e-30j * v, self.batch).imag / 1e-30
+
+    def mean(self, value):
+        """Over the devices that decide together: here it is one."""
+        return value
 
     def losses(self, w):
         (x, y), p = self.batch, unravel(w)
@@ -256,9 +260,8 @@ def looksam(rho, alpha, period):
     return step
 
 
-def adaptive(state, g, t, *, total_steps, lambda_1, lambda_2, decay, initial_variance):
+def adaptive(state, s, t, *, total_steps, lambda_1, lambda_2, decay, initial_variance):
     """Whether to take the second gradient, and the statistics."""
-    s = norm(g) ** 2
     mean = decay * state.get("mean", 0.0) + (1 - decay) * s
     variance = state.get("variance", initial_variance)
     variance = decay * variance + (1 - decay) * (s - mean) ** 2
@@ -269,7 +272,7 @@ def adaptive(state, g, t, *, total_steps, lambda_1, lambda_2, decay, initial_var
 def ae_sam(rho, **policy):
     def step(w, gradient, t, state):
         g = gradient(w)
-        fire, state = adaptive(state, g, t, **policy)
+        fire, state = adaptive(state, gradient.mean(norm(g) ** 2), t, **policy)
         return (gradient(w + rho * unit(g)) if fire else g), state
 
     return step
@@ -278,7 +281,7 @@ def ae_sam(rho, **policy):
 def ae_looksam(rho, alpha, **policy):
     def step(w, gradient, t, state):
         g = gradient(w)
-        fire, statistics = adaptive(state, g, t, **policy)
+        fire, statistics = adaptive(state, gradient.mean(norm(g) ** 2), t, **policy)
         v = state.get("v", np.zeros_like(g))
         if fire:
             second = gradient(w + rho * unit(g))
@@ -293,7 +296,7 @@ def samar(rho, gamma, chi, lambda_0, delta, ratio):
         g = gradient(w)
         second = gradient(w + rho * unit(g))
         lambda_k = state.get("lambda_k", lambda_0)
-        current = norm(g) if ratio == "clean" else norm(second)
+        current = gradient.mean(norm(g) if ratio == "clean" else norm(second))
         grows = t == 0 or current / state["previous_norm"] >= chi
         moved = gamma * lambda_k if grows else lambda_k / gamma
         following = {"lambda_k": min(max(moved, delta), 1 - delta), "previous_norm": current}

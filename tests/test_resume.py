@@ -45,7 +45,9 @@ def end(path):
     checkpoints = path.absolute() / "checkpoints"
     step = Checkpoints(checkpoints).steps()[-1]
     with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(checkpoints / str(step) / "state")
+        held = checkpointer.metadata(checkpoints / str(step) / "state").item_metadata.tree
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), held)
+        state = checkpointer.restore(checkpoints / str(step) / "state", like)
     return step, jax.tree.leaves(state)
 
 

@@ -20,10 +20,11 @@ SIGNATURES = {
     "ss_sam": "(rho=0.05, probability=0.5, *, key=0)",
     "esam": "(rho=0.05, beta=0.6, gamma=0.5, *, key=0, mask='coordinate')",
     "ae_sam": "(rho=0.05, *, total_steps, lambda_1=-1.0, lambda_2=1.0, decay=0.9, "
-    "initial_variance=4.5399929762484854e-05)",
+    "initial_variance=4.5399929762484854e-05, axis_name=None)",
     "ae_looksam": "(rho=0.05, alpha=0.3, *, total_steps, lambda_1=0.0, lambda_2=2.0, decay=0.9, "
-    "initial_variance=4.5399929762484854e-05)",
-    "samar": "(rho=0.1, gamma=1.4, chi=1.05, lambda_0=1.0, delta=0.01, ratio='clean')",
+    "initial_variance=4.5399929762484854e-05, axis_name=None)",
+    "samar": "(rho=0.1, gamma=1.4, chi=1.05, lambda_0=1.0, delta=0.01, ratio='clean', *, "
+    "axis_name=None)",
     "vasso": "(rho=0.05, theta=0.9)",
     "friendly_sam": "(rho=0.05, sigma=1.0, decay=0.9)",
     "eigen_sam": "(rho=0.05, alpha=0.2, period=100, power_iterations=5, *, key=0)",

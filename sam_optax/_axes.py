@@ -1,0 +1,17 @@
+"""Mapped axes of devices, and what may differ along them."""
+
+from typing import Any
+
+import jax
+
+AxisName = str | tuple[str, ...]
+
+
+def names(axis_name: AxisName) -> tuple[str, ...]:
+    """The single axes of an axis_name."""
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The axes of `jax.shard_map` along which x may differ, as far as it keeps count of them."""
+    return jax.typeof(x).manual_axis_type.varying

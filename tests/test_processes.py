@@ -1,0 +1,172 @@
+"""Two processes on one machine train as one does, and an end of one is no end of the run."""
+
+import os
+from pathlib import Path
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from reference import METHODS
+from test_devices import on_the_whole_batch
+from test_experiments import command, data_dir, read  # noqa: F401
+from test_resume import end
+from worker import SHARED
+
+from experiments import processes, train
+from experiments.checkpoints import Checkpoints
+
+ROOT = Path(__file__).parent.parent
+MESHED = ("digits", "--method", "ae_sam", "--epochs", 3, "--steps-per-dispatch", 5)
+MESHED += ("--checkpoint-minutes", 0, "--mesh", "data=2")
+
+
+def environment(**more):
+    """That of a process whose one device is a CPU."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"JAX_PLATFORMS": "cpu"} | more
+
+
+def address():
+    """One that no other process listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+def ended(started):
+    """What each of the processes said, once all have ended well."""
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), said
+    return said
+
+
+@pytest.mark.usefixtures("x64")
+def test_two_processes_take_the_steps_and_the_decisions_of_one(tmp_path):
+    where = address()
+    started = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "tests/worker.py", where, "2", str(i), tmp_path / f"{i}.npz"],
+            env=environment(JAX_ENABLE_X64="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    ended(started)
+    one, two = (np.load(tmp_path / f"{i}.npz") for i in range(2))
+    for name in SHARED:
+        np.testing.assert_allclose(one[name], on_the_whole_batch(name), rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(one[name], two[name])
+        assert one[f"{name} ascents"] == two[f"{name} ascents"]
+    for name in ("ae_sam", "ss_sam"):  # both outcomes were seen
+        assert 0 < one[f"{name} ascents"] < len(one[name]), METHODS[name].settings
+
+
+@pytest.fixture
+def train_in(tmp_path, data_dir):  # noqa: F811
+    """Starts the training command in so many processes."""
+
+    def start(name, count, *more):
+        arguments = map(str, (*MESHED, "--name", name, *more))
+        fixed = (*arguments, "--out", tmp_path, "--data-dir", data_dir)
+        where, started = address(), []
+        for i in range(count):
+            several = (
+                "--coordinator",
+                where,
+                "--num-processes",
+                str(count),
+                "--process-id",
+                str(i),
+            )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.train", *fixed, *several],
+                cwd=ROOT,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            started.append(process)
+        return started
+
+    started = []
+    yield lambda *arguments: started.extend(start(*arguments)) or started[-int(arguments[1]) :]
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def parameters(path):
+    step, leaves = end(path)
+    return step, [leaf for leaf in leaves if np.ndim(leaf)]
+
+
+def assert_same_end(path, other):
+    """Up to the rounding of sums in another order."""
+    (step, leaves), (other_step, other_leaves) = parameters(path), parameters(other)
+    assert step == other_step == 66
+    for one, two in zip(leaves, other_leaves, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+    one, two = read(path / "summary.json"), read(other / "summary.json")
+    assert one["test_accuracy"] == pytest.approx(two["test_accuracy"], abs=0.005)
+    assert one["ascents"] == two["ascents"]
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_run_of_two_processes_survives_the_end_of_one(
+    victim,
+    train_in,
+    monkeypatch,
+    tmp_path,
+    data_dir,  # noqa: F811
+):
+    """The other ends within a minute; one process, or two, go on to the end of a whole run."""
+    started = train_in("cut", 2)
+    saved = Checkpoints(tmp_path / "cut" / "checkpoints")
+    deadline = time.monotonic() + 240
+    while not [p for p in saved.path.glob("*") if p.name.isdecimal() and int(p.name) >= 10]:
+        assert time.monotonic() < deadline
+        assert started[0].poll() is None, started[0].stdout.read()
+        time.sleep(0.02)
+    started[victim].send_signal(signal.SIGKILL)
+    said, _ = started[1 - victim].communicate(timeout=60)
+    assert started[1 - victim].returncode != 0, said
+    # Our line where a collective breaks off, JAX's own where its service misses the other first.
+    assert "start all of them again with --resume" in said or "task died" in said
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    shutil.copytree(tmp_path / "cut", tmp_path / "alone")
+
+    ended(train_in("cut", 2, "--resume"))
+    # In this process, on one device, then on two.
+    for name, more in {"whole": (), "alone": ("--resume",)}.items():
+        arguments = (*MESHED, "--name", name, *more, "--out", tmp_path, "--data-dir", data_dir)
+        if name == "whole":
+            arguments = [a for a in arguments if a not in ("--mesh", "data=2")]
+        command(monkeypatch, train, *arguments)
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+    assert_same_end(tmp_path / "alone", tmp_path / "whole")
+    assert read(tmp_path / "cut" / "summary.json")["processes"] == 2
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1", None, 2), "go together"),
+        (("host:1", 2, 2), r"must lie in \[0, 2\), got 2"),
+        ((None, 0, None), "go together"),
+        (("auto", 0, 2), "stands alone"),
+    ],
+)
+def test_processes_that_cannot_find_each_other_are_told(arguments, message):
+    with pytest.raises(processes.NoConnectionError, match=message):
+        processes.connect(*arguments, devices=2)
