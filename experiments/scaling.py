@@ -23,7 +23,7 @@ from experiments import cli, collectives, plots, processes, runs
 from experiments.benchmark import contestants, problems
 from experiments.benchmark.bars import ONE_GRADIENT, SKIPPING
 from experiments.benchmark.measure import Program
-from experiments.data import Data
+from experiments.data import DATA_DIR, Data
 from experiments.mesh import DATA, MODEL, Layout
 from experiments.optimizers import SGD
 from experiments.recipes.base import Recipe
@@ -48,6 +48,8 @@ class Options:
     """Speeds of the links between devices, in Gb/s."""
     microseconds: float = 20.0
     """Latency of a link."""
+    data_dir: Path = DATA_DIR
+    """The TFDS directory."""
     name: str = "scaling"
     """The folder inside --out."""
     out: Path = Path("runs")
@@ -172,7 +174,9 @@ def main(options: Options) -> None:
         )
     config = dataclasses.asdict(options)
     path = runs.renewed(options.out, options.name, config, "scaling.json")
-    recipe, loaded = cli.Options().resolve(), cli.Options().load(cli.Options().resolve(), 0)
+    digits = cli.Options(data_dir=options.data_dir)
+    recipe = digits.resolve()
+    loaded = digits.load(recipe, 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
         rows = count(recipe, options.methods, loaded)

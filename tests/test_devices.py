@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from reference import (
+    KINDS,
     LEARNING_RATE,
     METHODS,
     NAMES,
@@ -337,6 +338,8 @@ def apart_by_pmap(row, link):
     return apart(row, link, mapped)
 
 
+# Those that are no more than another way with more to compile; the rest of their tests is slow.
+FURTHER = ("fsdp", "checked shard_map")
 GLOBAL = {"jit": by_jit, "fsdp": by_fsdp, "shard_map": by_shard_map, "pmap": by_pmap}
 APART = {
     "jit": apart_by_jit,
@@ -344,6 +347,17 @@ APART = {
     "checked shard_map": apart_by_checked_shard_map,
     "pmap": apart_by_pmap,
 }
+
+
+def cases(ways):
+    """Every method in every way."""
+    return [
+        pytest.param(name, way, marks=pytest.mark.slow)
+        if way in FURTHER and name not in KINDS
+        else (name, way)
+        for name in NAMES
+        for way in ways
+    ]
 
 
 def trajectory(begin, step):
@@ -361,16 +375,14 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", GLOBAL)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "way"), cases(GLOBAL))
 def test_the_global_perturbation_is_that_of_one_device(name, way):
     row = METHODS[name]
     tx = optax.chain(row.factory(**row.settings), sgd(row.momentum))
     assert_close(trajectory(*GLOBAL[way](row, tx)), on_the_whole_batch(name))
 
 
-@pytest.mark.parametrize("way", APART)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "way"), cases(APART))
 def test_the_perturbation_of_each_device_is_that_of_a_loop_over_the_parts(name, way):
     row = METHODS[name]
     together = {"axis_name": "batch"} if name in TOGETHER else {}

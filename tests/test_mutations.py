@@ -351,6 +351,22 @@ MUTATIONS = {
     "the thresholds are swapped": Mutation(
         "schedules.py", "share * lambda_1, 0)", "share * lambda_2, 0)", "schedules", "threshold"
     ),
+    "devices may decide differently": Mutation(
+        "_decision.py", "    _check_equal(fire)\n", "", "devices", "could_differ"
+    ),
+    "what was summed is averaged": Mutation(
+        "_engine.py", "        _check_local(updates, axis_name)\n", "", "devices", "summed"
+    ),
+    "the adaptive statistics are summed over the devices": Mutation(
+        "when.py", "jax.lax.pmean(s", "jax.lax.psum(s", "modes", "averaged_statistics"
+    ),
+    "samar has a weight for each device": Mutation(
+        "methods.py",
+        "ratio=ratio, axis_name=axis_name)",
+        "ratio=ratio)",
+        "devices",
+        "loop_over_the_parts and samar",
+    ),
 }
 
 # Prints where the package comes from, then runs pytest.
