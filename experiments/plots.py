@@ -131,11 +131,15 @@ def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None
         first = next(row for row in rows if row["axis"] == name)
         fixed = {k: first[k] for k in ("parameters", "leaves", "batch") if k != name}
         subtitle = ", ".join(f"{k} {v:,}" for k, v in fixed.items())
-        axis.set(xscale="log", yscale="log", xlabel=name, title=subtitle)
+        unit = " (images)" if name == "batch" else ""
+        axis.set(xscale="log", yscale="log", xlabel=name + unit, title=subtitle)
+        axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axis.yaxis.set_major_locator(mpl.ticker.FixedLocator([0.7, 1, 1.5, 2, 3, 5, 7, 10]))
+        axis.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("time / ((1 + ζ) · time of SGD)")
     np.atleast_1d(axes)[0].legend()
-    figure.suptitle(title)
+    figure.suptitle(f"Time of a step over that of its gradients ({title})")
     save(figure, path)
 
 
@@ -159,7 +163,7 @@ def scaling(
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("time of a step / gradient on one device")
-    np.atleast_1d(axes)[-1].legend(loc="upper left", fontsize="small")
+    np.atleast_1d(axes)[0].legend(loc="lower left", fontsize="small")
     size = f"{found['parameter_bytes'] / 1e6:.0f} MB of parameters"
     figure.suptitle(
         f"Model: {found['model']}, {size}, {found['batch_size']} images a device, a gradient in "
