@@ -7,7 +7,7 @@ from typing import NamedTuple
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 # "  %name = type kind(" and the type's arrays, such as f32[64,10]{1,0}
-_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(KINDS)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _BRANCHES = re.compile(
@@ -56,16 +56,21 @@ def found(hlo: str) -> list[Collective]:
 
     visit(entry, certain, False)
     return [
-        Collective(match[2], _bytes(match[1]), name not in certain)
+        Collective(match[2], _bytes(*match.groups()), name not in certain)
         for name in [*certain, *(conditional - certain)]
         for line in lines[name]
         if (match := _COLLECTIVE.match(line))
     ]
 
 
-def _bytes(result):
-    """Of all arrays of a type, a tuple's together."""
+def _bytes(result, kind, start):
+    """Of all arrays of a result, a tuple's together."""
+    arrays = _ARRAY.findall(result)
+    if start and kind == "collective-permute":  # operand, result, and two words of context
+        arrays = arrays[1:2]
+    elif start and kind != "all-reduce":  # all operands, then all results
+        arrays = arrays[len(arrays) // 2 :]
     return sum(
         math.prod(map(int, filter(None, shape.split(",")))) * max(int(bits or 8) // 8, 1)
-        for _, bits, shape in _ARRAY.findall(result)
+        for _, bits, shape in arrays
     )

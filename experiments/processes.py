@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import zlib
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,7 +13,7 @@ HEARTBEAT = 20
 
 
 class NoConnectionError(Exception):
-    """The processes did not find each other; the message says what to pass."""
+    """The processes cannot work together; the message says what to pass."""
 
 
 def connect(
@@ -68,6 +69,21 @@ def connect(
             f"({str(error).strip().partition(chr(10))[0]:.200}): start every process with the same "
             "--coordinator and --num-processes."
         ) from error
+
+
+def check_alike(options: str) -> None:
+    """Compares what the processes were asked for, before they wait for each other in vain.
+
+    Raises:
+      NoConnectionError: it is not the same.
+    """
+    number = zlib.crc32(options.encode()) >> 1
+    high, low = agree((number, -number))
+    if high != -low:
+        raise NoConnectionError(
+            "the processes were started with different options: give all of them the same, but for "
+            "--process-id, --out and --data-dir."
+        )
 
 
 def is_first() -> bool:

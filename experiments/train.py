@@ -118,6 +118,8 @@ def _layout(options):
                 "with --perturbation device each device holds all parameters: leave model away."
             )
         processes.connect(*several, devices=math.prod(sizes.values()))
+        own = {"process_id": None, "out": None, "data_dir": None}
+        processes.check_alike(repr(dataclasses.replace(options, **own)))
         return mesh.Layout(sizes)
     except (ValueError, processes.NoConnectionError) as error:
         raise cli.UserError(f"--mesh {options.mesh}: {error}") from error

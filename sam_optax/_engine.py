@@ -83,7 +83,8 @@ def sharpness_aware(
     Raises:
       ValueError: at construction, updates_at is neither of the two, or when or combine are given
         without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
-        params are missing.
+        params are missing, or the decision may differ between devices as far as `jax.shard_map`
+        keeps count of that.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
         complex parameter.
 

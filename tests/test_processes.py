@@ -158,6 +158,18 @@ def test_a_run_of_two_processes_survives_the_end_of_one(
     assert len(lines) == 3
 
 
+def test_processes_with_other_options_are_told(monkeypatch):
+    seen = []
+    processes.check_alike("one")  # alone
+    monkeypatch.setattr(processes, "agree", lambda numbers: seen.append(numbers) or numbers)
+    processes.check_alike("one")
+    processes.check_alike("two")
+    both = tuple(map(max, *seen))
+    monkeypatch.setattr(processes, "agree", lambda numbers: both)
+    with pytest.raises(processes.NoConnectionError, match="different options"):
+        processes.check_alike("one")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

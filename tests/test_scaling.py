@@ -52,6 +52,8 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %both = (f32[64,10]{1,0}, pred[3]{0}) all-reduce(%a, %b), to_apply=%add
   %started = (f32[], s64[2]) all-reduce-start(%c), to_apply=%add
   %done = f32[] all-reduce-done(%started)
+  %parts = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
+  %moved = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%p)
   ROOT %c = (f32[4]) conditional(%d, %e, %e), branch_computations={%taken, %skipped}
 }
 """
@@ -60,9 +62,11 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 def test_collectives_are_found_with_their_bytes_and_where_they_stand():
     assert sorted(collectives.found(HLO)) == [
         ("all-gather", 16, True),
+        ("all-gather", 128, False),
         ("all-reduce", 20, False),
         ("all-reduce", 32, True),
         ("all-reduce", 4 * 640 + 3, False),
+        ("collective-permute", 20, False),
     ]
     assert scaling.sent(HLO, "all-reduce") == (2563 + 20, 32)
 
