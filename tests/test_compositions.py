@@ -79,7 +79,7 @@ def wsam_in(geometry, momentum):
 def adaptive_in(geometry):
     def step(w, gradient, t, state):
         g = gradient(w)
-        fire, state = adaptive(state, g, t, **POLICY, **STATISTICS)
+        fire, state = adaptive(state, norm(g) ** 2, t, **POLICY, **STATISTICS)
         return (gradient(w + geometry(w, g)) if fire else g), state
 
     return step
