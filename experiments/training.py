@@ -346,8 +346,10 @@ class Trainer:
     def _second(self, model_state, batch, params, kept=None):
         """The gradient alone, on the examples kept; its batch statistics are dropped."""
         if kept is not None:
-            # Divided again: else every device would take the gradient on all examples kept.
-            batch = self._divided(Batch(*(a[kept] for a in batch)))
+            batch = Batch(*(a[kept] for a in batch))
+            if not self._apart:
+                # Divided again: else every device would take the gradient on all examples kept.
+                batch = self._divided(batch)
         return jax.grad(self._loss, has_aux=True)(params, model_state, batch)[0]
 
     def _update(self, state, batch, first, second, losses):
