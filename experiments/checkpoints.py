@@ -1,10 +1,12 @@
 """Checkpoints of a run: its whole state and its metrics so far, written whole or not at all."""
 
 from collections.abc import Sequence
+import json
 import logging
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,7 @@ class Checkpoints:
         Raises:
           CheckpointError: it cannot be written; those before it stay.
         """
+        progress = {"rows": list(rows), "seconds": seconds}
         try:
             with self._manager() as manager:
                 if step in manager.all_steps():
@@ -64,7 +67,7 @@ class Checkpoints:
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state),
                         progress=ocp.args.JsonSave(
-                            {"rows": list(rows), "seconds": seconds, "digest": _digest(state)}
+                            {**progress, "digest": _digest(state, progress)}
                         ),
                     ),
                     force=True,
@@ -98,8 +101,8 @@ class Checkpoints:
                         progress=ocp.args.JsonRestore(),
                     ),
                 )
-            rows, seconds, digest = (held.progress[k] for k in ("rows", "seconds", "digest"))
-            if digest != _digest(held.state):
+            progress = {name: held.progress[name] for name in ("rows", "seconds")}
+            if held.progress["digest"] != _digest(held.state, progress):
                 raise ValueError("its numbers are not those that were saved")
         except Exception as error:  # Orbax raises what it likes, Exception itself among it
             raise CheckpointError(
@@ -107,7 +110,7 @@ class Checkpoints:
                 f"It is damaged or of other code: remove the folder {step} to go on from the one "
                 "before, or start again with --overwrite."
             ) from error
-        return Restored(held.state, rows, seconds)
+        return Restored(held.state, **progress)
 
     def _manager(self):
         # An error is told by what raises it; the threads behind it would print it many times.
@@ -118,12 +121,13 @@ class Checkpoints:
         return ocp.CheckpointManager(self.path, options=options)
 
 
-def _digest(state):
-    """A digest of every number of a state, so that a damaged one is not taken for another.
+def _digest(state, progress):
+    """A digest of every number of a state and of the metrics, so that damage is seen.
 
     It is the same however the arrays are divided over devices and processes.
     """
-    return [[int(word) for word in words] for words in map(_words, jax.tree.leaves(state))]
+    words = [[int(word) for word in words] for words in map(_words, jax.tree.leaves(state))]
+    return [*words, zlib.crc32(json.dumps(progress).encode())]
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from experiments import data, interrupt, models
+from experiments import data, interrupt, models, processes
 from experiments.optimizers import SGD
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
@@ -242,21 +242,23 @@ def run(main: Callable[[Any], None], options: type) -> None:
     try:
         description = inspect.getdoc(sys.modules[main.__module__])
         command = f"python -m {description.split('python -m ')[1].split()[0]}"
-        main(tyro.cli(options, prog=command, description=description))
+        asked = tyro.cli(options, prog=command, description=description)
+        with processes.together():
+            main(asked)
+    except processes.LostProcessError as error:
+        print(
+            f"error: the processes cannot go on together, as where one is gone ({error}): start "
+            "all of them again with --resume.",
+            file=sys.stderr,
+        )
+        _leave(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except jax.errors.JaxRuntimeError as error:
         said = str(error).partition("\n")[0]
         if "RESOURCE_EXHAUSTED" not in str(error):
-            if jax.process_count() == 1:
-                raise
-            print(
-                f"error: the processes cannot go on together, as where one is gone ({said:.200}): "
-                "start all of them again with --resume.",
-                file=sys.stderr,
-            )
-            _leave(1)
+            raise
         print(
             f"error: out of memory ({said:.200}): pass a smaller --batch-size or --width, "
             "or --most.",

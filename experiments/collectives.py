@@ -4,7 +4,10 @@ import math
 import re
 from typing import NamedTuple
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
 
 # "  %name = type kind(" and the type's arrays, such as f32[64,10]{1,0}
 _COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\(")
@@ -65,12 +68,21 @@ def found(hlo: str) -> list[Collective]:
 
 def _bytes(result, kind, start):
     """Of all arrays of a result, a tuple's together."""
-    arrays = _ARRAY.findall(result)
-    if start and kind == "collective-permute":  # operand, result, and two words of context
-        arrays = arrays[1:2]
-    elif start and kind != "all-reduce":  # all operands, then all results
-        arrays = arrays[len(arrays) // 2 :]
+    if start and kind != "all-reduce":  # what goes in, what comes out, and words of context
+        result = _elements(result)[1]
     return sum(
         math.prod(map(int, filter(None, shape.split(",")))) * max(int(bits or 8) // 8, 1)
-        for _, bits, shape in arrays
+        for _, bits, shape in _ARRAY.findall(result)
     )
+
+
+def _elements(text):
+    """Of a tuple's type, as texts."""
+    depth, elements = 0, [""]
+    for letter in text[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            elements.append("")
+        else:
+            elements[-1] += letter
+    return elements

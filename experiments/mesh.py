@@ -85,14 +85,16 @@ class Layout:
 def place(tree: Any, shardings: Any) -> Any:
     """The tree with its arrays where the shardings say.
 
-    Each process holds the whole of what lies elsewhere as yet, and puts its own part in place.
+    Of what one process holds alone each has the whole, and puts its own part in place; the rest
+    they send each other.
     """
 
     def put(leaf, sharding):
         if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
             return leaf
-        if not (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
-            leaf = np.asarray(leaf)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+        leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(put, tree, shardings)

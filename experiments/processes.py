@@ -1,19 +1,32 @@
 """Several processes that train one model: finding each other, agreeing, and ending together."""
 
+from collections.abc import Iterator
 import contextlib
 import os
+from pathlib import Path
+import re
+import secrets
+import socket
+import sys
+import time
 import zlib
 
 import jax
+from jax._src import distributed  # the one place that tells how many processes JAX has found
 from jax.experimental import multihost_utils
 import numpy as np
 
-# Seconds after which a process that is gone has been missed.
-HEARTBEAT = 20
+# Seconds: for the processes to find each other, after which one that is gone has been missed, and
+# for a file of one to be seen by the others, since network file systems look again late.
+CONNECTING, HEARTBEAT, SEEING = 120, 20, 30
 
 
 class NoConnectionError(Exception):
     """The processes cannot work together; the message says what to pass."""
+
+
+class LostProcessError(Exception):
+    """Another process is gone, and with it what was to be computed together."""
 
 
 def connect(
@@ -29,7 +42,8 @@ def connect(
       devices: of all processes. On CPU each makes its share of them.
 
     Raises:
-      NoConnectionError: an argument is missing, or the others did not come.
+      NoConnectionError: an argument is missing or wrong, or process 0 is not to be reached. Where
+        others do not come to process 0, JAX ends it.
     """
     named = coordinator not in (None, "auto")
     if named != (process_id is not None) or named != (num_processes is not None):
@@ -37,24 +51,35 @@ def connect(
             "--coordinator HOST:PORT, --process-id and --num-processes go together; --coordinator "
             "auto stands alone, and JAX finds the others in the environment."
         )
+    if named and num_processes < 1:
+        raise NoConnectionError(f"--num-processes must be at least 1, got {num_processes}.")
     if named and not 0 <= process_id < num_processes:
         raise NoConnectionError(
             f"--process-id must lie in [0, {num_processes}), got {process_id}: number the "
             "processes from 0."
         )
+    if named and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise NoConnectionError(
+            f"--coordinator must read HOST:PORT, such as 10.0.0.1:7000, or auto, got "
+            f"{coordinator!r}."
+        )
     # Many queued collectives on few cores need a larger thread pool.
     os.environ.setdefault("NPROC", "16")
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # where JAX has made its devices already
-            jax.config.update("jax_num_cpu_devices", max(1, devices // (num_processes or 1)))
     if coordinator is None:
+        _make_devices(devices)
         return
+    if named:
+        if process_id:
+            _reach(coordinator)
+        elif num_processes > 1:
+            others = "1 other process" if num_processes == 2 else f"{num_processes - 1} others"
+            print(f"waiting for {others} at {coordinator}", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
             coordinator if named else None,
             num_processes,
             process_id,
-            initialization_timeout=120,
+            initialization_timeout=CONNECTING,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
         )
@@ -69,6 +94,31 @@ def connect(
             f"({str(error).strip().partition(chr(10))[0]:.200}): start every process with the same "
             "--coordinator and --num-processes."
         ) from error
+    _make_devices(devices // distributed.global_state.num_processes)
+
+
+def _make_devices(count):
+    """So many on CPU, unless the environment says how many."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # where JAX has made its devices already
+            jax.config.update("jax_num_cpu_devices", max(1, count))
+
+
+def _reach(coordinator):
+    """Waits until process 0 listens; where JAX itself waits in vain it aborts."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + CONNECTING
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                raise NoConnectionError(
+                    f"process 0 does not listen at {coordinator} ({error}): start it with the "
+                    "same --coordinator, an address of its machine that the others can reach."
+                ) from error
+        time.sleep(0.2)
 
 
 def check_alike(options: str) -> None:
@@ -84,6 +134,54 @@ def check_alike(options: str) -> None:
             "the processes were started with different options: give all of them the same, but for "
             "--process-id, --out and --data-dir."
         )
+
+
+def check_shared(folder: Path) -> None:
+    """Looks for a file that process 0 writes into the folder, before all write there together.
+
+    Raises:
+      NoConnectionError: another process does not see it.
+    """
+    if jax.process_count() == 1:
+        return
+    file, number = folder / ".processes", secrets.randbelow(2**31 - 1) if is_first() else 0
+    if is_first():
+        file.write_text(str(number))
+    (number,) = agree((number,))
+    deadline = time.monotonic() + SEEING
+    while not (seen := file.exists() and file.read_text() == str(number)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    (missed,) = agree((not seen,))
+    if is_first():
+        file.unlink()
+    if missed:
+        raise NoConnectionError(
+            f"not all processes see what process 0 writes into {folder}: pass all of them an --out "
+            "that they share, such as one on a network file system."
+        )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within, an error that comes from the end of another process is a `LostProcessError`."""
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() > 1 and _is_lost(error):
+            raise LostProcessError(f"{str(error).partition(chr(10))[0]:.200}") from error
+        raise
+
+
+def _is_lost(error):
+    """Whether a collective failed, or the error comes from that; Orbax says it in its own words."""
+    if error is None:
+        return False
+    failed = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    if failed and "RESOURCE_EXHAUSTED" not in str(error):
+        return True
+    return _is_lost(error.__cause__) or _is_lost(error.__context__)
 
 
 def is_first() -> bool:

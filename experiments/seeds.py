@@ -115,7 +115,7 @@ class Run:
             "together": options.seeds if options.vmap_seeds else None,
             "decide": options.decide,
             # The global perturbation is the same on any mesh.
-            "apart": self._plan.layout.size if self._plan.apart else None,
+            "device_perturbations": self._plan.layout.size if self._plan.apart else None,
         }
 
 
@@ -183,10 +183,12 @@ class Group:
                 if processes.is_first():
                     for run in self.runs:
                         stack.enter_context(runs.locked(run.path))
+                for run in self.runs:
+                    processes.check_shared(run.path)
                 self._train(states)
         except fit.DivergedError as error:
             raise DivergedRunError(f"{where}: {error}") from error
-        except CheckpointError as error:
+        except (CheckpointError, processes.NoConnectionError) as error:
             raise cli.UserError(str(error)) from error
         except OSError as error:
             raise cli.UserError(
@@ -252,8 +254,14 @@ class Group:
     def _resumed(self, states):
         """The step and the states to go on from: those given, or the last checkpoints'."""
         saved = [set(run.saved_steps()) for run in self.runs]
-        processes.wait("all know what is saved")
         common = set.intersection(*saved)
+        latest = max(common, default=-1)
+        most, least = processes.agree((latest, -latest))
+        if most != -least:
+            raise processes.NoConnectionError(
+                f"the processes see checkpoints of other steps under {self.runs[0].path}: start "
+                "all of them again with --resume, once they see the same."
+            )
         # One beside none is a first checkpoint that was cut short: nothing was saved before it.
         if not common and max(map(len, saved)) > 1:
             raise cli.UserError(
@@ -261,7 +269,7 @@ class Group:
                 "or under another --name."
             )
         if common:
-            step = max(common)
+            step = latest
             if step > self.total:
                 raise CheckpointError(
                     f"{self.runs[0].path} holds a checkpoint of step {step}, beyond the "

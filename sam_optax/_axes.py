@@ -9,7 +9,7 @@ AxisName = str | tuple[str, ...]
 
 def names(axis_name: AxisName) -> tuple[str, ...]:
     """The single axes of an axis_name."""
-    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    return tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
 
 
 def varying(x: Any) -> frozenset[str]:

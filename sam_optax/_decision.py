@@ -60,11 +60,13 @@ def branch(
 def _check_equal(fire):
     """Raises where `shard_map` does not know fire to be equal on all devices."""
     if axes := _axes.varying(fire):
-        axis_name = " and ".join(map(repr, sorted(axes, key=str)))
+        names = sorted(axes, key=str)
         raise ValueError(
             "the decision on the second gradient may differ between the devices along "
-            f"{axis_name}, and devices that wait for each other would wait for ever. Pass "
-            f"axis_name={axis_name} to ae_sam, ae_looksam or when.adaptive, or average the "
+            f"{' and '.join(map(repr, names))}, and devices that wait for each other would wait "
+            f"for ever. Let axis_name of ae_sam, ae_looksam or when.adaptive hold "
+            f"{'it' if len(names) == 1 else 'them'}, as "
+            f"axis_name={names[0] if len(names) == 1 else tuple(names)!r}, or average the "
             "gradients in front of the link. Where all decide alike by a count or a coin, but the "
             "state is divided over the devices, shard_map cannot see it: pass check_vma=False."
         )

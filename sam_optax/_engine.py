@@ -272,8 +272,8 @@ def average(axis_name: _axes.AxisName) -> optax.GradientTransformation:
       A stateless transformation.
 
     Raises:
-      ValueError: at update, `shard_map` knows the updates to be equal on all devices already, as
-        where it has summed their gradients.
+      ValueError: at update, `shard_map` knows a leaf of the updates to be equal on all devices
+        already, as where it has summed its gradients.
     """
 
     def mean(updates, params):
@@ -285,17 +285,19 @@ def average(axis_name: _axes.AxisName) -> optax.GradientTransformation:
 
 
 def _check_local(updates, axis_name):
-    """Raises where `shard_map` knows of all updates that they are equal along an axis."""
-    leaves = jax.tree.leaves(updates)
+    """Raises where `shard_map` knows of a leaf that it is equal along an axis."""
     for name in _axes.names(axis_name):
-        counts = _axes.varying(jax.lax.axis_index(name))
-        if leaves and counts and not any(name in _axes.varying(leaf) for leaf in leaves):
-            raise ValueError(
-                f"average({axis_name!r}) got updates that are equal on all devices along {name!r} "
-                "already. shard_map sums the gradients of replicated parameters over the devices: "
-                f'take the gradients at jax.lax.pcast(params, {name!r}, to="varying"), or leave '
-                "average away where grad_fn averages."
-            )
+        if not _axes.varying(jax.lax.axis_index(name)):
+            continue  # no shard_map that keeps count
+        for path, leaf in jax.tree.leaves_with_path(updates):
+            if name not in _axes.varying(leaf):
+                raise ValueError(
+                    f"average({axis_name!r}) got updates{jax.tree_util.keystr(path)}, which is "
+                    f"equal on all devices along {name!r} already. shard_map sums the gradients "
+                    "of replicated parameters over the devices: take the gradients at "
+                    f'jax.lax.pcast(params, {name!r}, to="varying"), or leave average away where '
+                    "grad_fn averages."
+                )
 
 
 class _AsksForGradientError(Exception):

@@ -229,15 +229,21 @@ def by_fsdp(row, tx):
     )
 
 
-def by_shard_map(row, tx):
+def by_shard_map(row, tx, *, check=True):
     """Mapped over the devices, which average in `grad_fn`; what is equal on all is checked."""
     step = jax.shard_map(
         averaging_step(row, tx),
         mesh=mesh_of(DEVICES),
         in_specs=(P(), P(), P("batch")),
         out_specs=P(),
+        check_vma=check,
     )
     return start(tx), jax.jit(step)
+
+
+def by_unchecked_shard_map(row, tx):
+    """The same, and JAX believes what is said to be equal on all devices."""
+    return by_shard_map(row, tx, check=False)
 
 
 def by_pmap(row, tx):
@@ -339,8 +345,14 @@ def apart_by_pmap(row, link):
 
 
 # Those that are no more than another way with more to compile; the rest of their tests is slow.
-FURTHER = ("fsdp", "checked shard_map")
-GLOBAL = {"jit": by_jit, "fsdp": by_fsdp, "shard_map": by_shard_map, "pmap": by_pmap}
+FURTHER = ("fsdp", "checked shard_map", "unchecked shard_map")
+GLOBAL = {
+    "jit": by_jit,
+    "fsdp": by_fsdp,
+    "shard_map": by_shard_map,
+    "unchecked shard_map": by_unchecked_shard_map,
+    "pmap": by_pmap,
+}
 APART = {
     "jit": apart_by_jit,
     "shard_map": apart_by_shard_map,
@@ -453,6 +465,22 @@ def checked_update(tx, averaged, divided=False):
     return jax.eval_shape(mapped, params, state, jax.tree.map(jnp.asarray, batch_of(0)))
 
 
+def test_a_decision_that_could_differ_along_two_axes_is_refused():
+    link = METHODS["ae_sam"].link()
+    params, state = start(link)
+
+    def update(params, x):
+        def grad_fn(p):
+            return jax.tree.map(lambda p: p * x.sum(), p)
+
+        return link.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
+
+    spec = P(("batch", "model"))
+    mapped = jax.shard_map(update, mesh=mesh_of(4, 2), in_specs=(P(), spec), out_specs=spec)
+    with pytest.raises(ValueError, match=r"axis_name=\('batch', 'model'\)"):
+        jax.eval_shape(mapped, params, jnp.ones(8))
+
+
 @pytest.mark.parametrize("name", ["ae_sam", "ae_looksam"])
 def test_a_decision_that_could_differ_between_devices_is_refused(name):
     row = METHODS[name]
@@ -473,21 +501,51 @@ def test_a_count_that_is_divided_over_the_devices_is_refused(name):
         checked_update(row.factory(**row.settings), averaged=False, divided=True)
 
 
-def test_an_average_of_what_was_summed_is_refused():
-    tx = optax.chain(sam_optax.sam(0.1), sam_optax.average("batch"))
+@pytest.mark.parametrize(
+    ("own", "link"), [((), sam_optax.sam(0.1)), (("conv", "scale"), optax.trace(0.9))]
+)
+def test_an_average_of_what_was_summed_is_refused(own, link):
+    """Also where only some leaves were."""
+    tx = optax.with_extra_args_support(optax.chain(link, sam_optax.average("batch")))
     params, state = start(tx)
+    assert set(own) < set(params)
 
     def update(params, state, batch):
         def grad_fn(p):
             return jax.grad(lambda p: losses(p, batch).mean())(p)
 
+        params = {k: local(leaf) if k in own else leaf for k, leaf in params.items()}
         return tx.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
 
     mapped = jax.shard_map(
         update, mesh=mesh_of(DEVICES), in_specs=(P(), P(), P("batch")), out_specs=P()
     )
-    with pytest.raises(ValueError, match=r"average\('batch'\).*pcast\(params, 'batch'"):
+    with pytest.raises(ValueError, match=r"average\('batch'\) got updates\['(conv|dense_bias)'"):
         jax.eval_shape(mapped, params, state, jax.tree.map(jnp.asarray, batch_of(0)))
+
+
+def test_a_frozen_leaf_is_averaged_with_the_rest():
+    """Its zeros come from gradients that differ, or may be new ones."""
+    frozen = optax.masked(optax.set_to_zero(), {"a": True, "b": False})
+    average = sam_optax.average("batch")
+
+    def update(x):
+        updates, _ = frozen.update({"a": x, "b": x}, frozen.init({"a": x, "b": x}))
+        return average.update(updates, average.init(updates))[0]
+
+    mapped = jax.shard_map(update, mesh=mesh_of(DEVICES), in_specs=P("batch"), out_specs=P())
+    averaged = mapped(jnp.arange(8.0))
+    assert averaged == {"a": 0, "b": 3.5}
+
+
+@pytest.mark.parametrize("axis_name", [b"batch", "batch", ("batch",), ["batch"]])
+def test_axes_may_be_named_by_any_hashable(axis_name):
+    average = sam_optax.average(axis_name)
+    name = axis_name if isinstance(axis_name, bytes) else "batch"
+    averaged = jax.vmap(lambda x: average.update(x, average.init(x))[0], axis_name=name)(
+        jnp.arange(4.0)
+    )
+    np.testing.assert_array_equal(averaged, 1.5)
 
 
 # Where the state lies, and what is sent.

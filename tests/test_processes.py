@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from reference import METHODS
@@ -18,7 +19,6 @@ from test_resume import end
 from worker import SHARED
 
 from experiments import processes, train
-from experiments.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 MESHED = ("digits", "--method", "ae_sam", "--epochs", 3, "--steps-per-dispatch", 5)
@@ -68,27 +68,33 @@ def test_two_processes_take_the_steps_and_the_decisions_of_one(tmp_path):
         assert 0 < one[f"{name} ascents"] < len(one[name]), METHODS[name].settings
 
 
+def in_slurm(number, count, where):
+    """What Slurm tells a process."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+        "SLURM_STEP_NODELIST": "localhost",
+        "JAX_COORDINATOR_PORT": where.partition(":")[2],
+    }
+
+
 @pytest.fixture
 def train_in(tmp_path, data_dir):  # noqa: F811
     """Starts the training command in so many processes."""
 
-    def start(name, count, *more):
-        arguments = map(str, (*MESHED, "--name", name, *more))
-        fixed = (*arguments, "--out", tmp_path, "--data-dir", data_dir)
+    def start(name, count, *more, own=((), ()), out=lambda i: tmp_path, slurm=False):
         where, started = address(), []
         for i in range(count):
-            several = (
-                "--coordinator",
-                where,
-                "--num-processes",
-                str(count),
-                "--process-id",
-                str(i),
-            )
+            several = ("--coordinator", where, "--num-processes", count, "--process-id", i)
+            several = ("--coordinator", "auto") if slurm else several
+            arguments = (*MESHED, "--name", name, *more, *own[i])
+            arguments += ("--out", out(i), "--data-dir", data_dir)
             process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.train", *fixed, *several],
+                [sys.executable, "-m", "experiments.train", *map(str, (*arguments, *several))],
                 cwd=ROOT,
-                env=environment(),
+                env=environment(**(in_slurm(i, count, where) if slurm else {})),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -97,7 +103,13 @@ def train_in(tmp_path, data_dir):  # noqa: F811
         return started
 
     started = []
-    yield lambda *arguments: started.extend(start(*arguments)) or started[-int(arguments[1]) :]
+
+    def kept(*arguments, **options):
+        begun = start(*arguments, **options)
+        started.extend(begun)
+        return begun
+
+    yield kept
     for process in started:
         process.kill()
         process.wait()
@@ -120,6 +132,15 @@ def assert_same_end(path, other):
     assert one["ascents"] == two["ascents"]
 
 
+def waited_for(path, started, step=10):
+    """Until a run of these processes has saved this step or a later one."""
+    deadline = time.monotonic() + 240
+    while not [p for p in path.glob("*") if p.name.isdecimal() and int(p.name) >= step]:
+        assert time.monotonic() < deadline
+        assert started[0].poll() is None, started[0].stdout.read()
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_run_of_two_processes_survives_the_end_of_one(
     victim,
@@ -130,12 +151,7 @@ def test_a_run_of_two_processes_survives_the_end_of_one(
 ):
     """The other ends within a minute; one process, or two, go on to the end of a whole run."""
     started = train_in("cut", 2)
-    saved = Checkpoints(tmp_path / "cut" / "checkpoints")
-    deadline = time.monotonic() + 240
-    while not [p for p in saved.path.glob("*") if p.name.isdecimal() and int(p.name) >= 10]:
-        assert time.monotonic() < deadline
-        assert started[0].poll() is None, started[0].stdout.read()
-        time.sleep(0.02)
+    waited_for(tmp_path / "cut" / "checkpoints", started)
     started[victim].send_signal(signal.SIGKILL)
     said, _ = started[1 - victim].communicate(timeout=60)
     assert started[1 - victim].returncode != 0, said
@@ -158,6 +174,88 @@ def test_a_run_of_two_processes_survives_the_end_of_one(
     assert len(lines) == 3
 
 
+WAYS = {
+    "device perturbations, then another method": (
+        *("--perturbation", "device"),
+        *("--then", "looksam", "--switch-at", 1),
+    ),
+    "divided parameters": ("--mesh", "data=1,model=2"),
+    "decisions on the host": ("--decide", "host"),
+    "slurm": (),
+}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=[pytest.mark.slow] if i else []) for i, way in enumerate(WAYS)],
+)
+def test_two_processes_end_where_one_ends(way, train_in, monkeypatch, tmp_path, data_dir):  # noqa: F811
+    """Also where the first is told to stop, and both go on."""
+    more, slurm = WAYS[way], way == "slurm"
+    started = train_in("two", 2, *more, slurm=slurm)
+    if way == "decisions on the host":
+        waited_for(tmp_path / "two" / "checkpoints", started)
+        started[1].send_signal(signal.SIGTERM)
+        for process in started:
+            said, _ = process.communicate(timeout=60)
+            assert process.returncode == 128 + signal.SIGTERM, said
+            assert "go on with --resume" in said
+        started = train_in("two", 2, *more, "--resume", slurm=slurm)
+    ended(started)
+    arguments = (*MESHED, "--name", "one", *more, "--out", tmp_path, "--data-dir", data_dir)
+    command(monkeypatch, train, *arguments)
+    assert_same_end(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "apart", "message"),
+    [
+        ((), True, "pass all of them an --out that they share"),
+        ((("--seed", 0), ("--seed", 1)), False, "different options"),
+    ],
+)
+def test_processes_that_do_not_fit_together_end(more, apart, message, train_in, tmp_path):
+    own = more or ((), ())
+    started = train_in(*("two", 2), own=own, out=lambda i: tmp_path / str(i) if apart else tmp_path)
+    for process in started:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, said
+        assert message in said
+
+
+def test_a_folder_that_is_not_shared_is_told(monkeypatch, tmp_path):
+    processes.check_shared(tmp_path)  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "agree", lambda numbers: numbers)
+    monkeypatch.setattr(processes, "SEEING", 0)
+    processes.check_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    with pytest.raises(processes.NoConnectionError, match="an --out that they share"):
+        processes.check_shared(tmp_path)
+
+
+def test_what_a_lost_process_leads_to_is_told_apart(monkeypatch):
+    def fail(error):
+        with processes.together():
+            try:
+                raise error
+            except Exception as cause:
+                raise OSError("cannot write") from cause
+
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset by peer")
+    with pytest.raises(OSError, match="cannot write"):
+        fail(lost)  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for error in (lost, ValueError("Gloo all-reduce failed")):
+        with pytest.raises(processes.LostProcessError, match="cannot write"):
+            fail(error)
+    for error in (ValueError("full"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")):
+        with pytest.raises(OSError, match="cannot write"):
+            fail(error)
+
+
 def test_processes_with_other_options_are_told(monkeypatch):
     seen = []
     processes.check_alike("one")  # alone
@@ -175,10 +273,15 @@ def test_processes_with_other_options_are_told(monkeypatch):
     [
         (("host:1", None, 2), "go together"),
         (("host:1", 2, 2), r"must lie in \[0, 2\), got 2"),
+        (("host:1", 0, 0), "--num-processes must be at least 1, got 0"),
+        (("host", 0, 2), "must read HOST:PORT.*got 'host'"),
+        (("host:port", 0, 2), "must read HOST:PORT"),
+        ((address(), 1, 2), "process 0 does not listen"),
         ((None, 0, None), "go together"),
         (("auto", 0, 2), "stands alone"),
     ],
 )
-def test_processes_that_cannot_find_each_other_are_told(arguments, message):
+def test_processes_that_cannot_find_each_other_are_told(arguments, message, monkeypatch):
+    monkeypatch.setattr(processes, "CONNECTING", 0)
     with pytest.raises(processes.NoConnectionError, match=message):
         processes.connect(*arguments, devices=2)

@@ -54,6 +54,9 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %done = f32[] all-reduce-done(%started)
   %parts = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
   %moved = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%p)
+  %shard = ((f32[64]{0}, f32[8]{0}), (f32[8]{0}, f32[1]{0}), s32[]) reduce-scatter-start(%a, %b)
+  %spread = s8[7]{0} collective-broadcast(%q)
+  %ragged = f32[6,2]{1,0} ragged-all-to-all(%p, %q)
   ROOT %c = (f32[4]) conditional(%d, %e, %e), branch_computations={%taken, %skipped}
 }
 """
@@ -66,7 +69,10 @@ def test_collectives_are_found_with_their_bytes_and_where_they_stand():
         ("all-reduce", 20, False),
         ("all-reduce", 32, True),
         ("all-reduce", 4 * 640 + 3, False),
+        ("collective-broadcast", 7, False),
         ("collective-permute", 20, False),
+        ("ragged-all-to-all", 48, False),
+        ("reduce-scatter", 36, False),
     ]
     assert scaling.sent(HLO, "all-reduce") == (2563 + 20, 32)
 
