@@ -163,7 +163,7 @@ def scaling(
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("time of a step / gradient on one device")
-    np.atleast_1d(axes)[0].legend(loc="lower left", fontsize="small")
+    np.atleast_1d(axes)[0].legend(fontsize="small")
     size = f"{found['parameter_bytes'] / 1e6:.0f} MB of parameters"
     figure.suptitle(
         f"Model: {found['model']}, {size}, {found['batch_size']} images a device, a gradient in "
