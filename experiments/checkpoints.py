@@ -112,6 +112,42 @@ class Checkpoints:
             ) from error
         return Restored(held.state, **progress)
 
+    def restore_part(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Reads some fields of a state, such as its parameters, onto the default device.
+
+        Args:
+          step: of the checkpoint.
+          like: for each field a pytree of its structure, with shapes and dtypes.
+
+        Raises:
+          CheckpointError: it cannot be read, or these fields have another structure.
+        """
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
+        )
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        try:
+            with self._manager() as manager:
+                held = manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.PyTreeRestore(
+                            abstract, restore_args=arguments, partial_restore=True
+                        ),
+                        progress=ocp.args.JsonRestore(),
+                    ),
+                )
+            saved = held.progress["digest"]
+            if any(words not in saved for words in _words_of(held.state)):
+                raise ValueError("its numbers are not those that were saved")
+        except Exception as error:  # Orbax raises what it likes, Exception itself among it
+            raise CheckpointError(
+                f"cannot read the checkpoint of step {step} under {self.path}: {_first(error)}. "
+                "It is damaged or of other code: train again."
+            ) from error
+        return held.state
+
     def _manager(self):
         # An error is told by what raises it; the threads behind it would print it many times.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -126,8 +162,11 @@ def _digest(state, progress):
 
     It is the same however the arrays are divided over devices and processes.
     """
-    words = [[int(word) for word in words] for words in map(_words, jax.tree.leaves(state))]
-    return [*words, zlib.crc32(json.dumps(progress).encode())]
+    return [*_words_of(state), zlib.crc32(json.dumps(progress).encode())]
+
+
+def _words_of(state):
+    return [[int(word) for word in words] for words in map(_words, jax.tree.leaves(state))]
 
 
 @jax.jit

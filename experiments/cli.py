@@ -124,25 +124,7 @@ class Options:
 
     def load(self, recipe: Recipe, seed: int) -> data.Data:
         """The recipe's data, its noise and its held-out part drawn from the seed."""
-        if not 0 <= seed < 2**32:
-            raise UserError(f"a seed must lie in [0, 2**32), got {seed}.")
-        try:
-            loaded = data.load(
-                recipe.dataset,
-                data_dir=self.data_dir,
-                seed=seed,
-                label_noise=recipe.label_noise,
-                noise=recipe.noise,
-                validation=recipe.validation,
-                imbalance=recipe.imbalance,
-                train_examples=recipe.train_examples,
-            )
-        except ValueError as error:
-            raise UserError(_with_options(str(error))) from error
-        except data.NotPreparedError as error:
-            raise UserError(str(error)) from error
-        except OSError as error:
-            raise UserError(f"--data-dir {self.data_dir} cannot be used: {error}.") from error
+        loaded = load(recipe, seed, self.data_dir)
         if len(loaded.train.labels) < recipe.batch_size:
             raise UserError(
                 f"--batch-size {recipe.batch_size} exceeds the {len(loaded.train.labels)} training "
@@ -175,6 +157,33 @@ class Options:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{method}: {error}") from error
+
+
+def load(recipe: Recipe, seed: int, data_dir: Path) -> data.Data:
+    """A recipe's data, its noise and its held-out part drawn from the seed.
+
+    Raises:
+      UserError: the set is not there, or the recipe's part of it cannot be made.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"a seed must lie in [0, 2**32), got {seed}.")
+    try:
+        return data.load(
+            recipe.dataset,
+            data_dir=data_dir,
+            seed=seed,
+            label_noise=recipe.label_noise,
+            noise=recipe.noise,
+            validation=recipe.validation,
+            imbalance=recipe.imbalance,
+            train_examples=recipe.train_examples,
+        )
+    except ValueError as error:
+        raise UserError(_with_options(str(error))) from error
+    except data.NotPreparedError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"--data-dir {data_dir} cannot be used: {error}.") from error
 
 
 def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -43,8 +43,8 @@ def make(
     Args:
       name: a key of `MODELS`.
       classes: the number of classes.
-      dtype: of the computation, float32 or bfloat16; parameters, batch statistics and logits are
-        float32.
+      dtype: of the computation, bfloat16, float32 or float64; parameters and batch statistics are
+        made float32, and logits are float32 at least.
       width: channels of the narrowest layer, to which all others are in proportion; the size of a
         token of the ViT, the units of the MLP. None for the published width.
 

@@ -31,7 +31,7 @@ class MLP(nn.Module):
         x = images.reshape(images.shape[0], -1)
         for _ in range(self.layers):
             x = nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
-        return nn.Dense(self.classes, dtype=jnp.float32)(x)
+        return nn.Dense(self.classes)(x)  # in the dtype of its parameters, or of x if wider
 
 
 class CNN(nn.Module):
@@ -60,4 +60,5 @@ class CNN(nn.Module):
             x = nn.Conv(channels, (3, 3), strides=stride, use_bias=False, dtype=self.dtype)(x)
             norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)
             x = nn.relu(norm(x))
-        return nn.Dense(self.classes, dtype=jnp.float32)(x.mean((1, 2), dtype=jnp.float32))
+        pooled = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return nn.Dense(self.classes)(pooled)

@@ -102,7 +102,7 @@ class ViT(nn.Module):
         for block in range(self.depth):
             x = Block(self._heads(), dtype=self.dtype, name=f"block{block + 1}")(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 0])
-        return nn.Dense(self.classes, kernel_init=NORMAL, dtype=jnp.float32, name="head")(x)
+        return nn.Dense(self.classes, kernel_init=NORMAL, name="head")(x)
 
     def _heads(self) -> int:
         """The largest divisor of the width that leaves 64 or more to each head."""

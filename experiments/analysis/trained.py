@@ -1,0 +1,166 @@
+"""A finished or unfinished run, read from its folder, and its loss as a function of parameters."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import augment, cli, models, runs
+from experiments.analysis.objective import Objective
+from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.data import Data
+from experiments.recipes.base import Recipe
+
+
+class Trained:
+    """A run that `experiments.train` wrote.
+
+    Attributes:
+      path: its folder.
+      config: what was asked for, with the fields of the recipe.
+      recipe: the same as a recipe.
+      rows: the figures of its epochs so far.
+      summary: its results; empty where it is not finished.
+      steps: of its checkpoints, ascending.
+    """
+
+    def __init__(self, path: Path, data_dir: Path):
+        """Reads all but the weights and the data.
+
+        Raises:
+          UserError: it is no folder of a run, or holds no checkpoint.
+        """
+        self.path, self._data_dir = path, data_dir
+        try:
+            self.config = json.loads((path / "config.json").read_text())
+            names = {field.name for field in dataclasses.fields(Recipe)} - {"method"}
+            fields = {name: self.config[name] for name in self.config if name in names}
+            fields["augmentation"] = tuple(fields["augmentation"])
+            self.recipe = Recipe(**fields)
+            self._seed = self.config["seed"]
+            lines = path / "metrics.jsonl"
+            text = lines.read_text() if lines.exists() else ""
+            self.rows = [json.loads(line) for line in text.splitlines()]
+            summary = path / "summary.json"
+            self.summary = json.loads(summary.read_text()) if summary.exists() else {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise cli.UserError(
+                f"{path} is no folder of a run ({type(error).__name__}: {error}): pass one that "
+                "experiments.train wrote."
+            ) from error
+        self._checkpoints = Checkpoints(path / runs.CHECKPOINTS)
+        self.steps = self._checkpoints.steps()
+        if not self.steps:
+            raise cli.UserError(
+                f"{path} holds no checkpoint: train it, or go on with it by --resume, so that "
+                "there are parameters to look at."
+            )
+
+    @property
+    def method(self) -> str:
+        """The methods that trained it, by name."""
+        return "-then-".join([self.config["method"], *(m for _, m, _ in self.config["then"])])
+
+    @property
+    def label(self) -> str:
+        """The method with its settings."""
+        settings = [self.config["method_kwargs"], *(kw for _, _, kw in self.config["then"])]
+        said = ", ".join(f"{k} {v}" for kwargs in settings for k, v in kwargs.items())
+        return f"{self.method} ({said})" if said else self.method
+
+    @property
+    def group(self) -> str:
+        """What runs that differ in their seeds alone have in common."""
+        kept = {name: value for name, value in self.config.items() if name not in _OF_A_SEED}
+        return json.dumps(kept, sort_keys=True)
+
+    @functools.cached_property
+    def data(self) -> Data:
+        """Its data set, with its noise."""
+        return cli.load(self.recipe, self._seed, self._data_dir)
+
+    @property
+    def epochs(self) -> dict[int, float]:
+        """The epochs that were over at each checkpoint."""
+        per_epoch = len(self.data.train.labels) // self.recipe.batch_size
+        return {step: step / per_epoch for step in self.steps}
+
+    def weights(self, step: int | None = None) -> tuple[optax.Params, Any]:
+        """Parameters and batch statistics of a checkpoint, of the last where step is left out.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        model = self._model(jnp.float32)
+        image = jnp.zeros((1, *self.data.train.images.shape[1:]), jnp.float32)
+        variables = jax.eval_shape(
+            functools.partial(model.init, train=False), jax.random.key(0), image
+        )
+        params = variables.pop("params")
+        like = {"params": params, "model_state": dict(variables)}
+        try:
+            held = self._checkpoints.restore_part(self.steps[-1] if step is None else step, like)
+        except CheckpointError as error:
+            raise cli.UserError(str(error)) from error
+        return held["params"], held["model_state"]
+
+    def objective(
+        self,
+        model_state: Any,
+        *,
+        training: bool,
+        size: int,
+        examples: int | None = None,
+        dtype: Any = jnp.float32,
+        on_pass: Callable[[], None] = lambda: None,
+    ) -> Objective:
+        """The cross-entropy on its training set, with its labels, their noise and smoothing.
+
+        Without augmentation, mixup and weight decay: those are of training alone.
+
+        Args:
+          model_state: the batch statistics.
+          training: whether batch norm takes the statistics of each batch, in place of these.
+          size: examples in a batch.
+          examples: how many of the set, drawn from the run's seed; all where left out.
+          dtype: of the computation; parameters are to have it too.
+          on_pass: called after each pass over the examples.
+        """
+        train, classes = self.data.train, self.data.classes
+        chosen = np.arange(len(train.labels))
+        if examples is not None and examples < len(chosen):
+            chosen = np.random.default_rng(self._seed).choice(chosen, examples, replace=False)
+        model = self._model(dtype)
+        state = jax.tree.map(lambda leaf: leaf.astype(dtype), model_state)
+        mean, std = (jnp.asarray(a, dtype) for a in (self.data.mean, self.data.std))
+
+        def loss_fn(params, batch):
+            images, labels = batch
+            images = augment.normalize(images, mean, std)
+            variables = {"params": params, **state}
+            if training:
+                logits, _ = model.apply(variables, images, train=True, mutable=list(state))
+            else:
+                logits = model.apply(variables, images, train=False)
+            one_hot = jax.nn.one_hot(labels, classes, dtype=logits.dtype)
+            smooth = optax.smooth_labels(one_hot, self.recipe.label_smoothing)
+            return optax.softmax_cross_entropy(logits, smooth).mean()
+
+        chosen_examples = (train.images[chosen], train.labels[chosen])
+        return Objective.divided(loss_fn, chosen_examples, size, on_pass=on_pass)
+
+    def _model(self, dtype):
+        return models.make(
+            self.recipe.model, self.data.classes, dtype=dtype, width=self.recipe.width
+        )
+
+
+# What may differ between runs of one group.
+_OF_A_SEED = ("seed", "together")
