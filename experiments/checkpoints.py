@@ -34,7 +34,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, by the number of steps taken; the last two are kept.
+    """The checkpoints of one run, by the number of steps taken; the last two are kept, or more.
 
     Orbax writes into a folder of another name and renames it at the end, so that a process that is
     killed meanwhile leaves nothing that could be read as a checkpoint.
@@ -43,6 +43,11 @@ class Checkpoints:
     def __init__(self, path: Path):
         """Opens a folder, which is made with the first checkpoint."""
         self.path = path.absolute()
+        self._kept = None
+
+    def keep(self, every: int) -> None:
+        """Lets those stay, too, whose step is a multiple of a number."""
+        self._kept = every
 
     def steps(self) -> list[int]:
         """The steps at which there is a checkpoint, in order."""
@@ -152,7 +157,10 @@ class Checkpoints:
         # An error is told by what raises it; the threads behind it would print it many times.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=KEPT,
+            keep_period=self._kept,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
         )
         return ocp.CheckpointManager(self.path, options=options)
 

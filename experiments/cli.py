@@ -263,6 +263,8 @@ def run(main: Callable[[Any], None], options: type) -> None:
         _leave(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        if jax.distributed.is_initialized():
+            _leave(2)  # the shutdown would wait for the others, who wait for this process
         sys.exit(2)
     except jax.errors.JaxRuntimeError as error:
         said = str(error).partition("\n")[0]

@@ -11,7 +11,7 @@ KINDS = (
 
 # "  %name = type kind(" and the type's arrays, such as f32[64,10]{1,0}
 _COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,<=]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _BRANCHES = re.compile(
     r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.-]+))"
@@ -68,12 +68,13 @@ def found(hlo: str) -> list[Collective]:
 
 def _bytes(result, kind, start):
     """Of all arrays of a result, a tuple's together."""
-    if start and kind != "all-reduce":  # what goes in, what comes out, and words of context
-        result = _elements(result)[1]
-    return sum(
-        math.prod(map(int, filter(None, shape.split(",")))) * max(int(bits or 8) // 8, 1)
+    if start and kind != "all-reduce" and result.startswith("("):
+        result = _elements(result)[1]  # behind what goes in; words of context follow
+    arrays = [
+        (int(bits or 8), map(int, re.findall(r"\d+", shape)))
         for _, bits, shape in _ARRAY.findall(result)
-    )
+    ]
+    return sum(math.ceil(math.prod(shape) * bits / 8) for bits, shape in arrays)
 
 
 def _elements(text):

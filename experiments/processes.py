@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import contextlib
 import os
 from pathlib import Path
-import re
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -58,22 +58,24 @@ def connect(
             f"--process-id must lie in [0, {num_processes}), got {process_id}: number the "
             "processes from 0."
         )
-    if named and not re.fullmatch(r".+:\d{1,5}", coordinator):
-        raise NoConnectionError(
-            f"--coordinator must read HOST:PORT, such as 10.0.0.1:7000, or auto, got "
-            f"{coordinator!r}."
-        )
     # Many queued collectives on few cores need a larger thread pool.
     os.environ.setdefault("NPROC", "16")
     if coordinator is None:
         _make_devices(devices)
         return
     if named:
+        host, port = _address(coordinator)
         if process_id:
-            _reach(coordinator)
-        elif num_processes > 1:
+            _reach(host, port)
+        else:
+            _check_free(port)
+        if process_id == 0 < num_processes - 1:
             others = "1 other process" if num_processes == 2 else f"{num_processes - 1} others"
             print(f"waiting for {others} at {coordinator}", file=sys.stderr, flush=True)
+    # Else JAX itself catches SIGTERM, and nothing comes of it.
+    jax.config.update("jax_enable_preemption_service", False)
+    # JAX waits in code that Python's handler of Ctrl-C does not reach.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         jax.distributed.initialize(
             coordinator if named else None,
@@ -94,6 +96,8 @@ def connect(
             f"({str(error).strip().partition(chr(10))[0]:.200}): start every process with the same "
             "--coordinator and --num-processes."
         ) from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
     _make_devices(devices // distributed.global_state.num_processes)
 
 
@@ -104,19 +108,47 @@ def _make_devices(count):
             jax.config.update("jax_num_cpu_devices", max(1, count))
 
 
-def _reach(coordinator):
-    """Waits until process 0 listens; where JAX itself waits in vain it aborts."""
+def _address(coordinator):
+    """Host and port; JAX would wait for a wrong one in vain, and abort."""
     host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise NoConnectionError(
+            "--coordinator must read HOST:PORT, such as 10.0.0.1:7000, with a port below 65536, or "
+            f"auto, got {coordinator!r}."
+        )
+    host = host.strip("[]")
+    try:
+        socket.getaddrinfo(host, int(port))
+    except OSError as error:
+        raise NoConnectionError(
+            f"--coordinator {coordinator} names no host that this machine knows ({error}): pass "
+            "the address of process 0."
+        ) from error
+    return host, int(port)
+
+
+def _check_free(port):
+    """Raises where another program listens; JAX would crash."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise NoConnectionError(
+            f"process 0 cannot listen at port {port} ({error}): pass another in --coordinator."
+        ) from error
+
+
+def _reach(host, port):
+    """Waits until process 0 listens; where JAX itself waits in vain it aborts."""
     deadline = time.monotonic() + CONNECTING
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            socket.create_connection((host, port), timeout=5).close()
             return
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             if time.monotonic() > deadline:
                 raise NoConnectionError(
-                    f"process 0 does not listen at {coordinator} ({error}): start it with the "
-                    "same --coordinator, an address of its machine that the others can reach."
+                    f"process 0 does not listen at {host}:{port} ({error}): start it with the same "
+                    "--coordinator, an address of its machine that the others can reach."
                 ) from error
         time.sleep(0.2)
 
@@ -141,21 +173,25 @@ def check_shared(folder: Path) -> None:
 
     Raises:
       NoConnectionError: another process does not see it.
+      OSError: process 0 cannot write there.
     """
     if jax.process_count() == 1:
         return
     file, number = folder / ".processes", secrets.randbelow(2**31 - 1) if is_first() else 0
-    if is_first():
-        file.write_text(str(number))
-    (number,) = agree((number,))
-    deadline = time.monotonic() + SEEING
-    while not (seen := file.exists() and file.read_text() == str(number)):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    (missed,) = agree((not seen,))
-    if is_first():
-        file.unlink()
+    try:
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(str(number))
+        (number,) = agree((number,))
+        deadline = time.monotonic() + SEEING
+        while not (seen := file.exists() and file.read_text() == str(number)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        (missed,) = agree((not seen,))
+    finally:
+        if is_first():
+            file.unlink(missing_ok=True)
     if missed:
         raise NoConnectionError(
             f"not all processes see what process 0 writes into {folder}: pass all of them an --out "

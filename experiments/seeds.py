@@ -155,6 +155,9 @@ class Group:
         ]
         self.per_epoch = self.phases[0].trainer.steps_per_epoch
         self.total = plan.recipe.epochs * self.per_epoch
+        self._kept = (options.keep_epochs or plan.recipe.epochs) * self.per_epoch
+        for run in group:
+            run.checkpoints.keep(self._kept)
 
     def _trainer(self, method, settings, epochs):
         return self.options.trainer(
@@ -183,8 +186,6 @@ class Group:
                 if processes.is_first():
                     for run in self.runs:
                         stack.enter_context(runs.locked(run.path))
-                for run in self.runs:
-                    processes.check_shared(run.path)
                 self._train(states)
         except fit.DivergedError as error:
             raise DivergedRunError(f"{where}: {error}") from error
@@ -317,6 +318,7 @@ class Group:
         del phase
         self._bar.reach(step)
         due = time.perf_counter() - self._saved >= 60 * self.options.checkpoint_minutes
+        due = due or step % self._kept == 0
         number, due = processes.agree((self._stopped(), due))
         if step < self.total and (due or number):
             self._save(step, state)

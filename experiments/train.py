@@ -47,6 +47,8 @@ class Options(cli.Options):
     """Train anew, and remove what the folder holds."""
     checkpoint_minutes: float = 1.0
     """Minutes between two checkpoints; 0 for one after each dispatch."""
+    keep_epochs: int | None = None
+    """Keep a checkpoint of every so many epochs, to look at later; else the last two alone stay."""
     steps_per_dispatch: int = 100
     """Steps that an accelerator takes at a time."""
     tensorboard: bool = False
@@ -74,6 +76,8 @@ def main(options: Options) -> None:
         raise cli.UserError(
             "--steps-per-dispatch must be at least 1 and --checkpoint-minutes not negative."
         )
+    if options.keep_epochs is not None and options.keep_epochs < 1:
+        raise cli.UserError(f"--keep-epochs must be at least 1, got {options.keep_epochs}.")
     if options.resume and options.overwrite:
         raise cli.UserError("--resume goes on and --overwrite begins again: pass one of them.")
     together = options.vmap_seeds and len(options.seeds) > 1
@@ -120,9 +124,12 @@ def _layout(options):
         processes.connect(*several, devices=math.prod(sizes.values()))
         own = {"process_id": None, "out": None, "data_dir": None}
         processes.check_alike(repr(dataclasses.replace(options, **own)))
+        processes.check_shared(options.out)
         return mesh.Layout(sizes)
     except (ValueError, processes.NoConnectionError) as error:
         raise cli.UserError(f"--mesh {options.mesh}: {error}") from error
+    except OSError as error:
+        raise cli.UserError(f"--out {options.out} cannot be used: {error}.") from error
 
 
 def _plan(options, layout):

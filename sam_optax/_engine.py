@@ -296,7 +296,8 @@ def _check_local(updates, axis_name):
                     f"equal on all devices along {name!r} already. shard_map sums the gradients "
                     "of replicated parameters over the devices: take the gradients at "
                     f'jax.lax.pcast(params, {name!r}, to="varying"), or leave average away where '
-                    "grad_fn averages."
+                    "grad_fn averages. Mark a leaf that is equal for another reason, such as a "
+                    f'constant, by jax.lax.pcast(leaf, {name!r}, to="varying").'
                 )
 
 

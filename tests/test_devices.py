@@ -525,7 +525,7 @@ def test_an_average_of_what_was_summed_is_refused(own, link):
 
 
 def test_a_frozen_leaf_is_averaged_with_the_rest():
-    """Its zeros come from gradients that differ, or may be new ones."""
+    """Its zeros come from gradients that differ."""
     frozen = optax.masked(optax.set_to_zero(), {"a": True, "b": False})
     average = sam_optax.average("batch")
 

@@ -256,6 +256,13 @@ def test_what_a_lost_process_leads_to_is_told_apart(monkeypatch):
             fail(error)
 
 
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(processes.NoConnectionError, match="cannot listen at port"):
+            processes.connect(where, 0, 2, devices=2)
+
+
 def test_processes_with_other_options_are_told(monkeypatch):
     seen = []
     processes.check_alike("one")  # alone
@@ -275,6 +282,8 @@ def test_processes_with_other_options_are_told(monkeypatch):
         (("host:1", 2, 2), r"must lie in \[0, 2\), got 2"),
         (("host:1", 0, 0), "--num-processes must be at least 1, got 0"),
         (("host", 0, 2), "must read HOST:PORT.*got 'host'"),
+        (("host:99999", 0, 2), "below 65536"),
+        (("no.such.host.invalid:7000", 0, 2), "names no host that this machine knows"),
         (("host:port", 0, 2), "must read HOST:PORT"),
         ((address(), 1, 2), "process 0 does not listen"),
         ((None, 0, None), "go together"),

@@ -55,8 +55,8 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %parts = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
   %moved = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%p)
   %shard = ((f32[64]{0}, f32[8]{0}), (f32[8]{0}, f32[1]{0}), s32[]) reduce-scatter-start(%a, %b)
-  %spread = s8[7]{0} collective-broadcast(%q)
-  %ragged = f32[6,2]{1,0} ragged-all-to-all(%p, %q)
+  %spread = s4[14]{0} collective-broadcast(%q)
+  %ragged = f32[6,<=2]{1,0} ragged-all-to-all(%p, %q)
   ROOT %c = (f32[4]) conditional(%d, %e, %e), branch_computations={%taken, %skipped}
 }
 """
