@@ -136,8 +136,20 @@ def costs(
     }
 
 
-def train(trainer: Trainer, data: Data, *, seed: int) -> dict[str, Any]:
+def train(
+    trainer: Trainer,
+    data: Data,
+    *,
+    seed: int,
+    on_dispatch: Callable[[Phase, int, TrainState], None] = lambda phase, steps, state: None,
+) -> dict[str, Any]:
     """Trains from a seed and returns the figures of the last epoch.
+
+    Args:
+      trainer: what trains.
+      data: what it trains and is evaluated on.
+      seed: draws the weights, the order of the data and the method's numbers.
+      on_dispatch: as in `fit`.
 
     Raises:
       DivergedError: the loss of an epoch is not finite.
@@ -150,7 +162,8 @@ def train(trainer: Trainer, data: Data, *, seed: int) -> dict[str, Any]:
         fractions.append(means(state, trainer.steps_per_epoch)["sam_fraction"])
 
     phases = [Phase(0, trainer.recipe.epochs, trainer)]
-    state = fit(phases, trainer.init(data.train.images, seed), on_device, on_epoch=on_epoch)
+    state = trainer.init(data.train.images, seed)
+    state = fit(phases, state, on_device, on_epoch=on_epoch, on_dispatch=on_dispatch)
     seconds = time.perf_counter() - start
     on_train = trainer.evaluate(state, data.train, on_device)
     return {

@@ -24,7 +24,9 @@ RESULTS = (
 BESIDE = (
     *("metrics.jsonl", "curves.png", "table.md", "comparison.png"),
     *("benchmark.md", "growth.png", "gpu_check.md", "scaling.md", "scaling.png"),
+    *("sweep.md", "sweep.png"),
 )
+RUNS = "runs.jsonl"  # the finished runs of a sweep, a line each
 CHECKPOINTS, TENSORBOARD = FOLDERS = ("checkpoints", "tensorboard")
 PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")
 
@@ -32,18 +34,19 @@ PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets"
 def folder(out: Path, name: str, config: dict[str, Any], *, overwrite: bool) -> Path:
     """The folder out/name with its config.json, ready to be written.
 
-    A folder with the same config, or without a result, is written anew.
+    A folder with the same config, or without a result, is written anew; of the same config, a
+    sweep's finished runs stay unless they are to be overwritten.
 
     Raises:
       UserError: the folder cannot be written, or holds the result of another config.
     """
-    path = _path(out, name)
+    path = path_of(out, name)
     config = json.loads(_dump(config))
     try:
         if not overwrite:
             _check_config(path, config)
         path.mkdir(parents=True, exist_ok=True)
-        for written in (*RESULTS, *BESIDE):
+        for written in (*RESULTS, *BESIDE, *((RUNS,) if overwrite else ())):
             (path / written).unlink(missing_ok=True)
         for written in FOLDERS:
             shutil.rmtree(path / written, ignore_errors=True)
@@ -61,7 +64,7 @@ def renewed(out: Path, name: str, config: dict[str, Any], result: str) -> Path:
     Raises:
       UserError: as `folder`, for the result of another command.
     """
-    return folder(out, name, config, overwrite=(_path(out, name) / result).exists())
+    return folder(out, name, config, overwrite=(path_of(out, name) / result).exists())
 
 
 def state_of(out: Path, name: str, config: dict[str, Any]) -> str:
@@ -70,7 +73,7 @@ def state_of(out: Path, name: str, config: dict[str, Any]) -> str:
     Raises:
       UserError: it holds a run of another config, or cannot be read.
     """
-    path = _path(out, name)
+    path = path_of(out, name)
     try:
         _check_config(path, json.loads(_dump(config)))
         if (path / "summary.json").exists():
@@ -81,15 +84,25 @@ def state_of(out: Path, name: str, config: dict[str, Any]) -> str:
     return "unfinished" if saved else "nothing"
 
 
-def _path(out, name):
+def path_of(out: Path, name: str) -> Path:
+    """The path out/name.
+
+    Raises:
+      UserError: the name is none of a folder in out.
+    """
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError(f"--name must be a plain name, got {name!r}: pass folders by --out.")
     return out / name
 
 
 def _check_config(path, config):
-    """Raises where the folder holds results or checkpoints of another config."""
-    worth = any((path / kept).exists() for kept in (*RESULTS, CHECKPOINTS))
+    """Raises where the folder holds results, runs or checkpoints of another config."""
+    if (path / RUNS).exists() and not (path / "config.json").exists():
+        raise UserError(
+            f"{path} holds {RUNS} without the config.json that tells its options: pass --name for "
+            "a new folder, or --overwrite."
+        )
+    worth = any((path / kept).exists() for kept in (*RESULTS, RUNS, CHECKPOINTS))
     if not worth or not (path / "config.json").exists():
         return
     held = json.loads((path / "config.json").read_text())
@@ -146,6 +159,29 @@ def append_json(path: Path, value: Any) -> None:
 def line(value: Any) -> str:
     """A line of JSON."""
     return json.dumps(value, default=str) + "\n"
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The values of the lines of JSON in a file; none where there is no file.
+
+    A last line that a killed process left incomplete is removed from the file.
+
+    Raises:
+      UserError: another line cannot be read.
+    """
+    if not path.exists():
+        return []
+    values, lines = [], path.read_bytes().splitlines()
+    for number, text in enumerate(lines, 1):
+        try:
+            values.append(json.loads(text.decode()))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(
+                    f"line {number} of {path} is damaged: remove that line, or pass --overwrite."
+                ) from error
+    write_text(path, "".join(map(line, values)))
+    return values
 
 
 def provenance() -> dict[str, Any]:

@@ -2,22 +2,32 @@
 
     python -m experiments.sweep [RECIPE] --method sam --over rho=0.05,0.1,0.2 [--seeds 5] [options]
 
-Writes <out>/<name>/sweep.json, after each cell, and prints the cells, best first. Settings are
-chosen on a held-out part of the training set (--validation), so that the test set stays unseen.
-Besides a method's own settings, learning_rate, momentum and weight_decay can be swept.
+Writes <out>/<name>/: config.json, runs.jsonl (a line for each finished run) and, at the end,
+sweep.json, sweep.md and sweep.png, and prints the cells, best first. After Ctrl-C, SIGTERM or a
+crash the same command goes on; with more seeds or values it trains the runs that are missing.
+
+Settings are chosen on a held-out part of the training set (--validation), so that the test set
+stays unseen. Besides a method's own settings, learning_rate, momentum and weight_decay can be
+swept.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 import statistics
+from typing import Annotated, Any
 
 import rich
+from rich import box
 from rich.table import Table
+import tyro
 
-from experiments import cli, runs
+from experiments import cli, interrupt, runs, sweep_plots, watch
 from experiments.fit import DivergedError, evaluated, train
+from experiments.recipes.base import UNTRAINED
 
 SHARED = ("learning_rate", "momentum", "weight_decay")
+COSTS = ("sam_fraction", "gradients_per_step", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +37,14 @@ class Options(cli.Options):
     method: cli.MethodName = "sam"
     validation: float = 0.2
     """Share of the training set to hold out and evaluate on, in [0, 1); 0 for the test set."""
-    over: tuple[str, ...] = ()
+    over: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """Values to try, such as rho=0.05,0.1 gamma=0.5,0.9: every combination of them."""
     seeds: int = 5
     """Seeds 1000 and up, apart from those of the comparisons."""
     name: str | None = None
     """The sweep's folder inside --out; RECIPE-METHOD-sweep where left out."""
     overwrite: bool = False
-    """Replace a sweep of the same name that had other options."""
+    """Begin again, and remove what the folder holds."""
 
 
 def main(options: Options) -> None:
@@ -42,50 +52,88 @@ def main(options: Options) -> None:
     recipe = options.resolve()
     if options.seeds < 1:
         raise cli.UserError(f"--seeds must be at least 1, got {options.seeds}.")
-    swept = [axis.partition("=") for axis in options.over]
-    for axis, (_, equals, values) in zip(options.over, swept, strict=True):
-        if not equals or len(set(values.split(","))) < len(values.split(",")):
+    axes = _axes([axis for given in options.over for axis in given])
+    settings = [[f"{name}={value}" for value in values] for name, values in axes.items()]
+    cells = {cell: _apply(recipe, options.method, cell) for cell in itertools.product(*settings)}
+    config = _config(options, recipe)
+    seeds = range(1000, 1000 + options.seeds)
+    data = {seed: options.load(recipe, seed) for seed in seeds}
+    for cell_recipe, kwargs in cells.values():
+        options.trainer(cell_recipe, options.method, kwargs, data[seeds[0]])  # tells a mistake
+    name = options.name or f"{options.recipe}-{options.method}-sweep"
+    path = runs.path_of(options.out, name)
+    with runs.locked(path):
+        runs.folder(options.out, name, config, overwrite=options.overwrite)
+        try:
+            finished = _train(options, path, cells, data)
+            grid = {cell: [finished[_key(cell, seed)] for seed in seeds] for cell in cells}
+            config |= {"over": axes, "seeds": options.seeds}
+            rows = [summarize(cell, cell_runs) for cell, cell_runs in grid.items()]
+            _write(path, config, rows, [run for cell_runs in grid.values() for run in cell_runs])
+        except OSError as error:
+            raise cli.UserError(
+                f"cannot write to {path}: {error}. The finished runs are kept: make room, and the "
+                "same command goes on."
+            ) from error
+    rich.print(_table(config, rows))
+    print(f"written to {path}/")
+
+
+def summarize(cell: Sequence[str], cell_runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row for a cell: accuracy and what a run cost, over the seeds.
+
+    The accuracy is in percent, and a run that diverged counts with that of a guess; the costs are
+    those of the runs that reached their end. Deviations are those of a sample. None stands for a
+    figure that there are too few runs for.
+    """
+    ended = [run for run in cell_runs if not run["diverged"]]
+    accuracies = [run["accuracy"] for run in cell_runs]
+    fractions, gradients, seconds = ([run[cost] for run in ended] for cost in COSTS)
+    return {
+        "cell": list(cell),
+        "accuracy": statistics.fmean(accuracies),
+        "std": _deviation(accuracies),
+        "sam_fraction": statistics.fmean(fractions) if ended else None,
+        "sam_fraction_std": _deviation(fractions),
+        "gradients_per_step": statistics.fmean(gradients) if ended else None,
+        # the median leaves out the compilation, which the first of many runs pays
+        "seconds": statistics.median(seconds) if ended else None,
+        "diverged": len(cell_runs) - len(ended),
+    }
+
+
+def _config(options, recipe):
+    """All that the runs depend on beside their cell and seed."""
+    shared = dataclasses.asdict(recipe)
+    for other in UNTRAINED:
+        del shared[other]
+    return {
+        "recipe": options.recipe,
+        **shared,
+        "method": options.method,
+        "method_kwargs": cli.method_settings(recipe, options.method),
+        "decide": options.decide,
+    }
+
+
+def _deviation(values):
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _axes(given):
+    """The values of each setting, as written, from words such as "rho=0.05,0.1"."""
+    axes = {}
+    for axis in given:
+        name, equals, listed = axis.partition("=")
+        values = listed.split(",")
+        if not equals or len({str(cli.parse(value)) for value in values}) < len(values):
             raise cli.UserError(
                 f"--over must read name=value,value with different values, got {axis!r}."
             )
-    names = [name for name, _, _ in swept]
-    if len(set(names)) < len(names):
-        raise cli.UserError(f"--over names a setting twice: {' '.join(names)}.")
-    axes = [[f"{name}={value}" for value in values.split(",")] for name, _, values in swept]
-    cells = [(cell, *_apply(recipe, options.method, cell)) for cell in itertools.product(*axes)]
-    config = dataclasses.asdict(options)
-    for ignored in ("overwrite", "out", "data_dir", "name"):
-        config.pop(ignored)
-    name = options.name or f"{options.recipe}-{options.method}-sweep"
-    seeds = range(1000, 1000 + options.seeds)
-    data = {seed: options.load(recipe, seed) for seed in seeds}
-    for _, cell_recipe, settings in cells:
-        options.trainer(cell_recipe, options.method, settings, data[seeds[0]])  # tells a mistake
-    path = runs.folder(options.out, name, config, overwrite=options.overwrite)
-    rows = []
-    for cell, cell_recipe, settings in cells:
-        trainer = options.trainer(cell_recipe, options.method, settings, data[seeds[0]])
-        accuracies, diverged = [], 0
-        for seed in seeds:
-            try:
-                figures = train(trainer, data[seed], seed=seed)
-                accuracies.append(100 * evaluated(figures))
-            except DivergedError:
-                accuracies.append(100 / data[seed].classes)  # that of a guess
-                diverged += 1
-        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-        mean = statistics.fmean(accuracies)
-        rows.append({"cell": list(cell), "accuracy": mean, "std": spread, "diverged": diverged})
-        runs.write_json(path / "sweep.json", {"config": config, "rows": rows, **runs.provenance()})
-    held_out = "held-out" if recipe.validation else "test"
-    table = Table(
-        "setting", f"{held_out} accuracy (%)", title=f"{options.recipe}, {options.method}"
-    )
-    for row in sorted(rows, key=lambda row: -row["accuracy"]):
-        note = f", {row['diverged']} diverged" if row["diverged"] else ""
-        table.add_row(" ".join(row["cell"]), f"{row['accuracy']:.2f} ± {row['std']:.2f}{note}")
-    rich.print(table)
-    print(f"written to {path}/")
+        if name in axes:
+            raise cli.UserError(f"--over names a setting twice: {' '.join([*axes, name])}.")
+        axes[name] = values
+    return axes
 
 
 def _apply(recipe, method, cell):
@@ -94,6 +142,161 @@ def _apply(recipe, method, cell):
     shared = {name: cli.parse(value) for name, _, value in parts if name in SHARED}
     own = [setting for setting in cell if setting.partition("=")[0] not in SHARED]
     return cli.change(recipe, shared), cli.method_settings(recipe, method, own)
+
+
+def _key(cell, seed):
+    """A run by its cell, in whatever order the settings were named, and its seed."""
+    return frozenset(cell), seed
+
+
+def _kept(path):
+    """The finished runs of the folder by their keys."""
+    try:
+        return {_key(run["cell"], run["seed"]): run for run in runs.read_lines(path / runs.RUNS)}
+    except (KeyError, TypeError) as error:
+        raise cli.UserError(
+            f"{path / runs.RUNS} holds a line that is no run: remove it, or pass --overwrite."
+        ) from error
+
+
+def _train(options, path, cells, data):
+    """All runs of the cells by their keys: those kept, and the others, each kept as it ends."""
+    finished = _kept(path)
+    keys = {_key(cell, seed) for cell in cells for seed in data}
+    commit = runs.provenance()["commit"]
+
+    def check(*_):
+        if stopped():
+            again = ", without --overwrite" if options.overwrite else ""
+            raise interrupt.InterruptedRunError(
+                f"{len(keys & finished.keys())} of {len(keys)} runs are kept in {path}; the same "
+                f"command goes on{again}.",
+                stopped(),
+            )
+
+    with (
+        interrupt.noted() as stopped,
+        watch.tally(options.method, total=len(keys), done=len(keys & finished.keys())) as count,
+    ):
+        for cell, (recipe, kwargs) in cells.items():
+            # One compiled trainer for the seeds of a cell.
+            trainer = options.trainer(recipe, options.method, kwargs, next(iter(data.values())))
+            for seed in data:
+                if _key(cell, seed) in finished:
+                    continue
+                check()
+                figures = _run(trainer, data[seed], seed, check)
+                run = {"cell": cell, "seed": seed, **figures, "commit": commit}
+                runs.append_json(path / runs.RUNS, run)
+                finished[_key(cell, seed)] = run
+                count(f"{' '.join(cell)}, seed {seed}: {run['accuracy']:.2f} %")
+    return finished
+
+
+def _run(trainer, data, seed, check):
+    """The figures of one run; a diverged one has the accuracy of a guess, and no costs."""
+    try:
+        figures = train(trainer, data, seed=seed, on_dispatch=check)
+    except DivergedError:
+        return {"accuracy": 100 / data.classes, "diverged": True, **dict.fromkeys(COSTS)}
+    costs = {cost: figures[cost] for cost in COSTS}
+    return {"accuracy": 100 * evaluated(figures), "diverged": False, **costs}
+
+
+def _write(path, config, rows, grid_runs):
+    """The result, its table, and its picture where more than one value of a setting was tried."""
+    result = {"config": config, "rows": rows, "runs": grid_runs, **runs.provenance()}
+    runs.write_text(path / "sweep.md", markdown(config, rows))
+    if len(rows) > 1:
+        # Code may have changed between the runs of a sweep that went on; "-dirty" stands behind 40.
+        commits = dict.fromkeys(run["commit"] or "unknown" for run in grid_runs)
+        code = ", ".join(commit[:12] + commit[40:] for commit in commits)
+        sweep_plots.picture(
+            path / "sweep.png",
+            rows,
+            config["over"],
+            title=f"{_title(config)}\n{_split(config)}",
+            fixed=_fixed(config),
+            code=code,
+        )
+    runs.write_json(path / "sweep.json", result)
+
+
+def _title(config):
+    seeds = "1 seed" if config["seeds"] == 1 else f"{config['seeds']} seeds"
+    return f"{config['recipe']}, {config['method']}, {seeds}"
+
+
+def _split(config):
+    """What the accuracy was measured on."""
+    if config["validation"]:
+        return f"accuracy on a held-out {100 * config['validation']:.3g} % of the training set"
+    return "accuracy on the test set"
+
+
+def _fixed(config):
+    """The settings that all cells share."""
+    over = config["over"]
+    shared = {name: config[name] for name in (*SHARED, "batch_size", "epochs")}
+    noise = {"label_noise": config["label_noise"]} if config["label_noise"] else {}
+    alone = {name: values[0] for name, values in over.items() if len(values) == 1}
+    fixed = {**config["method_kwargs"], **shared, **noise, **alone}
+    return {name: value for name, value in fixed.items() if len(over.get(name, ())) < 2}
+
+
+HEADINGS = ("setting", "accuracy (%)", "SAM steps (%)", "grads/step", "seconds")
+
+
+def _lines(rows):
+    """The rows under the headings as text, best first."""
+    for row in sorted(rows, key=lambda row: -row["accuracy"]):
+        deviation = "" if row["std"] is None else f" ± {row['std']:.2f}"
+        note = f", {row['diverged']} diverged" if row["diverged"] else ""
+        share = None if row["sam_fraction"] is None else 100 * row["sam_fraction"]
+        yield (
+            " ".join(row["cell"]),
+            f"{row['accuracy']:.2f}{deviation}{note}",
+            *(
+                "" if value is None else f"{value:.{digits}f}"
+                for value, digits in (
+                    (share, 1),
+                    (row["gradients_per_step"], 2),
+                    (row["seconds"], 1),
+                )
+            ),
+        )
+
+
+def _table(config, rows):
+    table = Table(title=f"{_title(config)}, {_split(config)}", box=box.SIMPLE, padding=0)
+    for heading in HEADINGS:
+        justify = "left" if heading == "setting" else "right"
+        table.add_column(heading, no_wrap=heading != "setting", justify=justify)
+    for line in _lines(rows):
+        table.add_row(*line)
+    return table
+
+
+def markdown(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The cells as a Markdown table, best first, with what they share and what the columns mean."""
+    fixed = ", ".join(f"{name} {value}" for name, value in _fixed(config).items())
+    return "\n".join(
+        [
+            f"# {_title(config)}",
+            "",
+            f"| {' | '.join(HEADINGS)} |",
+            "|---|--:|--:|--:|--:|",
+            *(f"| {' | '.join(line)} |" for line in _lines(rows)),
+            "",
+            f"{_split(config).capitalize()} after the last epoch: mean ± standard deviation over "
+            "the seeds. A run that diverged counts with the accuracy of a guess, and not in the "
+            "columns behind. Seconds are the median over the runs, of which the first of a cell "
+            "compiles too.",
+            "",
+            f"Shared: {fixed}.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -66,6 +66,27 @@ def bar(title: str, *, total: int, done: int, images: int, shown: bool = True) -
 
 
 @contextlib.contextmanager
+def tally(title: str, *, total: int, done: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar over runs.
+
+    Yields:
+      A function that counts one more, and shows a text about it.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("runs"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    # A run may take hours: the time that remains is estimated from those of the last day.
+    with Progress(*columns, speed_estimate_period=86_400) as progress:
+        task = progress.add_task(title, total=total, completed=done, said="")
+        yield lambda said: progress.update(task, advance=1, said=said)
+
+
+@contextlib.contextmanager
 def tensorboard(path: Path, *, done: int) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """A function that writes the figures of an epoch for TensorBoard.
 
