@@ -61,8 +61,9 @@ def picture(
     with plt.rc_context({"font.size": 12, "axes.labelsize": 14}):
         figure = draw(rows, varied, figures)
         figure.suptitle(title)
-        caption = textwrap.fill(_caption(rows, fixed, code), int(13 * figure.get_figwidth()))
-        figure.supxlabel(caption, x=0.01, ha="left", fontsize=9, color="0.35")
+        caption = textwrap.fill(_caption(rows, fixed), int(13 * figure.get_figwidth()))
+        style = {"x": 0.01, "ha": "left", "fontsize": 9, "color": "0.35"}
+        figure.supxlabel(f"{caption}\nCode: {code}", **style)
         save(figure, path)
 
 
@@ -118,15 +119,16 @@ def _varies(rows, figure):
     return len({f"{figure.scale * value:.{figure.decimals}f}" for value in values}) > 1
 
 
-def _caption(rows, fixed, code):
+def _caption(rows, fixed):
     shared = ", ".join(f"{_symbol(name)} = {value}" for name, value in fixed.items())
-    over = "mean ± standard deviation over the seeds; "
-    guess = "a run that diverged counts with the accuracy of a guess; "
+    over = " Mean ± standard deviation over the seeds."
+    guess = (
+        " A run that diverged counts with the accuracy of a guess, and has no share of SAM steps."
+    )
     return (
-        f"Shared: {shared}; "
+        f"Shared: {shared}."
         + (over if any(row["std"] is not None for row in rows) else "")
         + (guess if any(row["diverged"] for row in rows) else "")
-        + f"code {code}"
     )
 
 
@@ -138,16 +140,17 @@ def _scaled(rows, figure):
     ]
 
 
-def _panels(figures, width, height):
-    """An empty figure with a panel for each figure."""
+def _panels(figures, width, height, *, stacked=False):
+    """An empty figure with a panel for each figure, side by side or stacked."""
+    lines, columns = (len(figures), 1) if stacked else (1, len(figures))
     figure, panels = plt.subplots(
-        1,
-        len(figures),
-        figsize=(max(6.0, width * len(figures)), height),
+        lines,
+        columns,
+        figsize=(max(6.0, width * columns), height * lines),
         layout="constrained",
         squeeze=False,
     )
-    return figure, panels[0]
+    return figure, panels.flat
 
 
 def _lines(rows, axes, figures):
@@ -176,7 +179,8 @@ def _lines(rows, axes, figures):
 def _heat_maps(rows, axes, figures):
     """The figures over two settings, each cell with its value."""
     (across, columns), (up, lines) = axes.items()
-    figure, panels = _panels(figures, 2.2 + 0.85 * len(columns), 2.6 + 0.6 * len(lines))
+    size = 2.2 + 0.85 * len(columns), 2.6 + 0.6 * len(lines)
+    figure, panels = _panels(figures, *size, stacked=len(columns) > 6)
     diverged = matrix(rows, axes, "diverged")
     for panel, shown in zip(panels, figures, strict=True):
         means = shown.scale * matrix(rows, axes, shown.name)

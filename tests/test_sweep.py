@@ -365,6 +365,7 @@ def test_two_settings_are_heat_maps_of_accuracy_and_share(drawn):
     accuracy, share = figure.axes[:2]
     np.testing.assert_array_equal(accuracy.images[0].get_array(), [[60, 90], [10, 40]])
     np.testing.assert_allclose(share.images[0].get_array(), [[60, 20], [np.nan, 40]])
+    assert accuracy.images[0].origin == "lower"
     said = {text.get_position(): text.get_text() for text in accuracy.texts}
     assert said[1, 0] == "90.00\n± 1.00"
     assert said[0, 1] == "10.00\n± 0.00\n2 diverged"
@@ -376,7 +377,7 @@ def test_two_settings_are_heat_maps_of_accuracy_and_share(drawn):
     assert (accuracy.get_title(), share.get_title()) == ("accuracy (%)", "share of SAM steps (%)")
     assert "ρ = 0.8" in figure.get_supxlabel()
     assert "guess" in figure.get_supxlabel()
-    assert "code 0123456789ab" in figure.get_supxlabel()
+    assert "Code: 0123456789ab" in figure.get_supxlabel()
 
 
 def test_a_share_that_does_not_vary_has_no_panel(drawn):
