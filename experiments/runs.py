@@ -19,14 +19,14 @@ from experiments.cli import UserError
 # What the commands write: each its result last, and beside it.
 RESULTS = (
     *("summary.json", "table.json", "sweep.json"),
-    *("benchmark.json", "growth.json", "gpu_check.json", "scaling.json"),
+    *("benchmark.json", "growth.json", "gpu_check.json", "scaling.json", "analysis.json"),
 )
 BESIDE = (
     *("metrics.jsonl", "curves.png", "table.md", "comparison.png"),
     *("benchmark.md", "growth.png", "gpu_check.md", "scaling.md", "scaling.png"),
-    *("sweep.md", "sweep.png"),
+    *("sweep.md", "sweep.png", "analysis.md", "report.html"),
 )
-RUNS = "runs.jsonl"  # the finished runs of a sweep, a line each
+RUNS = "runs.jsonl"  # the finished runs of a sweep or parts of an analysis, a line each
 CHECKPOINTS, TENSORBOARD = FOLDERS = ("checkpoints", "tensorboard")
 PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets", "numpy")
 
@@ -34,8 +34,8 @@ PACKAGES = ("sam_optax", "jax", "jaxlib", "optax", "flax", "tensorflow-datasets"
 def folder(out: Path, name: str, config: dict[str, Any], *, overwrite: bool) -> Path:
     """The folder out/name with its config.json, ready to be written.
 
-    A folder with the same config, or without a result, is written anew; of the same config, a
-    sweep's finished runs stay unless they are to be overwritten.
+    A folder with the same config, or without a result, is written anew; of the same config,
+    what a sweep or an analysis has finished stays unless they are to be overwritten.
 
     Raises:
       UserError: the folder cannot be written, or holds the result of another config.

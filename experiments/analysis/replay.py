@@ -1,12 +1,13 @@
 """An epoch trained once more from a checkpoint, to see what the method does at each step."""
 
-import itertools
-from typing import Any
+import inspect
 
 from experiments import cli, fit
 from experiments.analysis.trained import Trained
 from experiments.checkpoints import CheckpointError
+from experiments.optimizers import SGD
 from experiments.training import METRICS, arrays
+import sam_optax
 
 
 def replay(trained: Trained, step: int) -> list[dict[str, float]]:
@@ -18,8 +19,8 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
 
     Returns:
       Rows with the step, the figures of the step itself (loss, accuracy, ‖g‖, ‖direction‖, whether
-      a second gradient was taken) and the scalars of the method's state after it. Where they can be
-      told, also r_k = ‖g_k‖ / ‖g_{k−1}‖, and μ + c σ and ‖g‖² of an adaptive policy.
+      a second gradient was taken) and the scalars of the method's state after it; the ratio r_k =
+      ‖g_k‖ / ‖g_{k−1}‖ from the second row on; and the threshold μ + c σ of an adaptive policy.
 
     Raises:
       UserError: each device perturbed for itself, so that the step is not one device's.
@@ -43,19 +44,29 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
         state = trained.checkpoints.restore(step, trainer.init(data.train.images, trained.seed))
     except CheckpointError as error:
         raise cli.UserError(str(error)) from error
+    policy = _threshold(method, settings, (last - first) * per_epoch)
     rows, before = [], dict.fromkeys(METRICS, 0.0)
     for _, after in trainer.dispatches(state.state, arrays(data), most=1):
         sums = {name: float(after.metrics[name]) for name in METRICS}
         begins = (int(after.step) - 1) % per_epoch == 0
         own = {name: sums[name] - (0.0 if begins else before[name]) for name in METRICS}
-        rows.append({"step": int(after.step), **own, **fit.quantities(after.method_state)})
+        row = {"step": int(after.step), **own, **fit.quantities(after.method_state)}
+        if rows:
+            row["ratio"] = row["gradient_norm"] / rows[-1]["gradient_norm"]
+        if policy is not None:
+            c = float(policy(row["steps"] - 1))
+            row["threshold"] = row["mean"] + c * row["variance"] ** 0.5
+        rows.append(row)
         before = sums
     return rows
 
 
-def with_ratio(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """The rows with r_k = ‖g_k‖ / ‖g_{k−1}‖ from the second on."""
-    return [
-        {**row, "ratio": row["gradient_norm"] / last["gradient_norm"]}
-        for last, row in itertools.pairwise(rows)
-    ]
+def _threshold(method, settings, total_steps):
+    """c_t of an adaptive policy by the step, or None."""
+    if method == SGD:
+        return None
+    arguments = inspect.signature(getattr(sam_optax, method)).parameters
+    if "lambda_1" not in arguments:
+        return None
+    ends = (settings.get(name, arguments[name].default) for name in ("lambda_1", "lambda_2"))
+    return sam_optax.schedules.linear_threshold(*ends, total_steps)

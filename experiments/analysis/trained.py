@@ -28,7 +28,9 @@ class Trained:
       recipe: the same as a recipe.
       rows: the figures of its epochs so far.
       summary: its results; empty where it is not finished.
-      steps: of its checkpoints, ascending.
+      seed: what its random numbers follow from.
+      checkpoints: its checkpoints.
+      steps: of these, ascending.
     """
 
     def __init__(self, path: Path, data_dir: Path):
@@ -44,7 +46,7 @@ class Trained:
             fields = {name: self.config[name] for name in self.config if name in names}
             fields["augmentation"] = tuple(fields["augmentation"])
             self.recipe = Recipe(**fields)
-            self._seed = self.config["seed"]
+            self.seed = self.config["seed"]
             lines = path / "metrics.jsonl"
             text = lines.read_text() if lines.exists() else ""
             self.rows = [json.loads(line) for line in text.splitlines()]
@@ -55,8 +57,8 @@ class Trained:
                 f"{path} is no folder of a run ({type(error).__name__}: {error}): pass one that "
                 "experiments.train wrote."
             ) from error
-        self._checkpoints = Checkpoints(path / runs.CHECKPOINTS)
-        self.steps = self._checkpoints.steps()
+        self.checkpoints = Checkpoints(path / runs.CHECKPOINTS)
+        self.steps = self.checkpoints.steps()
         if not self.steps:
             raise cli.UserError(
                 f"{path} holds no checkpoint: train it, or go on with it by --resume, so that "
@@ -84,7 +86,7 @@ class Trained:
     @functools.cached_property
     def data(self) -> Data:
         """Its data set, with its noise."""
-        return cli.load(self.recipe, self._seed, self._data_dir)
+        return cli.load(self.recipe, self.seed, self._data_dir)
 
     @property
     def epochs(self) -> dict[int, float]:
@@ -106,7 +108,7 @@ class Trained:
         params = variables.pop("params")
         like = {"params": params, "model_state": dict(variables)}
         try:
-            held = self._checkpoints.restore_part(self.steps[-1] if step is None else step, like)
+            held = self.checkpoints.restore_part(self.steps[-1] if step is None else step, like)
         except CheckpointError as error:
             raise cli.UserError(str(error)) from error
         return held["params"], held["model_state"]
@@ -136,7 +138,7 @@ class Trained:
         train, classes = self.data.train, self.data.classes
         chosen = np.arange(len(train.labels))
         if examples is not None and examples < len(chosen):
-            chosen = np.random.default_rng(self._seed).choice(chosen, examples, replace=False)
+            chosen = np.random.default_rng(self.seed).choice(chosen, examples, replace=False)
         model = self._model(dtype)
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), model_state)
         mean, std = (jnp.asarray(a, dtype) for a in (self.data.mean, self.data.std))

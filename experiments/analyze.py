@@ -1,0 +1,320 @@
+"""Look at trained models: Hessian, sharpness, landscapes, gradients, courses, on one page.
+
+    python -m experiments.analyze RUN… [--parts hessian sharpness …] [options]
+
+RUN is a folder that experiments.train wrote; several are put side by side. Writes <out>/<name>/:
+report.html, a PNG for each picture, analysis.md with the table, analysis.json with all numbers, and
+runs.jsonl with each part as it ends, so that the same command goes on where it was stopped. Runs
+that differ in their seeds alone are one row of the table, mean ± deviation; pictures show the first
+of them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import json
+from pathlib import Path
+import statistics
+import time
+from typing import Annotated, Any, Literal
+
+import jax
+import jinja2
+import rich
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+import tyro
+
+from experiments import cli, data, runs
+from experiments.analysis import pictures
+from experiments.analysis.landscape import check_alike
+from experiments.analysis.objective import AnalysisError
+from experiments.analysis.parts import Look, Measures
+from experiments.analysis.trained import Trained
+
+Part = Literal["hessian", "sharpness", "gradients", "landscape", "steps"]
+TABLED = ("hessian", "sharpness")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Look at trained models."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN", help="Folders that experiments.train wrote."),
+    ]
+    parts: tuple[Part, ...] = ("hessian", "sharpness", "gradients", "landscape", "steps")
+    """What to measure. Courses are drawn always."""
+    measures: tyro.conf.OmitArgPrefixes[Measures] = dataclasses.field(default_factory=Measures)
+    data_dir: Path = data.DATA_DIR
+    """The TFDS directory."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+    name: str = "analysis"
+    """The page's folder inside --out."""
+    overwrite: bool = False
+    """Replace an analysis of the same name, whatever its options."""
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    if not options.runs:
+        raise cli.UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
+    names = [path.name for path in options.runs]
+    if len(set(names)) < len(names):
+        raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
+    _check(options.measures)
+    if options.measures.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    trained = [Trained(path, options.data_dir) for path in options.runs]
+    config = dataclasses.asdict(options.measures)
+    path = runs.folder(options.out, options.name, config, overwrite=options.overwrite)
+    found = {
+        "config": {"measures": json.loads(json.dumps(config))},
+        "runs": [{**_about(run), "parts": {}, "seconds": {}} for run in trained],
+        "lines": [],
+        **runs.provenance(),
+    }
+    try:
+        _measure(options, trained, found, path / runs.RUNS)
+    except AnalysisError as error:
+        raise cli.UserError(f"{error}") from error
+    runs.write_json(path / "analysis.json", found)
+    drawn = pictures.draw(path, found)
+    rows = summarize(found)
+    runs.write_text(path / "analysis.md", markdown(rows, found))
+    runs.write_text(path / "report.html", _page(rows, found, drawn))
+    rich.print(_table(rows))
+    print(f"written to {path}/: open report.html")
+
+
+def _check(measures):
+    """Raises where a measure makes no sense, before anything is computed."""
+    for name, least in (("batch_size", 1), ("k", 1), ("steps", 1), ("probes", 1), ("samples", 2)):
+        if getattr(measures, name) < least:
+            raise cli.UserError(
+                f"--{name} must be at least {least}, got {getattr(measures, name)}.".replace(
+                    "_", "-"
+                )
+            )
+    for name in ("radii", "adaptive_radii", "sigmas"):
+        values = getattr(measures, name)
+        option = f"--{name.replace('_', '-')}"
+        if not values or min(values) <= 0 or sorted(set(values)) != list(values):
+            raise cli.UserError(f"{option} must be positive and ascending, got {values}.")
+    if not measures.gammas_squared or min(measures.gammas_squared) < 0:
+        raise cli.UserError(
+            f"--gammas-squared must not be negative, got {measures.gammas_squared}."
+        )
+    if measures.dtype not in ("float32", "float64"):
+        raise cli.UserError(f"--dtype must be float32 or float64, got {measures.dtype!r}.")
+    if measures.grid < 3 or not measures.span > 0:
+        raise cli.UserError(
+            f"--grid must be at least 3 and --span positive, got {measures.grid} and "
+            f"{measures.span}."
+        )
+
+
+def _about(run):
+    """What the table and the pictures tell of a run."""
+    figures = ("test_accuracy", "validation_accuracy", "train_loss", "gradients_per_step")
+    return {
+        "name": run.path.name,
+        "method": run.method,
+        "label": run.label,
+        "recipe": run.config["recipe"],
+        "group": run.group,
+        "seed": run.seed,
+        "commit": run.summary.get("commit"),
+        "figures": {name: run.summary[name] for name in figures if name in run.summary},
+        "rows": run.rows,
+    }
+
+
+def _measure(options, trained, found, kept_in):
+    """Fills in the parts and lines of found: those kept in a file, and others, kept as they end.
+
+    Pictures show the first run of each group, so that the others need only what the table shows.
+    """
+    kept = {tuple(line["key"]): line for line in runs.read_lines(kept_in)}
+    looks = {}
+    with _progress() as tell:
+
+        def look(run):
+            if run not in looks:
+                looks[run] = Look(run, options.measures, tell)
+            return looks[run]
+
+        def once(key, said, measure):
+            if key not in kept:
+                tell(said)
+                start = time.perf_counter()
+                measured = measure()
+                seconds = time.perf_counter() - start
+                kept[key] = {"key": key, "measured": measured, "seconds": seconds}
+                runs.append_json(kept_in, kept[key])
+            return kept[key]
+
+        names = {run["name"] for run in pictures.first_of_each(found["runs"])}
+        shown = [run for run in trained if run.path.name in names]
+        if "landscape" in options.parts:
+            _check_alike(look, shown)
+        for run, about in zip(trained, found["runs"], strict=True):
+            name, step = run.path.name, run.steps[-1]
+            for part in options.parts:
+                if part in TABLED or name in names:
+                    measure = functools.partial(_part, look, run, part)
+                    line = once((name, step, part), f"{name}: {part}", measure)
+                    about["parts"][part], about["seconds"][part] = line["measured"], line["seconds"]
+        for run in shown[1:] if "landscape" in options.parts else ():
+            ends = (shown[0].path.name, run.path.name)
+            line = once(
+                (*ends, shown[0].steps[-1], run.steps[-1]),
+                " to ".join(ends),
+                functools.partial(_line, look, shown[0], run),
+            )
+            found["lines"].append({"from": ends[0], "to": ends[1], **line["measured"]})
+
+
+def _part(look, run, part):
+    return getattr(look(run), part)()
+
+
+def _line(look, start, end):
+    return look(start).line_to(look(end))
+
+
+def _check_alike(look, shown):
+    """Raises where two runs cannot share a landscape."""
+    for run in shown[1:]:
+        try:
+            check_alike(look(shown[0]).params, look(run).params)
+        except AnalysisError as error:
+            raise AnalysisError(
+                f"{shown[0].path} and {run.path}: {error} Leave landscape out of --parts, or look "
+                "at them one by one."
+            ) from error
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[..., None]]:
+    """A line with what is measured, and its passes over the examples."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        state = {"said": "", "passes": 0}
+
+        def tell(said=None):
+            state.update({"said": said, "passes": 0} if said else {"passes": state["passes"] + 1})
+            progress.update(task, description=f"{state['said']}, {state['passes']} passes")
+
+        yield tell
+
+
+# The columns of the table: heading, where the number is, its format and its factor.
+_COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], str], ...] = (
+    ("test accuracy (%)", lambda run: 100 * run["figures"]["test_accuracy"], ".2f"),
+    ("training loss", lambda run: run["figures"]["train_loss"], ".4f"),
+    ("λ_max", lambda run: _last_mode(run, "hessian")["eigenvalues"][0], ".3g"),
+    ("trace", lambda run: _last_mode(run, "hessian")["trace"], ".4g"),
+    ("along the ascent", lambda run: _last_mode(run, "sharpness")["ascent"][-1], ".3g"),
+    ("at worst", lambda run: _last_mode(run, "sharpness")["worst"][-1], ".3g"),
+    ("on average", lambda run: _last_mode(run, "sharpness")["average"][-1], ".3g"),
+)
+
+
+def _last_mode(run, part):
+    """Evaluation mode's numbers."""
+    return run["parts"][part]["evaluation"]
+
+
+def summarize(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each group of seeds: its label, seeds, and of each column mean and deviation.
+
+    The deviation is that of a sample, None for a single run; a column that not all runs of a group
+    have is left out.
+    """
+    groups: dict[str, list[Any]] = {}
+    for run in found["runs"]:
+        groups.setdefault(run["group"], []).append(run)
+    rows = []
+    for members in groups.values():
+        row = {"method": members[0]["label"], "seeds": len(members), "columns": {}}
+        for heading, number, form in _COLUMNS:
+            try:
+                values = [number(run) for run in members]
+            except KeyError:
+                continue
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            row["columns"][heading] = (statistics.fmean(values), spread, form)
+        rows.append(row)
+    return rows
+
+
+def _cells(rows) -> tuple[list[str], list[list[str]]]:
+    """Headings and the rows as text."""
+    headings = [h for h, _, _ in _COLUMNS if any(h in row["columns"] for row in rows)]
+
+    def text(row, heading):
+        if heading not in row["columns"]:
+            return ""
+        mean, spread, form = row["columns"][heading]
+        return f"{mean:{form}}" + ("" if spread is None else f" ± {spread:{form}}")
+
+    return (
+        ["method", "seeds", *headings],
+        [[row["method"], str(row["seeds"]), *(text(row, h) for h in headings)] for row in rows],
+    )
+
+
+def _note(found: Mapping[str, Any]) -> str:
+    """What the columns mean."""
+    measures = found["config"]["measures"]
+    return (
+        "Mean ± standard deviation over the seeds. Of the training loss, in evaluation mode: λ_max "
+        "is the largest eigenvalue of the Hessian, trace its trace; along the ascent, at worst and "
+        f"on average are the increases of the loss at SAM's ρ = {measures['radii'][-1]:g}, in the "
+        f"ball of that radius, and under normal noise of σ = {measures['sigmas'][-1]:g}."
+    )
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
+    """The table as Markdown."""
+    headings, body = _cells(rows)
+    lines = [
+        f"| {' | '.join(headings)} |",
+        f"|{'---|' + '--:|' * (len(headings) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in body),
+        "",
+        _note(found),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(rows):
+    headings, body = _cells(rows)
+    table = Table(*headings)
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def _page(rows, found, drawn):
+    """The report, with its pictures beside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "analysis"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    headings, body = _cells(rows)
+    return environment.get_template("report.html").render(
+        headings=headings, body=body, note=_note(found), pictures=drawn, found=found
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
