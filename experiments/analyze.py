@@ -93,12 +93,13 @@ def main(options: Options) -> None:
 
 def _check(measures):
     """Raises where a measure makes no sense, before anything is computed."""
-    for name, least in (("batch_size", 1), ("k", 1), ("steps", 1), ("probes", 1), ("samples", 2)):
+    leasts = {"batch_size": 1, "k": 1, "steps": 1, "probes": 1, "samples": 2, "ascent_steps": 1}
+    leasts |= {"m": 1, "parts_of_m": 2, "draws": 1, "grid": 3}
+    for name, least in leasts.items():
         if getattr(measures, name) < least:
+            option = f"--{name.replace('_', '-')}"
             raise cli.UserError(
-                f"--{name} must be at least {least}, got {getattr(measures, name)}.".replace(
-                    "_", "-"
-                )
+                f"{option} must be at least {least}, got {getattr(measures, name)}."
             )
     for name in ("radii", "adaptive_radii", "sigmas"):
         values = getattr(measures, name)
@@ -109,13 +110,9 @@ def _check(measures):
         raise cli.UserError(
             f"--gammas-squared must not be negative, got {measures.gammas_squared}."
         )
-    if measures.dtype not in ("float32", "float64"):
-        raise cli.UserError(f"--dtype must be float32 or float64, got {measures.dtype!r}.")
-    if measures.grid < 3 or not measures.span > 0:
-        raise cli.UserError(
-            f"--grid must be at least 3 and --span positive, got {measures.grid} and "
-            f"{measures.span}."
-        )
+    if measures.examples is not None and measures.examples < 1:
+        raise cli.UserError(f"--examples must be at least 1, got {measures.examples}.")
+    cli.positive("span", measures.span)
 
 
 def _about(run):

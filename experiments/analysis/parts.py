@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ class Measures:
     """Training images to look at, drawn from the run's seed; all where left out."""
     batch_size: int = 500
     """Images at a time; batch norm in training mode takes its statistics of them."""
-    dtype: str = "float32"
-    """Of parameters and computations, float32 or float64."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of parameters and computations."""
     k: int = 10
     """Hessian: largest eigenvalues."""
     basis: int | None = None
@@ -223,6 +223,7 @@ def _full(objective):
     full = [b for b in objective.batches if len(jax.tree.leaves(b)[0]) == size]
     if len(full) < 2:
         raise AnalysisError(
-            f"there must be two batches of {size} examples to compare gradients: look at more."
+            f"there must be two batches of {size} examples, the batch size of the run, to compare "
+            "gradients: look at more examples."
         )
     return full
