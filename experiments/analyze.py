@@ -101,6 +101,8 @@ def _check(measures):
             raise cli.UserError(
                 f"{option} must be at least {least}, got {getattr(measures, name)}."
             )
+    if not measures.modes or len(set(measures.modes)) < len(measures.modes):
+        raise cli.UserError(f"--modes must be different ones, got {measures.modes}.")
     for name in ("radii", "adaptive_radii", "sigmas"):
         values = getattr(measures, name)
         option = f"--{name.replace('_', '-')}"
@@ -166,6 +168,9 @@ def _measure(options, trained, found, kept_in):
                     measure = functools.partial(_part, look, run, part)
                     line = once((name, step, part), f"{name}: {part}", measure)
                     about["parts"][part], about["seconds"][part] = line["measured"], line["seconds"]
+            if run not in shown:  # with all its data
+                looks.pop(run, None)
+                run.forget()
         for run in shown[1:] if "landscape" in options.parts else ():
             ends = (shown[0].path.name, run.path.name)
             line = once(
@@ -215,17 +220,17 @@ def _progress() -> Iterator[Callable[..., None]]:
 _COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], str], ...] = (
     ("test accuracy (%)", lambda run: 100 * run["figures"]["test_accuracy"], ".2f"),
     ("training loss", lambda run: run["figures"]["train_loss"], ".4f"),
-    ("λ_max", lambda run: _last_mode(run, "hessian")["eigenvalues"][0], ".3g"),
-    ("trace", lambda run: _last_mode(run, "hessian")["trace"], ".4g"),
-    ("along the ascent", lambda run: _last_mode(run, "sharpness")["ascent"][-1], ".3g"),
-    ("at worst", lambda run: _last_mode(run, "sharpness")["worst"][-1], ".3g"),
-    ("on average", lambda run: _last_mode(run, "sharpness")["average"][-1], ".3g"),
+    ("λ_max", lambda run: _first_mode(run, "hessian")["eigenvalues"][0], ".3g"),
+    ("trace", lambda run: _first_mode(run, "hessian")["trace"], ".4g"),
+    ("along the ascent", lambda run: _first_mode(run, "sharpness")["ascent"][-1], ".3g"),
+    ("at worst", lambda run: _first_mode(run, "sharpness")["worst"][-1], ".3g"),
+    ("on average", lambda run: _first_mode(run, "sharpness")["average"][-1], ".3g"),
 )
 
 
-def _last_mode(run, part):
-    """Evaluation mode's numbers."""
-    return run["parts"][part]["evaluation"]
+def _first_mode(run, part):
+    """The numbers in the first mode asked for."""
+    return next(iter(run["parts"][part].values()))
 
 
 def summarize(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -267,14 +272,27 @@ def _cells(rows) -> tuple[list[str], list[list[str]]]:
     )
 
 
-def _note(found: Mapping[str, Any]) -> str:
+def _note(rows, found):
     """What the columns mean."""
     measures = found["config"]["measures"]
+    rho, sigma = f"{measures['radii'][-1]:g}", f"{measures['sigmas'][-1]:g}"
+    meanings = {
+        "λ_max": "λ_max: the largest eigenvalue of the Hessian",
+        "trace": "trace: that of the Hessian, by random signs",
+        "along the ascent": f"along the ascent: how much higher the loss is at SAM's ρ = {rho}",
+        "at worst": f"at worst: the same at the worst place found in the ball of radius {rho}",
+        "on average": f"on average: the same under normal noise of σ = {sigma}",
+    }
+    there = [said for h, said in meanings.items() if any(h in row["columns"] for row in rows)]
     return (
-        "Mean ± standard deviation over the seeds. Of the training loss, in evaluation mode: λ_max "
-        "is the largest eigenvalue of the Hessian, trace its trace; along the ascent, at worst and "
-        f"on average are the increases of the loss at SAM's ρ = {measures['radii'][-1]:g}, in the "
-        f"ball of that radius, and under normal noise of σ = {measures['sigmas'][-1]:g}."
+        "; ".join(
+            [
+                "Mean ± standard deviation over the seeds, of the training loss in "
+                f"{measures['modes'][0]} mode",
+                *there,
+            ]
+        )
+        + "."
     )
 
 
@@ -286,7 +304,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str
         f"|{'---|' + '--:|' * (len(headings) - 1)}",
         *(f"| {' | '.join(row)} |" for row in body),
         "",
-        _note(found),
+        _note(rows, found),
         "",
     ]
     return "\n".join(lines)
@@ -309,7 +327,7 @@ def _page(rows, found, drawn):
     )
     headings, body = _cells(rows)
     return environment.get_template("report.html").render(
-        headings=headings, body=body, note=_note(found), pictures=drawn, found=found
+        headings=headings, body=body, note=_note(rows, found), pictures=drawn, found=found
     )
 
 

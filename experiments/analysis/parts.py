@@ -27,6 +27,10 @@ class Measures:
     """Training images to look at, drawn from the run's seed; all where left out."""
     batch_size: int = 500
     """Images at a time; batch norm in training mode takes its statistics of them."""
+    modes: tuple[Literal["evaluation", "training"], ...] = ("evaluation", "training")
+    """Whether batch norm uses its running statistics, or those of the images at a time; one and the
+    same without batch norm. Landscapes and gradients are looked at in the last, the table has the
+    first."""
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and computations."""
     k: int = 10
@@ -75,8 +79,8 @@ class Look:
 
     @property
     def modes(self) -> list[str]:
-        """Evaluation, and training where batch norm makes it another loss."""
-        return ["evaluation", "training"] if self.model_state else ["evaluation"]
+        """Those asked for; evaluation alone where no batch norm makes another loss of training."""
+        return list(self.measures.modes) if self.model_state else ["evaluation"]
 
     def hessian(self) -> dict[str, Any]:
         """Eigenvalues, density and trace, in each mode."""

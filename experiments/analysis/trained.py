@@ -88,6 +88,10 @@ class Trained:
         """Its data set, with its noise."""
         return cli.load(self.recipe, self.seed, self._data_dir)
 
+    def forget(self) -> None:
+        """Lets go of the data, which are read again where they are needed."""
+        self.__dict__.pop("data", None)
+
     @property
     def epochs(self) -> dict[int, float]:
         """The epochs that were over at each checkpoint."""
@@ -155,8 +159,8 @@ class Trained:
             smooth = optax.smooth_labels(one_hot, self.recipe.label_smoothing)
             return optax.softmax_cross_entropy(logits, smooth).mean()
 
-        chosen_examples = (train.images[chosen], train.labels[chosen])
-        return Objective.divided(loss_fn, chosen_examples, size, on_pass=on_pass)
+        on_device = (jnp.asarray(train.images[chosen]), jnp.asarray(train.labels[chosen]))
+        return Objective.divided(loss_fn, on_device, size, on_pass=on_pass)
 
     def _model(self, dtype):
         return models.make(
