@@ -264,7 +264,7 @@ def _cells(rows) -> tuple[list[str], list[list[str]]]:
         if heading not in row["columns"]:
             return ""
         mean, spread, form = row["columns"][heading]
-        return f"{mean:{form}}" + ("" if spread is None else f" ± {spread:{form}}")
+        return f"{mean:{form}}" + ("" if spread is None else f" ± {spread:.2g}")
 
     return (
         ["method", "seeds", *headings],

@@ -1,6 +1,10 @@
 """The measures of sharpness are what they say, on a quadratic and against the dense Hessian."""
 
 import itertools
+import os
+from pathlib import Path
+import subprocess
+import sys
 
 import jax
 from jax.flatten_util import ravel_pytree
@@ -87,6 +91,20 @@ def test_the_eigenpairs_of_a_quadratic(k):
         flat = np.asarray(ravel_pytree(vector)[0])
         assert abs(flat @ vectors[:, -1 - i]) == pytest.approx(1, abs=1e-8)
         assert jax.tree.structure(vector) == jax.tree.structure(params)
+
+
+@pytest.mark.slow
+def test_ten_eigenvalues_of_eleven_million_parameters_fit_in_four_gigabytes():
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "large_hessian.py", "8"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    parameters, _, _, gigabytes = map(float, done.stdout.split())
+    assert parameters > 11e6
+    assert gigabytes < 4
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float64, 1e-8), (jnp.float32, 1e-4)])

@@ -392,6 +392,7 @@ def steps(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
             _steps(axis, epoch["rows"])
             axis.set(title=f"{run['method']}, after epoch {epoch['epoch']:g}", xlabel="step")
             axis.grid(alpha=0.3)
+            axis.margins(y=0.25)  # room for the legend
             axis.legend(fontsize="x-small")
         for axis in row[len(epochs) :]:
             axis.remove()
