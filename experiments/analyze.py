@@ -6,7 +6,7 @@ RUN is a folder that experiments.train wrote; several are put side by side. Writ
 report.html, a PNG for each picture, analysis.md with the table, analysis.json with all numbers, and
 runs.jsonl with each part as it ends, so that the same command goes on where it was stopped. Runs
 that differ in their seeds alone are one row of the table, mean ± deviation; pictures show the first
-of them.
+of them. The page is of the runs given; what was measured of others is kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 import statistics
 import time
@@ -28,7 +29,6 @@ import tyro
 
 from experiments import cli, data, runs
 from experiments.analysis import pictures
-from experiments.analysis.landscape import check_alike
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.parts import Look, Measures
 from experiments.analysis.trained import Trained
@@ -66,33 +66,40 @@ def main(options: Options) -> None:
     names = [path.name for path in options.runs]
     if len(set(names)) < len(names):
         raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
-    _check(options.measures)
+    _check(options)
     if options.measures.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     trained = [Trained(path, options.data_dir) for path in options.runs]
     config = dataclasses.asdict(options.measures)
-    path = runs.folder(options.out, options.name, config, overwrite=options.overwrite)
-    found = {
-        "config": {"measures": json.loads(json.dumps(config))},
-        "runs": [{**_about(run), "parts": {}, "seconds": {}} for run in trained],
-        "lines": [],
-        **runs.provenance(),
-    }
-    try:
-        _measure(options, trained, found, path / runs.RUNS)
-    except AnalysisError as error:
-        raise cli.UserError(f"{error}") from error
-    runs.write_json(path / "analysis.json", found)
-    drawn = pictures.draw(path, found)
-    rows = summarize(found)
-    runs.write_text(path / "analysis.md", markdown(rows, found))
-    runs.write_text(path / "report.html", _page(rows, found, drawn))
+    path = runs.path_of(options.out, options.name)
+    if (path / runs.CHECKPOINTS).exists():
+        raise cli.UserError(f"{path} is the folder of a run: pass another --out or --name.")
+    with runs.locked(path):
+        runs.folder(options.out, options.name, config, overwrite=options.overwrite)
+        about = [{**_about(run), "parts": {}, "seconds": {}, "errors": {}} for run in trained]
+        found = {
+            "config": {"measures": json.loads(json.dumps(config))},
+            "runs": pictures.titled(about),
+            "lines": [],
+            **runs.provenance(),
+        }
+        failed = _measure(options, trained, found, path / runs.RUNS)
+        runs.write_json(path / "analysis.json", found)
+        drawn = pictures.draw(path, found)
+        rows = summarize(found)
+        runs.write_text(path / "analysis.md", markdown(rows, found))
+        runs.write_text(path / "report.html", _page(rows, found, drawn, failed))
     rich.print(_table(rows))
     print(f"written to {path}/: open report.html")
+    if failed:
+        raise cli.UserError("not everything could be measured: " + " ".join(failed))
 
 
-def _check(measures):
-    """Raises where a measure makes no sense, before anything is computed."""
+def _check(options):
+    """Raises where an option makes no sense, before anything is computed."""
+    measures = options.measures
+    if not options.parts or len(set(options.parts)) < len(options.parts):
+        raise cli.UserError(f"--parts must be different ones, got {options.parts}.")
     leasts = {"batch_size": 1, "k": 1, "steps": 1, "probes": 1, "samples": 2, "ascent_steps": 1}
     leasts |= {"m": 1, "parts_of_m": 2, "draws": 1, "grid": 3}
     for name, least in leasts.items():
@@ -106,14 +113,17 @@ def _check(measures):
     for name in ("radii", "adaptive_radii", "sigmas"):
         values = getattr(measures, name)
         option = f"--{name.replace('_', '-')}"
-        if not values or min(values) <= 0 or sorted(set(values)) != list(values):
+        proper = all(0 < value < math.inf for value in values)
+        if not values or not proper or sorted(set(values)) != list(values):
             raise cli.UserError(f"{option} must be positive and ascending, got {values}.")
-    if not measures.gammas_squared or min(measures.gammas_squared) < 0:
+    gammas = measures.gammas_squared
+    if not gammas or not all(0 <= value < math.inf for value in gammas):
         raise cli.UserError(
             f"--gammas-squared must not be negative, got {measures.gammas_squared}."
         )
-    if measures.examples is not None and measures.examples < 1:
-        raise cli.UserError(f"--examples must be at least 1, got {measures.examples}.")
+    for name in ("examples", "basis"):
+        if getattr(measures, name) is not None and getattr(measures, name) < 1:
+            raise cli.UserError(f"--{name} must be at least 1, got {getattr(measures, name)}.")
     cli.positive("span", measures.span)
 
 
@@ -127,7 +137,7 @@ def _about(run):
         "recipe": run.config["recipe"],
         "group": run.group,
         "seed": run.seed,
-        "commit": run.summary.get("commit"),
+        "commit": runs.short(run.summary.get("commit")),
         "figures": {name: run.summary[name] for name in figures if name in run.summary},
         "rows": run.rows,
     }
@@ -137,9 +147,12 @@ def _measure(options, trained, found, kept_in):
     """Fills in the parts and lines of found: those kept in a file, and others, kept as they end.
 
     Pictures show the first run of each group, so that the others need only what the table shows.
+
+    Returns:
+      What could not be measured, a sentence each.
     """
     kept = {tuple(line["key"]): line for line in runs.read_lines(kept_in)}
-    looks = {}
+    looks, failed = {}, []
     with _progress() as tell:
 
         def look(run):
@@ -148,10 +161,15 @@ def _measure(options, trained, found, kept_in):
             return looks[run]
 
         def once(key, said, measure):
+            """The line of a part; None where it fails."""
             if key not in kept:
                 tell(said)
                 start = time.perf_counter()
-                measured = measure()
+                try:
+                    measured = measure()
+                except (AnalysisError, cli.UserError) as error:
+                    failed.append(f"{said}: {error}")
+                    return None
                 seconds = time.perf_counter() - start
                 kept[key] = {"key": key, "measured": measured, "seconds": seconds}
                 runs.append_json(kept_in, kept[key])
@@ -159,26 +177,26 @@ def _measure(options, trained, found, kept_in):
 
         names = {run["name"] for run in pictures.first_of_each(found["runs"])}
         shown = [run for run in trained if run.path.name in names]
-        if "landscape" in options.parts:
-            _check_alike(look, shown)
+        marks = {run: (run.path.name, run.group, run.seed, run.fingerprint) for run in trained}
         for run, about in zip(trained, found["runs"], strict=True):
-            name, step = run.path.name, run.steps[-1]
             for part in options.parts:
-                if part in TABLED or name in names:
+                if part in TABLED or run in shown:
                     measure = functools.partial(_part, look, run, part)
-                    line = once((name, step, part), f"{name}: {part}", measure)
-                    about["parts"][part], about["seconds"][part] = line["measured"], line["seconds"]
+                    line = once((*marks[run], part), f"{run.path.name}, {part}", measure)
+                    if line is not None:
+                        about["parts"][part] = line["measured"]
+                        about["seconds"][part] = line["seconds"]
             if run not in shown:  # with all its data
                 looks.pop(run, None)
                 run.forget()
         for run in shown[1:] if "landscape" in options.parts else ():
-            ends = (shown[0].path.name, run.path.name)
-            line = once(
-                (*ends, shown[0].steps[-1], run.steps[-1]),
-                " to ".join(ends),
-                functools.partial(_line, look, shown[0], run),
-            )
-            found["lines"].append({"from": ends[0], "to": ends[1], **line["measured"]})
+            ends = {"from": shown[0].path.name, "to": run.path.name}
+            measure = functools.partial(_line, look, shown[0], run)
+            key = (*marks[shown[0]], *marks[run], "line")
+            line = once(key, f"{ends['from']} to {ends['to']}", measure)
+            if line is not None:
+                found["lines"].append({**ends, **line["measured"]})
+    return failed
 
 
 def _part(look, run, part):
@@ -187,18 +205,6 @@ def _part(look, run, part):
 
 def _line(look, start, end):
     return look(start).line_to(look(end))
-
-
-def _check_alike(look, shown):
-    """Raises where two runs cannot share a landscape."""
-    for run in shown[1:]:
-        try:
-            check_alike(look(shown[0]).params, look(run).params)
-        except AnalysisError as error:
-            raise AnalysisError(
-                f"{shown[0].path} and {run.path}: {error} Leave landscape out of --parts, or look "
-                "at them one by one."
-            ) from error
 
 
 @contextlib.contextmanager
@@ -318,7 +324,7 @@ def _table(rows):
     return table
 
 
-def _page(rows, found, drawn):
+def _page(rows, found, drawn, failed):
     """The report, with its pictures beside it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "analysis"),
@@ -327,7 +333,13 @@ def _page(rows, found, drawn):
     )
     headings, body = _cells(rows)
     return environment.get_template("report.html").render(
-        headings=headings, body=body, note=_note(rows, found), pictures=drawn, found=found
+        headings=headings,
+        body=body,
+        short=runs.short,
+        note=_note(rows, found),
+        pictures=drawn,
+        found=found,
+        failed=failed,
     )
 
 

@@ -40,9 +40,14 @@ class Checkpoints:
     killed meanwhile leaves nothing that could be read as a checkpoint.
     """
 
-    def __init__(self, path: Path):
-        """Opens a folder, which is made with the first checkpoint."""
-        self.path = path.absolute()
+    def __init__(self, path: Path, *, read_only: bool = False):
+        """Opens a folder, which is made with the first checkpoint.
+
+        Args:
+          path: of the folder.
+          read_only: whether nothing is to be changed in it, as where a run still writes there.
+        """
+        self.path, self._read_only = path.absolute(), read_only
         self._kept = None
 
     def keep(self, every: int) -> None:
@@ -117,6 +122,24 @@ class Checkpoints:
             ) from error
         return Restored(held.state, **progress)
 
+    def fingerprint(self, step: int) -> int:
+        """A number that tells a checkpoint from others.
+
+        Raises:
+          CheckpointError: it cannot be read.
+        """
+        try:
+            with self._manager() as manager:
+                held = manager.restore(
+                    step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+                )
+            return zlib.crc32(json.dumps(held.progress["digest"]).encode())
+        except Exception as error:  # Orbax raises what it likes, Exception itself among it
+            raise CheckpointError(
+                f"cannot read the checkpoint of step {step} under {self.path}: {_first(error)}. "
+                "It is damaged or of other code: train again."
+            ) from error
+
     def restore_part(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Reads some fields of a state, such as its parameters, onto the default device.
 
@@ -156,6 +179,9 @@ class Checkpoints:
     def _manager(self):
         # An error is told by what raises it; the threads behind it would print it many times.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if self._read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            return ocp.CheckpointManager(self.path, options=options)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
             keep_period=self._kept,

@@ -195,6 +195,14 @@ def provenance() -> dict[str, Any]:
     return {"device": jax.devices()[0].device_kind, "versions": versions, "commit": _commit()}
 
 
+def short(commit: str | None) -> str:
+    """A commit of `provenance` in twelve letters, and still marked where files differed from it."""
+    if commit is None:
+        return "unknown"
+    hexadecimal, _, mark = commit.partition("-")
+    return f"{hexadecimal[:12]}-{mark}" if mark else hexadecimal[:12]
+
+
 def _commit():
     """The checked-out commit, marked where files differ from it; None outside a repository."""
     root = Path(__file__).parent

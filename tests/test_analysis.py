@@ -207,6 +207,27 @@ def test_the_worst_case_of_each_part():
     assert first.mean == pytest.approx(np.mean(expected[:3]), rel=1e-3)
 
 
+def test_the_worst_case_is_the_highest_seen_and_sams_at_least():
+    """On a loss that falls again behind its ridge, which later steps run beyond."""
+
+    def loss_fn(params, batch):
+        del batch
+        return jnp.sin(params).sum() + 0.01 * params.sum()
+
+    objective = Objective(loss_fn, [jnp.zeros(1)])
+    (at_once,) = sharpness.increases(objective, jnp.array([0.2]), [3.0])
+    for steps in (1, 3):
+        found = sharpness.worst_case(objective, jnp.array([0.2]), 3.0, steps=steps, step_size=2.2)
+        points = [3.2]  # SAM's, then back and forth along the sign of the slope, within ±3
+        for _ in range(steps - 1):
+            slope = np.cos(points[-1]) + 0.01
+            points.append(np.clip(points[-1] + 2.2 * np.sign(slope), -2.8, 3.2))
+        losses = [np.sin(x) + 0.01 * x for x in (0.2, *points)]
+        assert found == pytest.approx(max(losses) - losses[0])
+        assert found >= at_once
+    assert losses[-1] < max(losses) - 0.1
+
+
 def test_the_average_case_of_a_quadratic_is_half_the_trace():
     objective, params, (matrices, _) = quadratic()
     expected = 0.5 * 0.3**2 * np.trace(matrices.mean(0))
@@ -283,6 +304,11 @@ def test_how_the_gradient_of_a_quadratic_turns():
     np.testing.assert_allclose(found.losses, losses, rtol=1e-9)
 
 
+def flat(objective):
+    """A loss without curvature."""
+    return Objective(lambda p, b: optax.tree.sum(p), objective.batches)
+
+
 BAD = {
     "k must lie between 1 and the 200": lambda o, p: hessian.top(o, p, 201, key=KEY),
     "got 0": lambda o, p: hessian.top(o, p, 0, key=KEY),
@@ -300,6 +326,13 @@ BAD = {
     "radius must be positive": lambda o, p: sharpness.worst_case(o, p, 0.0),
     "between 1 and 37 examples, got 38": lambda o, p: sharpness.m_sharpness(o, p, 0.1, 38),
     "two parts of m examples": lambda o, p: sharpness.m_sharpness(o, p, 0.1, 37),
+    "broke down, as where the Hessian is zero": lambda o, p: hessian.top(flat(o), p, 1, key=KEY),
+    "the Hessian is zero or not finite": lambda o, p: hessian.density(flat(o), p, key=KEY, steps=3),
+    "the loss is NaN within": lambda o, p: sharpness.worst_case(
+        Objective(lambda p, b: -jnp.log(1e-3 - p["in"]).sum(), o.batches),
+        optax.tree.zeros_like(p),
+        1.0,
+    ),
     "sigma must be positive": lambda o, p: sharpness.average_case(o, p, -1.0, key=KEY),
     "gammas must not be negative": lambda o, p: gradients.turning(o, p, [1.0], [-1.0], key=KEY),
     "different models .*in.* is .8, 15. and missing": lambda o, p: landscape.line(o, p, {}, [0.0]),

@@ -35,6 +35,10 @@ def folder(tmp_path_factory, data_dir):  # noqa: F811
         small = (*SHORT, "--epochs", 1, "--method", "sam")
         command(patch, train, *small, "--width", 3, "--name", "other", *more)
         command(patch, train, *small, "--model", "cnn", "--name", "cnn", *more)
+        switch = ("--method", "sgd", "--switch-at", 2, "--then", "samar", "--name", "switched")
+        command(patch, train, *SHORT, *switch, *more)
+        smooth = ("--label-smoothing", 0.3, "--label-noise", 0.2, "--seed", 3, "--name", "smooth")
+        command(patch, train, *small, *smooth, *more)
     return out
 
 
@@ -120,6 +124,7 @@ def test_a_replayed_epoch_is_that_of_the_run(name, look):
     ratios = [a["gradient_norm"] / b["gradient_norm"] for a, b in zip(rows[1:], rows, strict=False)]
     assert [row["ratio"] for row in rows[1:]] == pytest.approx(ratios)
     if name == "samar":
+        assert "threshold" not in rows[0]
         assert rows[-1]["lambda_k"] == pytest.approx(written["lambda_k"])
         grows = [row["ratio"] >= 1.0 for row in rows[1:]]  # χ of the recipe
         moved = [a["lambda_k"] >= b["lambda_k"] for a, b in zip(rows[1:], rows, strict=False)]
@@ -127,6 +132,137 @@ def test_a_replayed_epoch_is_that_of_the_run(name, look):
     else:
         fires = [row["gradient_norm"] ** 2 >= row["threshold"] for row in rows]
         assert fires == [row["sam_fraction"] > 0.5 for row in rows]
+        for row in rows:  # c_t from λ2 = 0 to λ1 = −1 over the 15 steps, the first of which is 0
+            c = -(row["step"] - 1) / 15
+            expected = row["mean"] + c * row["variance"] ** 0.5
+            assert row["threshold"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_epoch_under_way_is_replayed_from_its_middle(look, folder, tmp_path):
+    """The checkpoint holds the sums of the steps before it."""
+    trained, _ = look("ae_sam")
+    whole = replay(trained, 10)
+    recipe = ("--method", "ae_sam", "--name", "cut", "--checkpoint-minutes", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        more = ("--steps-per-dispatch", 3, "--data-dir", trained._data_dir, "--out", tmp_path)
+        command(patch, train, *SHORT, *recipe, *more)
+    cut = Trained(tmp_path / "cut", trained._data_dir)
+    middle = next(step for step in cut.steps if step % 5)
+    rows = replay(cut, middle)
+    assert rows[0]["step"] == middle + 1 > 11
+    for row, expected in zip(rows, whole[middle - 10 :], strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
+
+
+def test_the_epoch_after_a_switch_is_replayed_with_the_new_method(look):
+    trained, _ = look("switched")
+    rows = replay(trained, 10)
+    assert "lambda_k" in rows[0]
+    mean = np.mean([row["gradient_norm"] for row in rows])
+    assert mean == pytest.approx(trained.rows[-1]["gradient_norm"], rel=1e-4)
+    assert trained.label.startswith("sgd-then-samar")
+
+
+def test_planes_and_lines_go_where_they_say(look):
+    """Also that a model with batch norm is looked at in training mode."""
+    trained, seen = look("cnn", grid=3, span=0.3, examples=300)
+    found = seen.landscape()
+    objective = trained.objective(seen.model_state, training=True, size=500, examples=300)
+    g = objective.gradient(seen.params)
+    step = optax.tree.scale(0.3 / optax.tree.norm(g), g)
+    for sign, column in ((-1, 0), (0, 1), (1, 2)):  # the gradient leads along the first axis
+        there = objective.loss(optax.tree.add_scale(seen.params, sign, step))
+        assert found["steepest"][1][column] == pytest.approx(there, rel=1e-4)
+    assert found["mode"] == "training"
+    _, first = look("sgd-0", grid=3)
+    _, other = look("ae_sam", grid=3)
+    line = first.line_to(other)
+    ends = {round(t, 9): loss for t, loss in zip(line["at"], line["losses"], strict=True)}
+    objective = first.trained.objective({}, training=False, size=500)
+    assert ends[0.0] == pytest.approx(objective.loss(first.params), rel=1e-5)
+    assert ends[1.0] == pytest.approx(objective.loss(other.params), rel=1e-5)
+
+
+def test_the_modes_of_batch_norm_are_measured_apart(look):
+    _, seen = look("cnn", k=1, steps=2, probes=1, samples=2, examples=520, draws=1, radii=(0.1,))
+    found = seen.hessian()
+    assert list(found) == ["evaluation", "training"]
+    evaluation, training = (found[mode]["eigenvalues"][0] for mode in found)
+    assert abs(evaluation - training) > 0.01 * abs(evaluation)
+    part = seen.gradients()
+    assert part["mode"] == "training"
+    params, state = seen.trained.weights()
+    objective = seen.trained.objective(state, training=True, size=256, examples=520)
+    square = optax.tree.norm(next(objective.gradients(params)), squared=True)
+    assert part["checkpoints"][-1]["squared_norms"][0] == pytest.approx(float(square), rel=1e-4)
+
+
+def test_labels_are_smoothed_as_in_training(look):
+    trained, seen = look("smooth")
+    assert trained.seed == 3
+    objective = trained.objective({}, training=False, size=400)
+    data = trained.data
+    images = (data.train.images.astype(np.float32) - data.mean) / data.std
+    model = trained._model(jnp.float32)
+    logits = model.apply({"params": seen.params}, images, train=False)
+    logs = jax.nn.log_softmax(logits)
+    of_label = jnp.take_along_axis(logs, data.train.labels[:, None], 1)[:, 0]
+    expected = -(0.7 * of_label + 0.3 * logs.mean(1)).mean()
+    assert objective.loss(seen.params) == pytest.approx(float(expected), rel=1e-5)
+    flipped = Trained(trained.path.parent / "sgd-0", trained._data_dir).data.train.labels
+    assert 0.1 < np.mean(flipped != data.train.labels) < 0.3  # the noise of its seed
+
+
+def test_runs_of_one_method_are_told_apart():
+    def run(name, method, label, group):
+        return {"name": name, "method": method, "label": label, "group": group}
+
+    apart = [run("a", "sam", "sam (rho 1)", "1"), run("b", "sam", "sam (rho 2)", "2")]
+    assert [r["title"] for r in pictures.titled(apart)] == ["sam (rho 1)", "sam (rho 2)"]
+    same = [run("a$", "sam", "sam", "1"), run("b", "sam", "sam", "2"), run("c", "sam", "sam", "1")]
+    assert [r["title"] for r in pictures.titled(same)] == [r"a\$", "b", r"a\$"]
+    seeds = [run("a", "sgd", "sgd", "1"), run("b", "sam", "sam", "2"), run("c", "sgd", "sgd", "1")]
+    assert [r["title"] for r in pictures.titled(seeds)] == ["sgd", "sam", "sgd"]
+    assert [r["name"] for r in pictures.first_of_each(seeds)] == ["a", "b"]
+
+
+def test_another_run_of_the_same_name_is_measured_anew(folder, run, tmp_path):
+    for source, place in (("sgd-0", "x"), ("ae_sam", "y")):
+        shutil.copytree(folder / source, tmp_path / place / "same")
+    largest = []
+    for place in ("x", "y"):
+        path = run(tmp_path / place / "same", *LITTLE, "--parts", "hessian")
+        part = read(path / "analysis.json")["runs"][0]["parts"]["hessian"]
+        largest.append(part["evaluation"]["eigenvalues"][0])
+    assert largest[0] != largest[1]
+
+
+def test_looking_changes_nothing_in_a_run(folder, run, tmp_path, capsys):
+    """Not what another process writes at the moment, nor the run where the page has its name."""
+    shutil.copytree(folder / "sgd-0", tmp_path / "live")
+    being_written = tmp_path / "live/checkpoints/20.orbax-checkpoint-tmp"
+    being_written.mkdir()
+    with (tmp_path / "live/metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "tra')
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "live").rglob("*")}
+    run(tmp_path / "live", *LITTLE, "--parts", "hessian")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "live", *LITTLE, "--name", "live", "--overwrite")
+    assert "is the folder of a run" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "live").rglob("*")} == before
+
+
+def test_what_fails_does_not_take_the_rest_along(folder, run, capsys):
+    names = (folder / "sgd-0", folder / "cnn")
+    with pytest.raises(SystemExit) as stop:
+        run(*names, *LITTLE, "--parts", "hessian", "gradients")
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "sgd-0, gradients: there must be two batches of 256 examples" in said
+    path = run(*names, *LITTLE, "--parts", "hessian")
+    assert "Not measured" not in (path / "report.html").read_text()
+    assert not (path / "norms.png").exists()
 
 
 def test_the_page_holds_every_picture_and_the_table(folder, run):
@@ -219,9 +355,17 @@ def test_a_folder_that_is_no_run_is_told(message, folder, run, tmp_path, capsys)
     [
         ((), (), "pass the folders of one run or more"),
         (("sgd-0", "sgd-0"), (), "must have different names"),
-        (("sgd-0", "other"), ("--parts", "landscape"), r"(?s)different models.*Leave landscape"),
+        (
+            ("sgd-0", "other"),
+            ("--parts", "landscape", *LITTLE),
+            "sgd-0 to other: .*different models",
+        ),
         (("sgd-0",), ("--parts", "hessian", "--k", 100_000), r"k must lie between 1 and the \d+"),
         (("sgd-0",), ("--parts", "gradients", "--examples", 300), "two batches of 256"),
+        (("sgd-0",), ("--name", "../sgd-0"), "must be a plain name"),
+        (("sgd-0",), ("--parts", "hessian", "hessian"), "--parts must be different ones"),
+        (("sgd-0",), ("--basis", 0), "--basis must be at least 1"),
+        (("sgd-0",), ("--radii", "nan"), "--radii must be positive and ascending"),
         (("sgd-0",), ("--radii", 0.5, 0.1), "--radii must be positive and ascending"),
         (("sgd-0",), ("--batch-size", 0), "--batch-size must be at least 1, got 0"),
         (("sgd-0",), ("--dtype", "float16"), "float16"),

@@ -81,7 +81,7 @@ def turning(
     References:
       Liu et al., Random Sharpness-Aware Minimization, NeurIPS 2022, Figures 1 and 2.
     """
-    if min(gammas) < 0 or draws < 1:
+    if not gammas or not min(gammas) >= 0 or draws < 1:
         raise AnalysisError(
             f"gammas must not be negative and draws be at least 1, got {gammas} and {draws}."
         )

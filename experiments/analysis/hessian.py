@@ -65,14 +65,15 @@ def top(
       restarts: at most.
 
     Returns:
-      The eigenpairs, in the dtype of the parameters.
+      The eigenpairs; the vectors in the dtype of the parameters.
 
     Raises:
       AnalysisError: k is not between 1 and the number of parameters, basis is not greater, the
-        Hessian is not finite, or the iteration has not converged.
+        Hessian is zero or not finite, or the iteration has not converged.
     """
     flat, unravel = ravel_pytree(params)
-    size, basis = flat.size, basis or max(2 * k + 1, 20)
+    size, basis = flat.size, max(2 * k + 1, 20) if basis is None else basis
+    dtype = np.promote_types(flat.dtype, np.float32)  # ARPACK has no smaller one
     if not 0 < k <= size:
         raise AnalysisError(
             f"k must lie between 1 and the {size} parameters of the model, got {k}."
@@ -82,7 +83,7 @@ def top(
 
     def product(vector):
         vector = unravel(jnp.asarray(vector.ravel(), flat.dtype))
-        found = np.asarray(ravel_pytree(objective.product(params, vector))[0])
+        found = np.asarray(ravel_pytree(objective.product(params, vector))[0], dtype)
         if not np.isfinite(found).all():
             raise AnalysisError(
                 "the Hessian is not finite at these parameters: the run may have diverged, or try "
@@ -91,11 +92,11 @@ def top(
         return found
 
     if basis >= size:
-        matrix = np.stack([product(row) for row in np.eye(size, dtype=flat.dtype)])
+        matrix = np.stack([product(row) for row in np.eye(size, dtype=dtype)])
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     else:
-        operator = scipy.sparse.linalg.LinearOperator((size, size), product, dtype=flat.dtype)
-        first = np.asarray(jax.random.normal(key, (size,), flat.dtype))
+        operator = scipy.sparse.linalg.LinearOperator((size, size), product, dtype=dtype)
+        first = np.asarray(jax.random.normal(key, (size,), dtype))
         try:
             values, vectors = scipy.sparse.linalg.eigsh(
                 operator, k, which="LA", v0=first, ncv=basis, tol=tolerance, maxiter=restarts
@@ -105,8 +106,14 @@ def top(
                 f"{len(error.eigenvalues)} of {k} eigenvalues have converged after {restarts} "
                 f"restarts: pass a larger basis than {basis}, or a tolerance above {tolerance:g}."
             ) from error
+        except scipy.sparse.linalg.ArpackError as error:
+            raise AnalysisError(
+                f"the iteration broke down, as where the Hessian is zero ({error})."
+            ) from error
     order = np.argsort(values)[::-1][:k]
-    return Eigenpairs(values[order], [unravel(jnp.asarray(vectors[:, i])) for i in order])
+    return Eigenpairs(
+        values[order], [unravel(jnp.asarray(vectors[:, i], flat.dtype)) for i in order]
+    )
 
 
 class Density(NamedTuple):
@@ -150,7 +157,8 @@ def density(
       probes: random vectors.
 
     Raises:
-      AnalysisError: steps or probes are less than 1, or steps exceed the number of parameters.
+      AnalysisError: steps or probes are less than 1, steps exceed the number of parameters, or the
+        Hessian is zero or not finite.
 
     References:
       Ghorbani, Krishnan and Xiao, An Investigation into Neural Net Optimization via Hessian
@@ -176,6 +184,11 @@ def density(
         # would be slow on CPU, and all batches part of one program.
         with jax.disable_jit():
             tridiagonal = lanczos(product, first).J_small
+        if not np.isfinite(tridiagonal).all():
+            raise AnalysisError(
+                "the Hessian is zero or not finite at these parameters, or the steps exceed its "
+                f"rank: pass fewer than {steps}."
+            )
         found, vectors = np.linalg.eigh(np.asarray(tridiagonal, np.float64))
         values.append(found)
         weights.append(vectors[0] ** 2)

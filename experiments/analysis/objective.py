@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -47,7 +49,7 @@ class Objective:
         Raises:
           AnalysisError: there is no example, or size is less than 1.
         """
-        count = _examples(examples)
+        count = _examples(examples) if jax.tree.leaves(examples) else 0
         if count < 1 or size < 1:
             raise AnalysisError(
                 f"there must be an example, and one in a batch, got {count} in batches of {size}."
@@ -84,18 +86,26 @@ class Objective:
         """The Hessian at params times a vector; both, and the product, are shaped alike."""
         return self._sum(self._add_product, params, vector)
 
-    def parts(self, size: int) -> list["Objective"]:
-        """The objectives over so many examples each, in order; what is left over is dropped."""
-        whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *self.batches)
-        if not 0 < size <= _examples(whole):
-            raise AnalysisError(
-                f"a part must have between 1 and {_examples(whole)} examples, got {size}."
-            )
+    def parts(self, size: int, most: int | None = None) -> list["Objective"]:
+        """The objectives over so many examples each, the first of the set; at most so many of them.
+
+        Raises:
+          AnalysisError: size is not between 1 and the number of examples.
+        """
+        count = sum(map(_examples, self.batches))
+        if not 0 < size <= count:
+            raise AnalysisError(f"a part must have between 1 and {count} examples, got {size}.")
+        wanted = min(count // size, most or count) * size
+        ends = itertools.accumulate(map(_examples, self.batches))
+        needed = [
+            b for b, end in zip(self.batches, ends, strict=True) if end - _examples(b) < wanted
+        ]
+        first = jax.tree.map(lambda *leaves: np.concatenate(leaves), *needed)
         return [
             dataclasses.replace(
-                self, batches=[jax.tree.map(lambda leaf, i=i: leaf[i : i + size], whole)]
+                self, batches=[jax.tree.map(lambda leaf, i=i: leaf[i : i + size], first)]
             )._sharing(self)
-            for i in range(0, _examples(whole) - size + 1, size)
+            for i in range(0, wanted, size)
         ]
 
     def _sum(self, add, *args):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -76,6 +77,11 @@ class Look:
         self.trained, self.measures, self._on_pass = trained, measures, on_pass
         self._key = jax.random.key(measures.seed)
         self.params, self.model_state = self._weights(trained.steps[-1])
+        if not np.isfinite(optax.tree.norm(self.params)):
+            raise AnalysisError(
+                f"the parameters of {trained.path} are not finite: the run has diverged, and there "
+                "is nothing to look at."
+            )
 
     @property
     def modes(self) -> list[str]:
@@ -159,6 +165,7 @@ class Look:
         )
         return {
             "mode": mode,
+            "batch_size": self.trained.recipe.batch_size,
             "checkpoints": at,
             "cosines": turning.cosines.tolist(),
             "losses": turning.losses.tolist(),
@@ -194,7 +201,7 @@ class Look:
     def line_to(self, other: "Look") -> dict[str, Any]:
         """The loss on the line to another run's parameters, on this one's training set."""
         mode = self.modes[-1]
-        at = np.linspace(-0.25, 1.25, 2 * self.measures.grid + 1)
+        at = np.linspace(-0.25, 1.25, 6 * math.ceil(self.measures.grid / 3) + 1)  # with 0 and 1
         losses = landscape.line(self._objective(mode), self.params, other.params, at)
         return {"mode": mode, "at": at.tolist(), "losses": losses}
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import math
 from pathlib import Path
 import statistics
+import textwrap
 from typing import Any
 
 import matplotlib as mpl
@@ -34,38 +35,63 @@ def draw(path: Path, found: Mapping[str, Any]) -> list[tuple[str, str]]:
       File name and explanation of each.
     """
     shown = first_of_each(found["runs"])
-    caption = _caption(shown, found)
     drawn = []
     for name, (picture, part, said) in PICTURES.items():
+        (path / f"{name}.png").unlink(missing_ok=True)  # of other runs
         runs = [run for run in shown if _has(run, part)]
         if part == "lines" and found["lines"]:
             runs = shown
-        if not runs:
+        figure = picture(runs, found) if runs else None
+        if figure is None:
             continue
-        figure = picture(runs, found)
-        if figure is not None:
-            figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
-            plots.save(figure, path / f"{name}.png")
-            drawn.append((f"{name}.png", said))
+        letters = int(11 * figure.get_figwidth())
+        figure.suptitle("\n".join(textwrap.wrap(figure.get_suptitle(), letters)))
+        caption = "\n".join(_caption(runs, found["config"]["measures"], part))
+        figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
+        plots.save(figure, path / f"{name}.png")
+        drawn.append((f"{name}.png", said))
     return drawn
 
 
 def first_of_each(runs: Sequence[Run]) -> list[Run]:
     """The first run of each group of seeds."""
-    return list({run["group"]: run for run in reversed(runs)}.values())[::-1]
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run["group"], run)
+    return list(first.values())
+
+
+def titled(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs with the shortest titles that tell groups apart: method, with settings, or name."""
+    shown = first_of_each(runs)
+    for key in ("method", "label", "name"):
+        titles = {run["group"]: _plain(run[key]) for run in shown}
+        if len(set(titles.values())) == len(shown):
+            break
+    return [{**run, "title": titles[run["group"]]} for run in runs]
+
+
+def _plain(text):
+    """Without the sign that would make formulas of it."""
+    return text.replace("$", r"\$")
 
 
 def _has(run, part):
     return bool(run["rows"]) if part == "rows" else part in run["parts"]
 
 
-def _caption(runs, found):
-    measures = found["config"]["measures"]
-    examples = "all" if measures["examples"] is None else f"{measures['examples']:,}"
-    lines = [
-        f"{run['name']}: {run['label']}, code {(run['commit'] or 'unknown')[:12]}" for run in runs
-    ]
-    return "\n".join([*lines, f"On {examples} training images, {measures['dtype']}."])
+def _caption(runs, measures, part):
+    for run in runs:
+        yield _plain(f"{run['name']}: {run['label']}, code {run['commit']}")
+    if part not in ("rows", "steps"):
+        examples = "all" if measures["examples"] is None else f"{measures['examples']:,}"
+        yield f"On {examples} training images, {measures['dtype']}."
+
+
+def _modes(runs, part):
+    """Each mode with the runs that were looked at in it."""
+    modes = dict.fromkeys(mode for run in runs for mode in run["parts"][part])
+    return {mode: [run for run in runs if mode in run["parts"][part]] for mode in modes}
 
 
 def _figure(lines, columns, width=4.4, height=3.4, **more):
@@ -87,21 +113,21 @@ def _legend(figure, axis):
 def _styled(runs):
     """Each run with what tells its line apart."""
     for i, run in enumerate(runs):
-        yield run, {"color": COLOURS[i % 7], "linestyle": STYLES[i % 7], "label": run["method"]}
+        yield run, {"color": COLOURS[i % 7], "linestyle": STYLES[i % 7], "label": run["title"]}
 
 
 def spectrum(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
     """Largest eigenvalues, and density of all, a row for each mode."""
     del found
-    modes = list(runs[0]["parts"]["hessian"])
+    modes = _modes(runs, "hessian")
     figure, axes = _figure(len(modes), 2, 5.4, 3.8)
-    for (eigenvalues, density), mode in zip(axes, modes, strict=True):
-        parts = [run["parts"]["hessian"][mode] for run in runs]
+    for (eigenvalues, density), (mode, those) in zip(axes, modes.items(), strict=True):
+        parts = [run["parts"]["hessian"][mode] for run in those]
         values = np.concatenate([np.ravel(part["density"]["values"]) for part in parts])
         low, high = values.min(), values.max()
         margin = 0.05 * (high - low) or 1.0
         grid = np.linspace(low - margin, high + margin, 1000)
-        for (_, style), part, marker in zip(_styled(runs), parts, MARKERS * 9, strict=False):
+        for (_, style), part, marker in zip(_styled(those), parts, MARKERS * 9, strict=False):
             ranks = range(1, 1 + len(part["eigenvalues"]))
             eigenvalues.plot(ranks, part["eigenvalues"], marker=marker, **style)
             of_run = Density(*(np.array(part["density"][k]) for k in ("values", "weights")))
@@ -133,18 +159,18 @@ def increases(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
         ("adaptive", "adaptive_radii", "radius ρ in ASAM's norm", "along ASAM's ascent"),
         ("average", "sigmas", "standard deviation σ", "on average, normal noise"),
     )
-    modes = list(runs[0]["parts"]["sharpness"])
+    modes = _modes(runs, "sharpness")
     figure, axes = _figure(2 * len(modes), 3, 4.2, 3.3)
-    for row, mode in zip(axes.reshape(len(modes), 6), modes, strict=True):
+    for row, (mode, those) in zip(axes.reshape(len(modes), 6), modes.items(), strict=True):
         for axis, (name, radii, label, title) in zip(row, panels, strict=False):
-            parts = [run["parts"]["sharpness"][mode] for run in runs]
-            for part, (_, style), marker in zip(parts, _styled(runs), MARKERS * 9, strict=False):
+            parts = [run["parts"]["sharpness"][mode] for run in those]
+            for part, (_, style), marker in zip(parts, _styled(those), MARKERS * 9, strict=False):
                 errors = part.get(f"{name}_error")
                 points = (measures[radii], part[name])
                 axis.errorbar(*points, yerr=errors, marker=marker, capsize=2, **style)
             axis.set(xscale="log", xlabel=label, ylabel="increase of the loss", title=title)
             axis.set_xticks(measures[radii], [f"{r:g}" for r in measures[radii]])
-            axis.minorticks_off()
+            axis.xaxis.minorticks_off()
             if min(min(part[name]) for part in parts) > 0:
                 axis.set_yscale("log")
             else:
@@ -162,15 +188,17 @@ def lines(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
     axis = axes[0, 0]
     for i, line in enumerate(found["lines"]):
         style = {"color": COLOURS[i % 7], "linestyle": STYLES[i % 7]}
-        axis.plot(line["at"], line["losses"], label=f"{line['from']} to {line['to']}", **style)
+        axis.plot(
+            line["at"], line["losses"], label=_plain(f"{line['from']} to {line['to']}"), **style
+        )
     for end in (0, 1):
         axis.axvline(end, color="grey", linewidth=0.8)
     axis.set(
         xlabel="share of the way t: 0 is the first run, 1 the other",
         ylabel="training loss",
         yscale="log",
-        title=f"Loss on the line between runs, {found['lines'][0]['mode']} mode",
     )
+    figure.suptitle(f"Loss on the line between runs, {found['lines'][0]['mode']} mode")
     axis.grid(alpha=0.3)
     _legend(figure, axis)
     del runs
@@ -180,7 +208,7 @@ def lines(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
 # Of each plane the labels of its axes.
 _PLANES = {
     "random": ("first random direction", "second random direction"),
-    "steepest": ("along the gradient", "along the top eigenvector"),
+    "steepest": ("along the gradient", "eigenvector"),
 }
 
 
@@ -188,56 +216,74 @@ def _levels(runs, name):
     """Of the loss, on one logarithmic scale for all runs."""
     losses = np.array([run["parts"]["landscape"][name] for run in runs])
     finite = losses[np.isfinite(losses) & (losses > 0)]
-    return np.geomspace(finite.min(), finite.max(), 22)
+    low, high = finite.min(initial=1.0), finite.max(initial=1e-12)
+    return np.geomspace(low, max(high, 1.1 * low), 22)
+
+
+def _panels(runs, kinds, width, height, **more):
+    """A figure, and for each kind the axes of the runs, at most four in a line."""
+    columns = min(len(runs), 4)
+    lines = math.ceil(len(runs) / columns)
+    figure, axes = _figure(lines * len(kinds), columns, width, height, **more)
+    by_kind = [own.ravel() for own in np.split(axes, len(kinds))]
+    for own in by_kind:
+        for axis in own[len(runs) :]:
+            axis.remove()
+    return figure, dict(zip(kinds, (own[: len(runs)] for own in by_kind), strict=True))
+
+
+def _span(found):
+    """What the planes reach."""
+    return (
+        f"random directions in lengths of the filters, gradient and the part of the top "
+        f"eigenvector at a right angle to it in units of the parameters, all from "
+        f"−{found['config']['measures']['span']:g} to {found['config']['measures']['span']:g}"
+    )
 
 
 def contours(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
     """Both planes of each run, seen from above."""
-    del found
-    figure, axes = _figure(2, len(runs), 3.3, 3.4, sharex="row", sharey="row")
-    for row, (name, (x, y)) in zip(axes, _PLANES.items(), strict=True):
+    figure, panels = _panels(runs, _PLANES, 3.3, 3.4)
+    for name, (x, y) in _PLANES.items():
         levels = _levels(runs, name)
         norm = mpl.colors.LogNorm(levels[0], levels[-1])
-        for axis, run in zip(row, runs, strict=True):
+        for axis, run in zip(panels[name], runs, strict=True):
             part = run["parts"]["landscape"]
-            heights = (part["ticks"], part["ticks"], part[name])
-            shown = axis.contourf(*heights, levels, norm=norm, cmap="cividis", extend="both")
+            heights = (part["ticks"], part["ticks"], np.clip(part[name], levels[0], levels[-1]))
+            shown = axis.contourf(*heights, levels, norm=norm, cmap="cividis")
             axis.contour(*heights, levels[::3], colors="white", linewidths=0.5)
             axis.plot(0, 0, "+", color="red", markersize=9)
-            axis.set(title=run["method"], xlabel=x)
+            axis.set(title=run["title"], xlabel=x, ylabel=y)
             axis.set_box_aspect(1)
-        row[0].set_ylabel(y)
-        bar = figure.colorbar(shown, ax=row, label="training loss", shrink=0.8)
+        bar = figure.colorbar(shown, ax=list(panels[name]), label="training loss", shrink=0.8)
         bar.ax.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%.2g"))
         bar.set_ticks(levels[::7])
         bar.ax.minorticks_off()
     mode = runs[0]["parts"]["landscape"]["mode"]
-    figure.suptitle(
-        f"Training loss around the parameters (+), {mode} mode, one scale in a row; random "
-        "directions as long as the filters"
-    )
+    figure.suptitle(f"Training loss around the parameters (+), {mode} mode: {_span(found)}")
     return figure
 
 
 def surfaces(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
     """Both planes of each run, as surfaces."""
-    del found
-    figure, axes = _figure(2, len(runs), 3.8, 3.9, subplot_kw={"projection": "3d"})
-    for row, (name, (x, y)) in zip(axes, _PLANES.items(), strict=True):
+    figure, panels = _panels(runs, _PLANES, 3.8, 4.2, subplot_kw={"projection": "3d"})
+    for name, (x, y) in _PLANES.items():
         levels = _levels(runs, name)
         low, high = np.log10(levels[[0, -1]])
-        for axis, run in zip(row, runs, strict=True):
+        for axis, run in zip(panels[name], runs, strict=True):
             ticks = run["parts"]["landscape"]["ticks"]
             across, up = np.meshgrid(ticks, ticks)
             height = np.log10(np.clip(run["parts"]["landscape"][name], levels[0], levels[-1]))
             shown = axis.plot_surface(across, up, height, cmap="cividis", vmin=low, vmax=high)
-            axis.set(title=run["method"], xlabel=x, ylabel=y)
+            axis.set(title=run["title"], xlabel=x, ylabel=y.removeprefix("second "))
             axis.set_xticks([ticks[0], 0, ticks[-1]])
             axis.set_yticks([ticks[0], 0, ticks[-1]])
             axis.set_zlim(low, high)
-            axis.set_box_aspect(None, zoom=0.85)
-        figure.colorbar(shown, ax=row, label="log₁₀ of the training loss", shrink=0.6)
-    figure.suptitle("Training loss around the parameters, one scale in a row")
+            axis.set_box_aspect(None, zoom=0.8)
+        label = "log₁₀ of the training loss"
+        figure.colorbar(shown, ax=list(panels[name]), label=label, shrink=0.6, pad=0.06)
+    mode = runs[0]["parts"]["landscape"]["mode"]
+    figure.suptitle(f"Training loss around the parameters, {mode} mode: {_span(found)}")
     return figure
 
 
@@ -249,12 +295,19 @@ def _checkpoint_grid(runs, draw_one, title, **labels):
         shown = spread(run["parts"]["gradients"]["checkpoints"], columns)
         for axis, at in zip(row, shown, strict=False):
             draw_one(axis, np.array(at["squared_norms"]))
-            axis.set(title=f"{run['method']}, epoch {at['epoch']:g}", **labels)
+            axis.set(title=f"{run['title']}, epoch {at['epoch']:g}", **labels)
             axis.ticklabel_format(axis="both", style="sci", scilimits=(-2, 3))
         for axis in row[len(shown) :]:
             axis.remove()
-    figure.suptitle(title)
+    figure.suptitle(f"{title}; {_batches(runs)}")
     return figure
+
+
+def _batches(runs):
+    """What the gradients are of."""
+    part = runs[0]["parts"]["gradients"]
+    sizes = sorted({run["parts"]["gradients"]["batch_size"] for run in runs})
+    return f"batches of {' or '.join(map(str, sizes))} training images, {part['mode']} mode"
 
 
 def norms(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
@@ -295,7 +348,7 @@ def variance(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
         return None
     panels = {
         "mean": "E ‖∇L(B)‖²: a batch's gradient",
-        "whole": "‖∇L(D)‖²: the whole set's",
+        "whole": "‖∇L(D)‖²: that of all batches",
         "variance": "E ‖∇L(B) − ∇L(D)‖²: variance",
     }
     figure, axes = _figure(1, 3, 4.4, 3.6)
@@ -306,17 +359,17 @@ def variance(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
         axis.set(yscale="log", xlabel="epoch", title=title)
         axis.grid(alpha=0.3)
     _legend(figure, axes[0, 0])
-    figure.suptitle("Gradients of the training loss over the epochs, at the checkpoints")
+    figure.suptitle(f"Gradients over the epochs, at the checkpoints; {_batches(runs)}")
     return figure
 
 
 def turning(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
     """How the gradient turns, and the loss rises, along SAM's ascent from noisy parameters."""
     measures = found["config"]["measures"]
-    figure, axes = _figure(2, len(runs), 3.8, 3.1, sharey="row", sharex=True)
-    rows = (("cosines", "cos(g(w), g(w + ρ unit g))"), ("losses", "L(w + ρ unit g)"))
-    for row, (name, label) in zip(axes, rows, strict=True):
-        for axis, run in zip(row, runs, strict=True):
+    rows = {"cosines": "cos(g(w), g(w + ρ unit g))", "losses": "L(w + ρ unit g)"}
+    figure, panels = _panels(runs, rows, 3.8, 3.1)
+    for name, label in rows.items():
+        for axis, run in zip(panels[name], runs, strict=True):
             for i, gamma in enumerate(measures["gammas_squared"]):
                 axis.plot(
                     measures["radii"],
@@ -326,17 +379,16 @@ def turning(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
                     linestyle=STYLES[i % 7],
                     label=f"γ² = {gamma:g}",
                 )
-            axis.set(xscale="log", title=run["method"] if name == "cosines" else None)
+            axis.set(xscale="log", title=run["title"], xlabel="radius ρ", ylabel=label)
+            axis.set_xticks(measures["radii"], [f"{r:g}" for r in measures["radii"]])
+            axis.xaxis.minorticks_off()
+            if name == "losses":
+                axis.set_yscale("log")
+            axis.sharey(panels[name][0])
             axis.grid(alpha=0.3)
-        if name == "losses":
-            row[0].set_yscale("log")
-            for axis in row:
-                axis.set_xlabel("radius ρ")
-                axis.set_xticks(measures["radii"], [f"{r:g}" for r in measures["radii"]])
-                axis.minorticks_off()
-        row[0].set_ylabel(label)
-    _legend(figure, axes[0, 0])
-    figure.suptitle("Along SAM's ascent, from w + normal noise of variance γ²")
+    _legend(figure, panels["cosines"][0])
+    mode = runs[0]["parts"]["gradients"]["mode"]
+    figure.suptitle(f"Along SAM's ascent, from w + normal noise of variance γ²; {mode} mode")
     return figure
 
 
@@ -390,10 +442,8 @@ def steps(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
         epochs = run["parts"]["steps"]["epochs"]
         for axis, epoch in zip(row, epochs, strict=False):
             _steps(axis, epoch["rows"])
-            axis.set(title=f"{run['method']}, after epoch {epoch['epoch']:g}", xlabel="step")
+            axis.set(title=f"{run['title']}, after epoch {epoch['epoch']:g}", xlabel="step")
             axis.grid(alpha=0.3)
-            axis.margins(y=0.25)  # room for the legend
-            axis.legend(fontsize="x-small")
         for axis in row[len(epochs) :]:
             axis.remove()
     figure.suptitle("Step by step")
@@ -401,29 +451,31 @@ def steps(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
 
 
 def _steps(axis, rows):
-    """Of one epoch: the quantities that the method goes by."""
+    """Of one epoch: the quantities that the method goes by, each on its own scale."""
     x = [row["step"] for row in rows]
-
-    def plot(values, i, label):
-        axis.plot(x, values, color=COLOURS[i], linestyle=STYLES[i], label=label)
-
     if "threshold" in rows[0]:
         squares = [row["gradient_norm"] ** 2 for row in rows]
-        plot(squares, 0, "‖g‖²")
-        plot([row["threshold"] for row in rows], 1, "threshold μ + c σ")
-        fired = [row["sam_fraction"] > 0.5 for row in rows]
-        points = [(a, b) for a, b, fires in zip(x, squares, fired, strict=True) if fires]
-        axis.plot(*zip(*points, strict=True), "o", color=COLOURS[2], markersize=4, label="SAM step")
+        axis.plot(x, squares, color=COLOURS[0], label="‖g‖²")
+        threshold = [row["threshold"] for row in rows]
+        axis.plot(x, threshold, color=COLOURS[1], linestyle="--", label="threshold μ + c σ")
+        fired = [i for i, row in enumerate(rows) if row["sam_fraction"] > 0.5]
+        steps = ([x[i] for i in fired], [squares[i] for i in fired])
+        axis.plot(*steps, "o", color=COLOURS[2], markersize=4, label="SAM step")
         axis.set_yscale("log")
-    elif "lambda_k" in rows[0]:
-        plot([row["lambda_k"] for row in rows], 0, "λ_k")
-        plot([row.get("ratio", math.nan) for row in rows], 1, "r_k")
+        axis.margins(y=0.3)  # room for the legend
+        axis.legend(fontsize="x-small", ncols=3)
+        return
+    if "lambda_k" in rows[0]:
+        shown = {"lambda_k": "λ_k", "ratio": "r_k"}
     elif "rho" in rows[0]:
-        plot([row["rho"] for row in rows], 0, "ρ_t")
-        plot([row["gradient_norm"] for row in rows], 1, "‖g‖")
+        shown = {"rho": "ρ_t", "gradient_norm": "‖g‖"}
     else:
-        plot([row["gradient_norm"] for row in rows], 0, "‖g‖")
-        plot([row["direction_norm"] for row in rows], 1, "‖direction‖")
+        shown = {"gradient_norm": "‖g‖", "direction_norm": "‖direction‖"}
+    for i, ((name, label), own) in enumerate(zip(shown.items(), (axis, axis.twinx()), strict=True)):
+        values = [row.get(name, math.nan) for row in rows]
+        own.plot(x, values, color=COLOURS[i], linestyle=STYLES[i])
+        own.set_ylabel(label, color=COLOURS[i])
+        own.tick_params(axis="y", labelcolor=COLOURS[i])
 
 
 # Each picture with the part whose numbers it shows, and what a reader is to see in it.
@@ -437,13 +489,14 @@ PICTURES: dict[str, tuple[Callable[..., Any], str, str]] = {
     "increases": (
         increases,
         "sharpness",
-        "Lower is flatter. The first three agree to first order; the last says what random noise "
-        "does, half its variance times the trace while the loss is quadratic.",
+        "Lower is flatter. The first two agree to first order, ρ times the length of the gradient; "
+        "the last says what random noise does, half its variance times the trace while the loss is "
+        "quadratic.",
     ),
     "contours": (
         contours,
         "landscape",
-        "Wide valleys are flat minima. One scale for all runs of a row.",
+        "Wide valleys are flat minima. One scale for all runs.",
     ),
     "surfaces": (surfaces, "landscape", "The same numbers as surfaces."),
     "lines": (

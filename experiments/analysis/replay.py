@@ -33,20 +33,30 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
         )
     options = cli.Options(decide=config["decide"])
     per_epoch = len(data.train.labels) // trained.recipe.batch_size
-    epoch = step // per_epoch
     phases = [(0, config["method"], config["method_kwargs"]), *config["then"]]
     ends = [*(first for first, _, _ in phases[1:]), trained.recipe.epochs]
-    (first, method, settings), last = next(
-        (phase, end) for phase, end in zip(phases, ends, strict=True) if epoch < end
-    )
-    trainer = options.trainer(trained.recipe, method, settings, data, epochs=(first, last))
+    spans = list(zip(phases, ends, strict=True))
+
+    def trainer_of(span):
+        (first, method, settings), last = span
+        epochs = (first, last)
+        return options.trainer(trained.recipe, method, settings, data, epochs=epochs)
+
+    # At the switch to another method the checkpoint still holds the state of the one before.
+    saved_by = trainer_of(next(span for span in spans if step <= span[1] * per_epoch))
+    span = next(span for span in spans if step < span[1] * per_epoch)
+    (first, method, settings), last = span
+    trainer = trainer_of(span)
     try:
-        state = trained.checkpoints.restore(step, trainer.init(data.train.images, trained.seed))
+        like = saved_by.init(data.train.images, trained.seed)
+        state = trained.checkpoints.restore(step, like).state
     except CheckpointError as error:
         raise cli.UserError(str(error)) from error
+    if 0 < step == first * per_epoch:
+        state = trainer.adopt_one(state)
     policy = _threshold(method, settings, (last - first) * per_epoch)
-    rows, before = [], dict.fromkeys(METRICS, 0.0)
-    for _, after in trainer.dispatches(state.state, arrays(data), most=1):
+    rows, before = [], {name: float(state.metrics[name]) for name in METRICS}
+    for _, after in trainer.dispatches(state, arrays(data), most=1):
         sums = {name: float(after.metrics[name]) for name in METRICS}
         begins = (int(after.step) - 1) % per_epoch == 0
         own = {name: sums[name] - (0.0 if begins else before[name]) for name in METRICS}

@@ -1,6 +1,7 @@
 """How much higher the loss is near the parameters: along an ascent, at worst, on average."""
 
 from collections.abc import Callable, Sequence
+import math
 import statistics
 
 import jax
@@ -42,35 +43,40 @@ def worst_case(
 ) -> float:
     """max L(w + ε) − L(w) over the ball ‖ε‖₂ ≤ radius, by projected ascent along unit gradients.
 
+    The first step is SAM's own, to the sphere, so that the increase is SAM's at least.
+
     Args:
       objective: the loss.
       params: w.
       radius: of the ball, > 0.
       steps: of the ascent, one gradient and one loss each.
-      step_size: the length of a step; radius / 4 where left out.
+      step_size: the length of the further steps; radius / 4 where left out.
 
     Returns:
       The largest increase seen, 0 at least: a lower bound of the maximum.
 
     Raises:
-      AnalysisError: radius is not positive, or steps are less than 1.
+      AnalysisError: radius is not positive, steps are less than 1, or a loss is NaN.
     """
     if not radius > 0 or steps < 1:
         raise AnalysisError(
             f"radius must be positive and steps at least 1, got {radius} and {steps}."
         )
-    step = perturb.ball(radius / 4 if step_size is None else step_size)
-    state, epsilon = step.init(params), optax.tree.zeros_like(params)
+    epsilon = optax.tree.zeros_like(params)
     start = objective.loss(params)
     highest = start
-    for _ in range(steps):
+    for i in range(steps):
+        ascent = perturb.ball(radius if i == 0 else step_size or radius / 4)
         here = optax.apply_updates(params, epsilon)
-        rise, _ = step.update(objective.gradient(here), state, params, step=0)
+        rise, _ = ascent.update(objective.gradient(here), ascent.init(params), params, step=0)
         epsilon = optax.apply_updates(epsilon, rise)
         length = optax.tree.norm(epsilon)
         if length > radius:
             epsilon = optax.tree.scale(radius / length, epsilon)
-        highest = max(highest, objective.loss(optax.apply_updates(params, epsilon)))
+        loss = objective.loss(optax.apply_updates(params, epsilon))
+        if math.isnan(loss):
+            raise AnalysisError(f"the loss is NaN within the radius {radius}: pass a smaller one.")
+        highest = max(highest, loss)
     return highest - start
 
 
@@ -103,7 +109,7 @@ def m_sharpness(
       Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR
       2021, Section 4.1.
     """
-    own = objective.parts(m)[:parts]
+    own = objective.parts(m, parts)
     if len(own) < 2:
         raise AnalysisError(f"there must be two parts of m examples at least, got m = {m}.")
     return Estimate.of([worst_case(part, params, radius, **ascent) for part in own])

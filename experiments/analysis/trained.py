@@ -39,6 +39,7 @@ class Trained:
         Raises:
           UserError: it is no folder of a run, or holds no checkpoint.
         """
+        path = path.resolve()
         self.path, self._data_dir = path, data_dir
         try:
             self.config = json.loads((path / "config.json").read_text())
@@ -49,7 +50,9 @@ class Trained:
             self.seed = self.config["seed"]
             lines = path / "metrics.jsonl"
             text = lines.read_text() if lines.exists() else ""
-            self.rows = [json.loads(line) for line in text.splitlines()]
+            # The last line of a run that goes on may not be whole.
+            whole = text[: text.rfind("\n") + 1]
+            self.rows = [json.loads(line) for line in whole.splitlines()]
             summary = path / "summary.json"
             self.summary = json.loads(summary.read_text()) if summary.exists() else {}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -57,7 +60,7 @@ class Trained:
                 f"{path} is no folder of a run ({type(error).__name__}: {error}): pass one that "
                 "experiments.train wrote."
             ) from error
-        self.checkpoints = Checkpoints(path / runs.CHECKPOINTS)
+        self.checkpoints = Checkpoints(path / runs.CHECKPOINTS, read_only=True)
         self.steps = self.checkpoints.steps()
         if not self.steps:
             raise cli.UserError(
@@ -74,14 +77,33 @@ class Trained:
     def label(self) -> str:
         """The method with its settings."""
         settings = [self.config["method_kwargs"], *(kw for _, _, kw in self.config["then"])]
-        said = ", ".join(f"{k} {v}" for kwargs in settings for k, v in kwargs.items())
-        return f"{self.method} ({said})" if said else self.method
+        said = [f"{k} {v}" for kwargs in settings for k, v in kwargs.items()]
+        if self.unfinished is not None:
+            said.append(f"unfinished, at step {self.unfinished}")
+        return f"{self.method} ({', '.join(said)})" if said else self.method
 
     @property
     def group(self) -> str:
-        """What runs that differ in their seeds alone have in common."""
+        """What runs that differ in their seeds alone share; unfinished ones their step too."""
         kept = {name: value for name, value in self.config.items() if name not in _OF_A_SEED}
-        return json.dumps(kept, sort_keys=True)
+        return json.dumps([kept, self.unfinished], sort_keys=True)
+
+    @property
+    def unfinished(self) -> int | None:
+        """The step of the last checkpoint of a run that is not finished."""
+        return None if self.summary else self.steps[-1]
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that tells the run and its last checkpoint from others.
+
+        Raises:
+          UserError: the checkpoint cannot be read.
+        """
+        try:
+            return self.checkpoints.fingerprint(self.steps[-1])
+        except CheckpointError as error:
+            raise cli.UserError(str(error)) from error
 
     @functools.cached_property
     def data(self) -> Data:
