@@ -384,8 +384,10 @@ def turning(runs: Sequence[Run], found: Mapping[str, Any]) -> Any:
             axis.xaxis.minorticks_off()
             if name == "losses":
                 axis.set_yscale("log")
-            axis.sharey(panels[name][0])
             axis.grid(alpha=0.3)
+        lows, highs = zip(*(axis.get_ylim() for axis in panels[name]), strict=True)
+        for axis in panels[name]:
+            axis.set_ylim(min(lows), max(highs))
     _legend(figure, panels["cosines"][0])
     mode = runs[0]["parts"]["gradients"]["mode"]
     figure.suptitle(f"Along SAM's ascent, from w + normal noise of variance γ²; {mode} mode")
