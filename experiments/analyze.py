@@ -63,7 +63,7 @@ def main(options: Options) -> None:
     """Runs the command."""
     if not options.runs:
         raise cli.UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
-    names = [path.name for path in options.runs]
+    names = [path.resolve().name for path in options.runs]
     if len(set(names)) < len(names):
         raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
     _check(options)
@@ -74,9 +74,9 @@ def main(options: Options) -> None:
     path = runs.path_of(options.out, options.name)
     if (path / runs.CHECKPOINTS).exists():
         raise cli.UserError(f"{path} is the folder of a run: pass another --out or --name.")
+    about = [{**_about(run), "parts": {}, "seconds": {}} for run in trained]
     with runs.locked(path):
         runs.folder(options.out, options.name, config, overwrite=options.overwrite)
-        about = [{**_about(run), "parts": {}, "seconds": {}, "errors": {}} for run in trained]
         found = {
             "config": {"measures": json.loads(json.dumps(config))},
             "runs": pictures.titled(about),
@@ -137,10 +137,15 @@ def _about(run):
         "recipe": run.config["recipe"],
         "group": run.group,
         "seed": run.seed,
+        "fingerprint": run.fingerprint,
         "commit": runs.short(run.summary.get("commit")),
         "figures": {name: run.summary[name] for name in figures if name in run.summary},
         "rows": run.rows,
     }
+
+
+# What tells a run and its last checkpoint from others.
+_MARKS = ("name", "group", "seed", "fingerprint")
 
 
 def _measure(options, trained, found, kept_in):
@@ -177,12 +182,12 @@ def _measure(options, trained, found, kept_in):
 
         names = {run["name"] for run in pictures.first_of_each(found["runs"])}
         shown = [run for run in trained if run.path.name in names]
-        marks = {run: (run.path.name, run.group, run.seed, run.fingerprint) for run in trained}
+        marks = {about["name"]: [about[key] for key in _MARKS] for about in found["runs"]}
         for run, about in zip(trained, found["runs"], strict=True):
             for part in options.parts:
                 if part in TABLED or run in shown:
                     measure = functools.partial(_part, look, run, part)
-                    line = once((*marks[run], part), f"{run.path.name}, {part}", measure)
+                    line = once((*marks[about["name"]], part), f"{about['name']}, {part}", measure)
                     if line is not None:
                         about["parts"][part] = line["measured"]
                         about["seconds"][part] = line["seconds"]
@@ -192,7 +197,7 @@ def _measure(options, trained, found, kept_in):
         for run in shown[1:] if "landscape" in options.parts else ():
             ends = {"from": shown[0].path.name, "to": run.path.name}
             measure = functools.partial(_line, look, shown[0], run)
-            key = (*marks[shown[0]], *marks[run], "line")
+            key = (*marks[ends["from"]], *marks[ends["to"]], "line")
             line = once(key, f"{ends['from']} to {ends['to']}", measure)
             if line is not None:
                 found["lines"].append({**ends, **line["measured"]})
