@@ -217,8 +217,14 @@ def moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
-def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """What reads the newest prepared version of a set."""
+def opened(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    """What reads the newest prepared version of a set, whatever its features.
+
+    Raises:
+      ValueError: the set is unknown to TFDS.
+      NotPreparedError: it is not prepared, or not as array_record.
+      CorruptedError: its description cannot be read.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # how images are decoded is of no interest
     folder = _newest(data_dir / name)
     if folder is None and name == "digits":
@@ -239,6 +245,12 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
             f"{name} is prepared as {' and '.join(formats)} in {folder}, not as array_record: "
             f"delete that folder or choose another directory. {_how(name, data_dir)}"
         )
+    return builder
+
+
+def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    """What reads the newest prepared version of a set of byte images with a label each."""
+    builder = opened(name, data_dir)
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if not (

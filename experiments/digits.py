@@ -2,7 +2,6 @@
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
 
@@ -37,6 +36,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, indices):
+        from sklearn.datasets import load_digits  # seconds that only the preparation takes
+
         images, labels = load_digits(return_X_y=True)
         for i in indices:
             # 17 grey levels, 0 to 16, spread over the range of a byte

@@ -1,0 +1,178 @@
+"""Tiny image sets in the formats of the catalogue and of image folders, made without network."""
+
+from collections.abc import Mapping, Sequence
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
+CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+
+
+def jpeg(
+    seed: int, size: tuple[int, int] | None = None, *, mode: str = "RGB", quality: int = 90
+) -> bytes:
+    """A JPEG of a smooth random image, of its own size (width, height) unless one is given."""
+    rng = np.random.default_rng(seed)
+    size = size or tuple(int(side) for side in rng.integers(24, 64, 2))
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    file = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(file, "jpeg", quality=quality)
+    return file.getvalue()
+
+
+def set_of_tfds(
+    data_dir: Path,
+    name: str,
+    splits: Mapping[str, Sequence[dict]],
+    features: Mapping[str, tfds.features.FeatureConnector],
+    *,
+    config: str | None = None,
+    version: str = "1.0.0",
+) -> Path:
+    """Writes a set of the given examples, in their order, as TFDS does; returns its folder."""
+    called = name
+
+    class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = called
+        VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
+
+        def _info(self):
+            described = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=described, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return {split: iter(enumerate(examples)) for split, examples in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    tfds.disable_progress_bar()
+    builder = Made(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_path)
+
+
+def examples(images: Sequence[bytes], classes: int, start: int = 0) -> list[dict]:
+    """One for each encoded image, its label its number modulo the classes."""
+    return [
+        {
+            "image": io.BytesIO(image),
+            "label": (start + i) % classes,
+            "file_name": f"n{(start + i) % classes:08}_{i}.JPEG",
+        }
+        for i, image in enumerate(images)
+    ]
+
+
+def imagenet(
+    data_dir: Path,
+    *,
+    train: Sequence[bytes] | int = 24,
+    validation: Sequence[bytes] | int = 10,
+    classes: int = 1000,
+) -> Path:
+    """`imagenet2012`: JPEGs of differing sizes, as many as told or the given ones."""
+    splits = {
+        "train": examples(_jpegs(train, 0), classes),
+        "validation": examples(_jpegs(validation, 10_000), classes),
+    }
+    return set_of_tfds(data_dir, "imagenet2012", splits, _features(classes), version="5.1.0")
+
+
+def imagenet_real(
+    data_dir: Path,
+    *,
+    validation: Sequence[bytes] | int = 10,
+    right: Sequence[Sequence[int]] | None = None,
+    classes: int = 1000,
+) -> Path:
+    """`imagenet2012_real`: of every four images one has no right class, one has one, one two."""
+    images = _jpegs(validation, 10_000)
+    given = examples(images, classes)
+    for i, example in enumerate(given):
+        label = example.pop("label")
+        example["original_label"] = label
+        count = i % 4
+        labels = [(label + j) % classes for j in range(count)]
+        example["real_label"] = list(right[i]) if right is not None else labels
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "original_label": tfds.features.ClassLabel(num_classes=classes),
+        "real_label": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=classes)),
+        "file_name": tfds.features.Text(),
+    }
+    return set_of_tfds(data_dir, "imagenet2012_real", {"validation": given}, features)
+
+
+def imagenet_v2(
+    data_dir: Path,
+    *,
+    config: str = "matched-frequency",
+    test: Sequence[bytes] | int = 10,
+    classes: int = 1000,
+) -> Path:
+    """`imagenet_v2/<config>`."""
+    splits = {"test": examples(_jpegs(test, 20_000), classes)}
+    return set_of_tfds(
+        data_dir, "imagenet_v2", splits, _features(classes), config=config, version="3.0.0"
+    )
+
+
+def imagenet_r(data_dir: Path, *, test: Sequence[bytes] | int = 10, classes: int = 1000) -> Path:
+    """`imagenet_r`."""
+    splits = {"test": examples(_jpegs(test, 30_000), classes)}
+    return set_of_tfds(data_dir, "imagenet_r", splits, _features(classes), version="0.2.0")
+
+
+def imagenet_corrupted(
+    data_dir: Path,
+    config: str = "gaussian_noise_1",
+    *,
+    validation: Sequence[bytes] | int = 4,
+    classes: int = 1000,
+) -> Path:
+    """`imagenet2012_corrupted/<config>`, whose images are all 224 x 224."""
+    if isinstance(validation, int):
+        validation = [jpeg(40_000 + i, (224, 224)) for i in range(validation)]
+    splits = {"validation": examples(validation, classes)}
+    features = _features(classes, (224, 224, 3))
+    return set_of_tfds(
+        data_dir, "imagenet2012_corrupted", splits, features, config=config, version="3.1.0"
+    )
+
+
+def folders(
+    root: Path,
+    *,
+    splits: Sequence[str] = DOMAINS,
+    class_names: Sequence[str] = CLASSES,
+    each: int = 2,
+) -> Path:
+    """Image folders in the layout of PACS, with as many images as told of each class."""
+    for s, split in enumerate(splits):
+        for c, class_name in enumerate(class_names):
+            folder = root / split / class_name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                (folder / f"pic_{i:03}.jpg").write_bytes(jpeg(1000 * s + 10 * c + i))
+    return root
+
+
+def _features(classes, shape=(None, None, 3)):
+    return {
+        "image": tfds.features.Image(shape=shape, encoding_format="jpeg"),
+        "label": tfds.features.ClassLabel(num_classes=classes),
+        "file_name": tfds.features.Text(),
+    }
+
+
+def _jpegs(images, seed):
+    if isinstance(images, int):
+        return [jpeg(seed + i) for i in range(images)]
+    return images
