@@ -92,7 +92,7 @@ def imagenet_real(
     right: Sequence[Sequence[int]] | None = None,
     classes: int = 1000,
 ) -> Path:
-    """`imagenet2012_real`: of every four images one has no right class, one has one, one two."""
+    """`imagenet2012_real`, by default with 0, 1, 2 and 3 right classes in turn."""
     images = _jpegs(validation, 10_000)
     given = examples(images, classes)
     for i, example in enumerate(given):

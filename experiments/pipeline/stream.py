@@ -1,0 +1,453 @@
+"""Batches of augmented images from records on disk, made by worker processes or threads."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+import itertools
+import math
+from multiprocessing import parent_process, resource_tracker
+import os
+import signal
+import sys
+import threading
+from typing import NamedTuple
+
+from absl import flags
+import grain
+import numpy as np
+
+from experiments.data import CorruptedError
+from experiments.pipeline import transforms
+from experiments.pipeline.records import Records
+
+AUGMENTATIONS = ("inception", "flip", "jitter", "grayscale")
+PIECE = 32  # images that a worker hands over at once
+
+
+class Raw(NamedTuple):
+    """A batch on the host, or a piece of one.
+
+    Attributes:
+      images: uint8 [B, size, size, 3].
+      labels: int32 [B]; where several classes are right, uint8 [B, classes] with ones for these.
+      valid: bool [B]; False where there is nothing to be right about: the padding of the last
+        batch, and in evaluation a record that cannot be decoded or has no right class.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    valid: np.ndarray
+
+
+class Stream:
+    """Batches of a set for training, without end, and for evaluation, once.
+
+    With workers each is a process of its own, which costs a few seconds to start and reads the
+    records anew; without, threads of this process do the work, as many as there are cores.
+    What comes does not depend on their number. They hand over pieces of up to 32 images, and W
+    workers make at most B + 128 W + 32 images ahead of this process's batch of B, which is copied
+    from as many: beside what the workers need to run at most (3 B + 128 W + 32) · 3 · size² bytes
+    are held. Threads make a batch or a piece each ahead.
+
+    Attributes:
+      examples: their number.
+      shape: of an image.
+      classes: their number.
+      corrupt: names of the records that could not be read or decoded and were left out, each once,
+        in the order in which their batches were handed out.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        size: int,
+        classes: int,
+        indices: np.ndarray | None = None,
+        augmentation: Sequence[str] = ("inception", "flip"),
+        crop_area: tuple[float, float] = (0.08, 1.0),
+        randaugment: tuple[int, float] | None = None,
+        fraction: float = 0.875,
+        workers: int = 0,
+        skip_corrupt: bool = False,
+    ):
+        """Opens nothing yet.
+
+        Args:
+          records: what is read; it is sent to the workers, so it must be picklable.
+          size: the side of the square images in pixels.
+          classes: their number; each label is less.
+          indices: of the records that are used, in the order of evaluation; None for all.
+          augmentation: for training, any of `inception` (a random resized crop; a central one where
+            it is missing), `flip`, `jitter` (brightness, contrast, saturation and hue by 0.3) and
+            `grayscale` (of one in ten); done in this order.
+          crop_area: the smallest and the largest share of the area that `inception` crops.
+          randaugment: for training the layers and the magnitude of RandAugment, done last; or None.
+          fraction: of the shorter side that a central crop keeps.
+          workers: processes that read, decode and augment; 0 for threads.
+          skip_corrupt: whether a record that cannot be decoded is left out instead of an error: in
+            training the next good one of the epoch's order takes its place.
+
+        Raises:
+          ValueError: an argument is out of range.
+        """
+        _check(size, classes, augmentation, crop_area, randaugment, fraction, workers)
+        if records.classes > classes:
+            raise ValueError(
+                f"classes must be at least the {records.classes} of the records, got {classes}: "
+                "pass their number."
+            )
+        if indices is None:
+            indices = np.arange(len(records))
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
+            raise ValueError(
+                f"indices must be a vector of integers, got {indices.dtype} of shape "
+                f"{indices.shape}: pass at least one index."
+            )
+        if indices.min() < 0 or indices.max() >= len(records):
+            raise ValueError(
+                f"indices must lie in [0, {len(records)}), got {indices.min()} to {indices.max()}: "
+                "pass those of records that exist."
+            )
+        self.examples = len(indices)
+        self.shape = (size, size, 3)
+        self.classes = classes
+        self.corrupt: list[str] = []
+        self._workers = workers
+        self._maker = functools.partial(
+            _Maker,
+            records=records,
+            indices=indices,
+            size=size,
+            classes=classes,
+            augmentation=frozenset(augmentation),
+            crop_area=crop_area,
+            randaugment=randaugment,
+            fraction=fraction,
+            skip_corrupt=skip_corrupt,
+        )
+
+    def batches(
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        first_step: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ) -> Iterator[Raw]:
+        """Batches for training, without end.
+
+        The order of epoch e follows from (seed, e) alone and what an image goes through from
+        (seed, e, its place in that order), so that the batch of a step is the same whichever step
+        is the first. Of an epoch's last images those that fill no batch are dropped. A process gets
+        the p-th of equal parts of each batch.
+
+        The workers end with the iterator: close it, or drop it.
+
+        Args:
+          seed: in [0, 2³²).
+          batch_size: images a step over all processes.
+          first_step: the step of the first batch.
+          process: p, from 0 on.
+          processes: how many share the batch.
+
+        Yields:
+          Batches of batch_size/processes images.
+
+        Raises:
+          ValueError: an argument is out of range, or a label is.
+          CorruptedError: a record cannot be decoded, or none of them where they are skipped.
+        """
+        _check_batch(batch_size, process, processes)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2**32), got {seed}: pass such an integer.")
+        if first_step < 0:
+            raise ValueError(f"first_step must not be negative, got {first_step}: pass 0 or more.")
+        if batch_size > self.examples:
+            raise ValueError(
+                f"batch_size must be at most the {self.examples} images, got {batch_size}: pass a "
+                "smaller one."
+            )
+        plan = _Plan(self.examples, batch_size, process, processes, first_step, seed)
+        return self._run(plan)
+
+    def once(self, *, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Raw]:
+        """All images for evaluation, cropped centrally and in the order of the indices.
+
+        The last batch is padded with black images that are not valid, so that each process gets as
+        many batches as another.
+
+        Args:
+          batch_size: images a batch over all processes.
+          process: which part of each batch this process gets, from 0 on.
+          processes: how many share the batch.
+
+        Yields:
+          ceil(examples/batch_size) batches of batch_size/processes images.
+
+        Raises:
+          ValueError: an argument is out of range, or a label is.
+          CorruptedError: a record cannot be decoded, and is not to be skipped.
+        """
+        _check_batch(batch_size, process, processes)
+        return self._run(_Plan(self.examples, batch_size, process, processes))
+
+    def _run(self, plan):
+        return _Batches(plan, self._maker(plan=plan), self._workers, self.corrupt)
+
+
+class _Batches(Iterator[Raw]):
+    """The batches of a plan, put together from pieces that are being made from now on."""
+
+    def __init__(self, plan, maker, workers, corrupt):
+        self._count, self._corrupt = plan.pieces, corrupt
+        self._pieces = _started(plan, maker, workers)
+
+    def __next__(self):
+        found = list(itertools.islice(self._pieces, self._count))
+        if not found:
+            raise StopIteration
+        parts, corrupt = zip(*found, strict=True)
+        for name in itertools.chain(*corrupt):
+            if name not in self._corrupt:
+                self._corrupt.append(name)
+        # copied: the shared memory of a piece goes with it
+        return Raw(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def close(self):
+        """Ends the workers; there are no more batches."""
+        self._pieces.close()
+
+    def __del__(self):
+        if hasattr(self, "_pieces"):
+            self.close()
+
+
+class _Plan:
+    """Which images are in which piece: a random-access source of places in the epochs' orders.
+
+    A piece is an epoch and places of it, −1 for padding; of an evaluation the epoch is None.
+    """
+
+    def __init__(self, examples, batch_size, process, processes, first_step=0, seed=None):
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.local = batch_size // processes
+        self.start = process * self.local
+        self.first_step = first_step
+        self.pieces = math.ceil(self.local / PIECE)
+
+    def __len__(self):
+        # as many as Grain can count where there is no end
+        if self.seed is None:
+            return math.ceil(self.examples / self.batch_size) * self.pieces
+        return sys.maxsize
+
+    def __getitem__(self, index):
+        step, piece = divmod(int(index), self.pieces)
+        step += self.first_step
+        epoch = None
+        if self.seed is not None:
+            epoch, step = divmod(step, self.examples // self.batch_size)
+        first = step * self.batch_size + self.start
+        # equally large ones, as each worker gets one in turn
+        low, high = (k * self.local // self.pieces for k in (piece, piece + 1))
+        places = np.arange(first + low, first + high)
+        return epoch, np.where(places < self.examples, places, -1)
+
+
+class _Maker:
+    """Makes a piece of a plan: reads, decodes, augments."""
+
+    def __init__(self, *, plan, records, indices, size, classes, **how):
+        self.seed, self.records, self.indices = plan.seed, records, indices
+        self.size, self.classes, self.how = size, classes, how
+
+    def __call__(self, piece):
+        """(epoch, places) -> the images, labels and validity; the names of what is corrupt."""
+        epoch, places = piece
+        images = np.zeros((len(places), self.size, self.size, 3), np.uint8)
+        several = self.records.several
+        labels = np.zeros((len(places), self.classes) if several else len(places), np.int32)
+        valid, corrupt = np.zeros(len(places), bool), []
+        for i, place in enumerate(places):
+            if place < 0:
+                continue
+            image, record = self._image(epoch, int(place), corrupt)
+            if image is None:
+                continue
+            images[i] = image
+            self._check_label(record)
+            if several:
+                labels[i, list(record.label)] = 1
+            else:
+                labels[i] = record.label
+            valid[i] = not several or bool(record.label)
+        return Raw(images, labels.astype(np.uint8) if several else labels, valid), tuple(corrupt)
+
+    def _image(self, epoch, place, corrupt):
+        """The image at a place, and its record; of a corrupt one the next good one's, or None."""
+        order = self.indices if epoch is None else self._order(epoch)
+        tries = 1 if epoch is None else len(order)
+        for i in range(tries):
+            index = int(order[(place + i) % len(order)])
+            name = self.records.name(index)
+            try:
+                record = self.records[index]
+                name = record.name
+                image = transforms.decode(record.image)
+            except Exception as error:  # Pillow's decoders raise all sorts
+                if isinstance(error, MemoryError):
+                    raise
+                if self.how["skip_corrupt"]:
+                    corrupt.append(name)
+                    continue
+                if isinstance(error, CorruptedError):
+                    raise
+                raise CorruptedError(
+                    f"{name} cannot be decoded ({error!r:.200}): replace that image, or have such "
+                    "skipped."
+                ) from error
+            if epoch is None:
+                return transforms.centre_crop(image, self.size, self.how["fraction"]), record
+            return self._augmented(image, epoch, place), record
+        if epoch is None:
+            return None, None
+        raise CorruptedError(
+            f"none of the {tries} records can be decoded, such as {name}: prepare the set again."
+        )
+
+    def _augmented(self, image, epoch, place):
+        """What training makes of an image; each augmentation draws from a stream of its own."""
+        names, size = self.how["augmentation"], self.size
+
+        def rng(i):
+            return np.random.default_rng([self.seed, epoch, place, i])
+
+        if "inception" in names:
+            image = transforms.random_resized_crop(rng(0), image, size, self.how["crop_area"])
+        else:
+            image = transforms.centre_crop(image, size, self.how["fraction"])
+        if "flip" in names:
+            image = transforms.flip(rng(1), image)
+        if "jitter" in names:
+            image = transforms.color_jitter(rng(2), image)
+        if "grayscale" in names:
+            image = transforms.grayscale(rng(3), image)
+        if self.how["randaugment"]:
+            image = transforms.rand_augment(rng(4), image, *self.how["randaugment"])
+        return image
+
+    def _order(self, epoch):
+        """A permutation of the indices; kept for the last epoch asked for.
+
+        Not Grain's shuffle: of 5 elements its permutations are not equally likely, and those of
+        epoch e + 1 of a seed are those of epoch e of the next seed.
+        """
+        kept = getattr(self, "_kept", (None, None))
+        if kept[0] != epoch:
+            # another word than the augmentations', whose streams have four
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+            kept = self._kept = (epoch, order)
+        return kept[1]
+
+    def _check_label(self, record):
+        labels = record.label if self.records.several else (record.label,)
+        if any(not 0 <= label < self.classes for label in labels):
+            raise ValueError(
+                f"{record.name} has the label {record.label}, and not a class in "
+                f"[0, {self.classes}): pass a split whose images have labels."
+            )
+
+
+def _started(plan, maker, workers):
+    """The iterator over the pieces, already at work."""
+    made = grain.MapDataset.source(plan).map(maker)
+    if not workers:
+        threads = os.cpu_count() or 1
+        reading = grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=max(threads, plan.pieces)
+        )
+        return iter(made.to_iter_dataset(reading))
+    pieces = made.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.MultiprocessingOptions(
+        num_workers=workers, per_worker_buffer_size=math.ceil(plan.pieces / (2 * workers))
+    )
+    _parse_flags()
+    with _signals_blocked():
+        iterator = iter(pieces.mp_prefetch(options, worker_init_fn=_prepare_worker))
+        iterator.get_state()  # makes the iterators of all workers, which start_prefetch starts
+        iterator.start_prefetch()
+    return iterator
+
+
+@contextlib.contextmanager
+def _signals_blocked():
+    """Processes started within never see Ctrl-C or SIGTERM, which are the parent's to act on."""
+    resource_tracker.ensure_running()  # where it is not, starting it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare_worker(worker, workers):
+    """Lets a worker end when its parent is gone, however that ended."""
+    del worker, workers
+    _parse_flags()
+
+    def wait():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _parse_flags():
+    """Grain reads flags of Abseil, which only Abseil's own `app.run` parses; none is given."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _check(size, classes, augmentation, crop_area, randaugment, fraction, workers):
+    """Raises unless the arguments of a stream are in range."""
+    for name, value, least in (("size", size, 1), ("classes", classes, 1), ("workers", workers, 0)):
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(
+                f"{name} must be an integer of at least {least}, got {value!r}: pass such a one."
+            )
+    if unknown := set(augmentation) - set(AUGMENTATIONS):
+        raise ValueError(
+            f"unknown augmentation {', '.join(map(repr, sorted(unknown)))}: pass any of "
+            f"{', '.join(AUGMENTATIONS)}."
+        )
+    if not (len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1):
+        raise ValueError(
+            f"crop_area must be two shares in (0, 1], the smaller first, got {crop_area}: pass the "
+            "smallest and the largest share."
+        )
+    if randaugment is not None and not (
+        len(randaugment) == 2 and randaugment[0] >= 1 and 0 <= randaugment[1] < math.inf
+    ):
+        raise ValueError(
+            f"randaugment must be at least one layer and a magnitude of at least 0, got "
+            f"{randaugment}: pass such as (2, 10), or None."
+        )
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}: pass a share.")
+
+
+def _check_batch(batch_size, process, processes):
+    """Raises unless a batch can be shared by the processes."""
+    if processes < 1 or not 0 <= process < processes:
+        raise ValueError(
+            f"process must lie in [0, processes), got {process} of {processes}: pass which of how "
+            "many this is."
+        )
+    if batch_size < 1 or batch_size % processes:
+        raise ValueError(
+            f"batch_size must be a positive multiple of the {processes} processes, got "
+            f"{batch_size}: pass such a one."
+        )
