@@ -111,22 +111,38 @@ def mixup(
     return tuple(weight * x + (1 - weight) * x[order] for x in (images, labels))
 
 
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Images [B, H, W, C], bilinearly resized to float32 [B, size, size, C].
+
+    Shrinking averages over all pixels that a new one covers.
+    """
+    shape = (len(images), size, size, images.shape[-1])
+    return jax.image.resize(images.astype(jnp.float32), shape, "linear")
+
+
 def augment(
-    key: jax.Array, images: jax.Array, mean: jax.Array, std: jax.Array, names: Sequence[str]
+    key: jax.Array | None,
+    images: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+    names: Sequence[str],
+    *,
+    size: int | None = None,
 ) -> jax.Array:
-    """Normalized images after the named augmentations: crop, flip, normalize, cutout.
+    """Normalized images after the named augmentations: crop, flip, resize, normalize, cutout.
 
     Each draws from a key of its own, so that one more name leaves what the others draw.
 
     Args:
-      key: of all of them.
+      key: of all of them; None where there are none.
       images: uint8 [B, H, W, C].
       mean: of each channel, in 0 to 255, float32 [C].
       std: of each channel, positive, float32 [C].
       names: any of `crop`, `flip` and `cutout`, in any order; static under jit.
+      size: height and width to resize to; None for those that the images have.
 
     Returns:
-      float32 [B, H, W, C].
+      float32 [B, H, W, C], or [B, size, size, C].
 
     Raises:
       ValueError: a name is none of the three.
@@ -136,11 +152,14 @@ def augment(
             f"unknown augmentation {', '.join(map(repr, sorted(unknown)))}: pass any of "
             f"{', '.join(NAMES)}."
         )
-    crop_key, flip_key, cutout_key = jax.random.split(key, len(NAMES))
+    if names:
+        crop_key, flip_key, cutout_key = jax.random.split(key, len(NAMES))
     if "crop" in names:
         images = crop(crop_key, images)
     if "flip" in names:
         images = flip(flip_key, images)
+    if size is not None and images.shape[1:3] != (size, size):
+        images = resize(images, size)
     images = normalize(images, mean, std)
     if "cutout" in names:
         images = cutout(cutout_key, images)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from experiments import data, interrupt, models, processes
+from experiments import augment, data, interrupt, models, processes, streams
 from experiments.optimizers import SGD
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
@@ -83,8 +83,22 @@ class Options:
     """Share of each label that is spread over all classes, in [0, 1)."""
     clip_norm: float | None = None
     """Largest norm of what the base optimizer is fed."""
-    augmentation: tuple[Literal["crop", "flip", "cutout"], ...] | None = None
-    """What training images go through."""
+    augmentation: (
+        tuple[
+            Literal["crop", "flip", "cutout", "inception", "randaugment", "jitter", "grayscale"],
+            ...,
+        ]
+        | None
+    ) = None
+    """What training images go through; from inception on for streamed sets alone."""
+    crop_area: tuple[float, float] | None = None
+    """Smallest and largest share of the image that inception crops."""
+    randaugment: tuple[int, int] | None = None
+    """Operations of randaugment and their magnitude, 0 to 10."""
+    image_size: int | None = None
+    """Height and width of the images that the model sees."""
+    normalization: Literal["data", "imagenet", "half"] | None = None
+    """Mean and deviation of the training images, of ImageNet, or a half."""
     mixup: float | None = None
     """The α of mixup; 0 for none."""
     label_noise: float | None = None
@@ -97,6 +111,12 @@ class Options:
     """Long-tailed training set: the largest class over the smallest."""
     train_examples: int | None = None
     """Training images to keep."""
+    domain: str | None = None
+    """The domain of image folders to train on; the others are the test sets."""
+    workers: int | None = None
+    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
+    skip_corrupt: bool = False
+    """Pass over streamed images that cannot be decoded, and tell how many there were."""
     decide: Literal["auto", "device", "host"] = "auto"
     """Where a method decides; auto is the host for convolutions on CPU."""
     data_dir: Path = data.DATA_DIR
@@ -124,10 +144,12 @@ class Options:
 
     def load(self, recipe: Recipe, seed: int) -> data.Data:
         """The recipe's data, its noise and its held-out part drawn from the seed."""
-        loaded = load(recipe, seed, self.data_dir)
-        if len(loaded.train.labels) < recipe.batch_size:
+        loaded = load(
+            recipe, seed, self.data_dir, workers=self.workers, skip_corrupt=self.skip_corrupt
+        )
+        if loaded.train.examples < recipe.batch_size:
             raise UserError(
-                f"--batch-size {recipe.batch_size} exceeds the {len(loaded.train.labels)} training "
+                f"--batch-size {recipe.batch_size} exceeds the {loaded.train.examples} training "
                 "images: pass a smaller one."
             )
         return loaded
@@ -159,8 +181,22 @@ class Options:
             raise UserError(f"{method}: {error}") from error
 
 
-def load(recipe: Recipe, seed: int, data_dir: Path) -> data.Data:
+def load(
+    recipe: Recipe,
+    seed: int,
+    data_dir: Path,
+    *,
+    workers: int | None = None,
+    skip_corrupt: bool = False,
+) -> data.Data:
     """A recipe's data, its noise and its held-out part drawn from the seed.
+
+    Args:
+      recipe: what to load.
+      seed: in [0, 2³²).
+      data_dir: the TFDS directory.
+      workers: processes that decode a streamed set; None for one for each core.
+      skip_corrupt: whether its images that cannot be decoded are left out.
 
     Raises:
       UserError: the set is not there, or the recipe's part of it cannot be made.
@@ -168,7 +204,12 @@ def load(recipe: Recipe, seed: int, data_dir: Path) -> data.Data:
     if not 0 <= seed < 2**32:
         raise UserError(f"a seed must lie in [0, 2**32), got {seed}.")
     try:
-        return data.load(
+        if streams.is_streamed(recipe.dataset, data_dir, recipe.domain):
+            return streams.load(
+                recipe, data_dir=data_dir, seed=seed, workers=workers, skip_corrupt=skip_corrupt
+            )
+        _check_in_memory(recipe)
+        loaded = data.load(
             recipe.dataset,
             data_dir=data_dir,
             seed=seed,
@@ -184,6 +225,20 @@ def load(recipe: Recipe, seed: int, data_dir: Path) -> data.Data:
         raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"--data-dir {data_dir} cannot be used: {error}.") from error
+    if recipe.normalization == "data":
+        return loaded
+    mean, std = streams.normalization(recipe.normalization, loaded.train.shape[-1])
+    return loaded._replace(mean=mean, std=std)
+
+
+def _check_in_memory(recipe):
+    """Raises where a recipe asks for what the workers of a streamed set do."""
+    names = (*streams.AUGMENTATIONS, streams.RANDAUGMENT)
+    if asked := [name for name in recipe.augmentation if name in names]:
+        raise UserError(
+            f"--augmentation {' '.join(asked)} is for streamed sets, and {recipe.dataset} lies in "
+            f"memory: pass any of {', '.join(augment.NAMES)}."
+        )
 
 
 def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -194,11 +249,12 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     for name, value in changes.items():
         option = f"--{name.replace('_', '-')}"
-        if isinstance(getattr(recipe, name), str | tuple | bool):
+        if isinstance(getattr(recipe, name), str | tuple | bool) or name in ("domain", "weights"):
             continue
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise UserError(f"{option} must be a finite number, got {value!r}.")
-        if name in ("epochs", "batch_size", "width", "train_examples", "imbalance") and value < 1:
+        counts = ("epochs", "batch_size", "width", "train_examples", "imbalance", "image_size")
+        if name in counts and value < 1:
             raise UserError(f"{option} must be at least 1, got {value}.")
         if value < 0:
             raise UserError(f"{option} must not be negative, got {value}.")

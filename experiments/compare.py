@@ -55,7 +55,7 @@ def main(options: Options) -> None:
         **dataclasses.asdict(recipe),
         "methods": settings,
     }
-    for ignored in (*UNTRAINED, "overwrite", "out", "data_dir", "name"):
+    for ignored in (*UNTRAINED, "overwrite", "out", "data_dir", "name", "workers"):
         config.pop(ignored)
     name = options.name or f"{options.recipe}-comparison"
     data = [options.load(recipe, seed) for seed in range(options.seeds)]

@@ -5,12 +5,15 @@ import difflib
 import logging
 from pathlib import Path
 import shlex
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments import digits  # noqa: F401, registers the set with TFDS
+
+if TYPE_CHECKING:
+    from experiments.pipeline.stream import Stream
 
 DATA_DIR = Path("~/tensorflow_datasets").expanduser()
 BLOCK = 1024  # records read at once
@@ -30,13 +33,23 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return self.images.shape[1:]
+
 
 class Data(NamedTuple):
-    """A set to train on and one or two to evaluate on.
+    """A set to train on and one or more to evaluate on, in memory or streamed.
 
     Attributes:
       train: its labels may be noisy.
-      test: the test split, always clean.
+      test: the test split, always clean; of a set of domains each of the others, by its name.
       validation: the held-out part of the training split, noise included, or None.
       classes: the number of classes.
       flipped: the share of the labels of `train` that differ from the true ones.
@@ -44,9 +57,9 @@ class Data(NamedTuple):
       std: their standard deviation, 1 for a channel that never varies; float32 [C].
     """
 
-    train: Split
-    test: Split
-    validation: Split | None
+    train: "Split | Stream"
+    test: "Split | Stream | dict[str, Stream]"
+    validation: "Split | Stream | None"
     classes: int
     flipped: float
     mean: np.ndarray

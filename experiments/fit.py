@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import math
+import statistics
 import time
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import numpy as np
 import optax
 
 from experiments.data import Data
-from experiments.training import METRICS, Trainer, TrainState, arrays
+from experiments.feeds import feed
+from experiments.training import METRICS, Trainer, TrainState
 
 
 class Phase(NamedTuple):
@@ -40,7 +42,7 @@ def fit(
     Args:
       phases: what trains which epochs, in order and without gaps.
       state: the state to begin with, which is donated.
-      train: the training set, `experiments.training.Arrays`.
+      train: the training set, as `experiments.feeds.feed` gives it.
       most: the most steps of a dispatch.
       on_epoch: told the phase, the number of epochs done and the state at the end of each.
       on_dispatch: told the phase, the number of steps done and the state after each dispatch, after
@@ -105,13 +107,27 @@ def _mean(scalars):
 
 
 def evaluation(trainer: Trainer, state: TrainState, train: Any, data: Data) -> dict[str, float]:
-    """Loss and accuracy on the test split, and on the held-out part where there is one."""
-    splits = {"test": data.test, "validation": data.validation}
-    return {
-        f"{name}_{quantity}": value
+    """Loss and accuracy on the test split, and on the held-out part where there is one.
+
+    Of several test domains each is told, and as `test` their mean, in which each counts alike.
+    """
+    domains = isinstance(data.test, dict)
+    tests = {f"test_{name}": split for name, split in data.test.items()} if domains else {}
+    splits = {**(tests or {"test": data.test}), "validation": data.validation}
+    found = {
+        name: trainer.evaluate(state, split, train)
         for name, split in splits.items()
         if split is not None
-        for quantity, value in trainer.evaluate(state, split, train).items()
+    }
+    if domains:
+        found["test"] = {
+            quantity: statistics.fmean(found[name][quantity] for name in tests)
+            for quantity in ("loss", "accuracy")
+        }
+    return {
+        f"{name}_{quantity}": value
+        for name, quantities in found.items()
+        for quantity, value in quantities.items()
     }
 
 
@@ -155,14 +171,14 @@ def train(
       DivergedError: the loss of an epoch is not finite.
     """
     start = time.perf_counter()
-    fractions, on_device = [], arrays(data)
+    fractions, on_device = [], feed(data, trainer.recipe.batch_size)
 
     def on_epoch(phase, epoch, state):
         del phase, epoch
         fractions.append(means(state, trainer.steps_per_epoch)["sam_fraction"])
 
     phases = [Phase(0, trainer.recipe.epochs, trainer)]
-    state = trainer.init(data.train.images, seed)
+    state = trainer.init(data.train.shape, seed)
     state = fit(phases, state, on_device, on_epoch=on_epoch, on_dispatch=on_dispatch)
     seconds = time.perf_counter() - start
     on_train = trainer.evaluate(state, data.train, on_device)

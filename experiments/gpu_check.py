@@ -21,10 +21,11 @@ import rich
 
 from experiments import cli, data, runs
 from experiments.benchmark.measure import Turn, over, over_ideal, take_turns
+from experiments.feeds import arrays
 from experiments.optimizers import SGD
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
-from experiments.training import Trainer, arrays, ascents
+from experiments.training import Trainer, ascents
 
 # Whole epochs are timed of these; the last two settings never and always take a second gradient.
 EPOCHS = (SGD, "sam", "le_sam", "ae_sam", "ae_looksam")
@@ -74,7 +75,7 @@ class Contestant:
         method = name.partition(",")[0]
         settings = {**recipe.settings.get(method, {}), **BOUNDS.get(name, {})}
         self.trainer = Trainer(recipe, method, settings, data=loaded, on_host=False)
-        self.state = self.trainer.init(loaded.train.images, seed=0)
+        self.state = self.trainer.init(loaded.train.shape, seed=0)
         self.train, self.order = train, self.trainer.jit_order(self.state.seed, 0)
         start = time.perf_counter()
         lowered = self.trainer.jit_steps.lower(self.state, train, self.order, 0, 1)

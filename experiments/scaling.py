@@ -101,8 +101,8 @@ def _arguments(method):
 def compiled_step(recipe: Recipe, method: str, data: Data, layout: Layout, *, apart: bool) -> str:
     """The HLO of the training step of a method with its defaults, compiled for a mesh."""
     trainer = Trainer(recipe, method, {}, data=data, on_host=False, layout=layout, apart=apart)
-    state = trainer.init(data.train.images, 0)
-    images = jnp.zeros((recipe.batch_size, *data.train.images.shape[1:]), jnp.float32)
+    state = trainer.init(data.train.shape, 0)
+    images = jnp.zeros((recipe.batch_size, *data.train.shape), jnp.float32)
     batch = Batch(images, jnp.zeros(recipe.batch_size, jnp.int32))
     batch = jax.device_put(batch, layout.batch)
     return trainer.jit_step.lower(state, batch).compile().as_text()
@@ -202,7 +202,7 @@ def main(options: Options) -> None:
 def parameter_bytes(recipe: Recipe, data: Data) -> int:
     """Of the recipe's model."""
     trainer = Trainer(recipe, SGD, {}, data=data, on_host=False)
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.init(data.train.images, 0).params))
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.init(data.train.shape, 0).params))
 
 
 # What is drawn: gradients and all-reduces of a step.

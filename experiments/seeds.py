@@ -13,9 +13,12 @@ import jax.numpy as jnp
 
 from experiments import cli, fit, interrupt, plots, processes, runs, watch
 from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.data import CorruptedError
+from experiments.feeds import Feed, feed
 from experiments.mesh import Layout
+from experiments.pipeline.stream import Stream
 from experiments.recipes.base import UNTRAINED, Recipe
-from experiments.training import TrainState, arrays
+from experiments.training import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,12 @@ class DivergedRunError(cli.UserError):
     """A run whose loss or parameters are no longer finite."""
 
 
+def _streams(data):
+    """The streams among the splits of a set."""
+    tests = data.test.values() if isinstance(data.test, dict) else [data.test]
+    return [split for split in (data.train, data.validation, *tests) if isinstance(split, Stream)]
+
+
 class Group:
     """The training of one run, or of several at once on one device."""
 
@@ -146,7 +155,13 @@ class Group:
                 "leave --vmap-seeds away, or pass --decide device."
             )
         self.data = [options.load(plan.recipe, run.seed) for run in group]
-        self.arrays = [arrays(data, plan.layout) for data in self.data]
+        size = plan.recipe.batch_size
+        self.arrays = [feed(data, size, plan.layout) for data in self.data]
+        if self.together and any(isinstance(train, Feed) for train in self.arrays):
+            raise cli.UserError(
+                f"--vmap-seeds needs a set in memory, and {plan.recipe.dataset} is streamed: leave "
+                "--vmap-seeds away."
+            )
         starts = [start for start, _, _ in plan.methods]
         ends = [*starts[1:], plan.recipe.epochs]
         self.phases = [
@@ -191,6 +206,8 @@ class Group:
             raise DivergedRunError(f"{where}: {error}") from error
         except (CheckpointError, processes.NoConnectionError) as error:
             raise cli.UserError(str(error)) from error
+        except CorruptedError as error:
+            raise cli.UserError(f"{where}: {error} With --skip-corrupt it is left out.") from error
         except OSError as error:
             raise cli.UserError(
                 f"cannot write to {where}: {error}. What was saved before is kept: make room, and "
@@ -238,7 +255,7 @@ class Group:
         trainer = self.phases[0].trainer
         pairs = zip(self.runs, self.data, strict=True)
         try:
-            states = [trainer.init(data.train.images, run.seed) for run, data in pairs]
+            states = [trainer.init(data.train.shape, run.seed) for run, data in pairs]
         except ValueError as error:  # such as images that the model cannot take
             raise cli.UserError(f"{self.plan.recipe.model}: {error}") from error
         if self.together and any(
@@ -374,6 +391,7 @@ class Group:
             "seconds": run.seconds,
             "label_noise": recipe.label_noise,
             "flipped": data.flipped,
+            "corrupt": sorted({name for split in _streams(data) for name in split.corrupt}),
             "validation": recipe.validation,
             "decided_on": "host" if self.phases[0].trainer.on_host else "device",
             "mesh": None if self.plan.layout is None else dict(self.plan.layout.mesh.shape),

@@ -122,7 +122,7 @@ def _layout(options):
                 "with --perturbation device each device holds all parameters: leave model away."
             )
         processes.connect(*several, devices=math.prod(sizes.values()))
-        own = {"process_id": None, "out": None, "data_dir": None}
+        own = {"process_id": None, "out": None, "data_dir": None, "workers": None}
         processes.check_alike(repr(dataclasses.replace(options, **own)))
         processes.check_shared(options.out)
         return mesh.Layout(sizes)

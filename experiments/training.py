@@ -1,5 +1,8 @@
 """The training loop: pure steps, and the two ways to take a method's decision.
 
+A set in memory lies on the device, where each step takes its batch from it; a streamed one comes
+batch by batch.
+
 On the device several steps are one compiled loop. On the host each step is a few compiled pieces
 around the method's own Python branch: the way to train convolutions on CPU, whose gradients XLA
 compiles to slow code inside loops and conditionals.
@@ -9,7 +12,7 @@ the global batch. Where each device perturbs for itself, a step is mapped over t
 with a state of the method of its own, and the directions are averaged.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import inspect
 import re
@@ -21,10 +24,12 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
-from experiments import augment, models
-from experiments.data import Data
+from experiments import augment, feeds, models
+from experiments.data import Data, Split
+from experiments.feeds import Arrays, Feed
 from experiments.mesh import DATA, Layout, place
 from experiments.optimizers import optimizer
+from experiments.pipeline.stream import Stream
 from experiments.recipes.base import Recipe
 import sam_optax
 
@@ -57,28 +62,11 @@ class TrainState(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-class Arrays(NamedTuple):
-    """A training set on the device: images uint8, labels int32, mean and deviation a channel."""
-
-    images: jax.Array
-    labels: jax.Array
-    mean: jax.Array
-    std: jax.Array
-
-
 class Batch(NamedTuple):
     """Images float32 [B, H, W, C]; labels int32 [B], or soft ones float32 [B, classes]."""
 
     images: jax.Array
     labels: jax.Array
-
-
-def arrays(data: Data, layout: Layout | None = None) -> Arrays:
-    """The training set of the data, on the device, or on every device of a mesh."""
-    found = Arrays(*data.train, data.mean, data.std)
-    if layout is None:
-        return jax.tree.map(jnp.asarray, found)
-    return place(found, layout.everywhere(found))
 
 
 def _mapped(divided: PartitionSpec) -> TrainState:
@@ -128,9 +116,11 @@ class Trainer:
         self.layout, self._apart = layout, apart
         self.recipe = recipe
         self.classes = data.classes
-        self.examples = len(data.train.labels)
+        self.examples = data.train.examples
         self.steps_per_epoch = self.examples // recipe.batch_size
         self.on_host = on_host
+        # The rest is done by the workers of a streamed set.
+        self._augmentation = [name for name in recipe.augmentation if name in augment.NAMES]
         self.model = models.make(
             recipe.model, data.classes, dtype=jnp.dtype(recipe.dtype), width=recipe.width
         )
@@ -160,17 +150,29 @@ class Trainer:
         self.jit_steps = jax.jit(self._steps, donate_argnums=0)
         self.jit_order = jax.jit(self._each(self._order, in_axes=(0, None)))
         self._jit_batch = jax.jit(self._batch)
+        self._jit_prepared = jax.jit(self._prepared)
         self._jit_first = jax.jit(self._first)
         self._jit_second = jax.jit(self._second)
         self._jit_losses = jax.jit(self._losses)
         self._jit_apply = jax.jit(self._apply, donate_argnums=0)
         self._jit_evaluate = jax.jit(self._evaluate)
 
-    def init(self, images: jax.typing.ArrayLike, seed: int) -> TrainState:
-        """The state before the first step; seed draws the weights and the method's numbers."""
-        example = jnp.zeros((1, *np.shape(images)[1:]), jnp.float32)
+    def init(
+        self, shape: tuple[int, int, int], seed: int, pretrained: Callable[..., Any] | None = None
+    ) -> TrainState:
+        """The state before the first step.
+
+        Args:
+          shape: height, width and channels of the images of the set.
+          seed: draws the weights and the method's numbers.
+          pretrained: makes other parameters and batch statistics of those drawn.
+        """
+        size = self.recipe.image_size
+        example = jnp.zeros((1, *(shape if size is None else (size, size, shape[-1]))))
         model_state = dict(self._jit_init(jax.random.key(seed), example))
         params = model_state.pop("params")
+        if pretrained is not None:
+            params, model_state = pretrained(params, model_state)
         state = TrainState(
             step=jnp.zeros([], jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),
@@ -221,20 +223,24 @@ class Trainer:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), state)
 
     def dispatches(
-        self, state: TrainState, train: Arrays, *, most: int
+        self, state: TrainState, train: Arrays | Feed, *, most: int
     ) -> Iterator[tuple[int, TrainState]]:
         """Trains to the end of the epoch that the state is in, in dispatches.
 
-        A dispatch is at most so many steps on the device, or one step on the host; after each come
-        its number of steps and the state. The state given is donated, and so is a state yielded
-        when the next one is asked for.
+        A dispatch is at most so many steps on the device, or one step on the host or on a streamed
+        batch; after each come its number of steps and the state. The state given is donated, and so
+        is a state yielded when the next one is asked for.
         """
-        if train.labels.shape[-1] != self.examples:
+        if train.examples != self.examples:
             raise ValueError(
-                f"this trainer is for {self.examples} examples, got {train.labels.shape[-1]}: make "
-                "one from this set."
+                f"this trainer is for {self.examples} examples, got {train.examples}: make one "
+                "from this set."
             )
         epoch, first = divmod(int(np.min(state.step)), self.steps_per_epoch)
+        if isinstance(train, Feed):
+            for state in self._streamed(state, train, self.steps_per_epoch - first):  # noqa: B020
+                yield 1, state
+            return
         order = self.jit_order(state.seed, epoch)
         stride = 1 if self.on_host else most
         for i in range(first, self.steps_per_epoch, stride):
@@ -245,18 +251,29 @@ class Trainer:
                 state = jax.block_until_ready(self.jit_steps(state, train, order, i, last))
             yield last - i, state
 
+    def _streamed(self, state, feed, steps):
+        """The state after each of so many steps."""
+        before = None
+        for images, labels in feed.batches(int(state.seed), int(state.step), steps):
+            batch = self._jit_prepared(state, feed.scale, images, labels)
+            state = (self.host_step if self.on_host else self.jit_step)(state, batch)
+            # The next batch is fetched while the device computes this step, and no other waits.
+            before, done = state.step + 0, before
+            jax.block_until_ready(done)
+            yield state
+
     def evaluate(
-        self, state: TrainState, split: Any, train: Arrays, batch_size: int = 1000
+        self, state: TrainState, split: Split | Stream, train: Arrays | Feed, batch_size: int = 1000
     ) -> dict[str, float]:
         """Mean loss and accuracy over a split, with the running statistics."""
         totals = [
-            self._jit_evaluate(state, train, *(a[i : i + batch_size] for a in split))
-            for i in range(0, len(split.labels), batch_size)
+            self._jit_evaluate(state, train.scale, *batch)
+            for batch in feeds.evaluated(split, batch_size, self.layout)
         ]
-        loss, correct = (
-            float(sum(column)) / len(split.labels) for column in zip(*totals, strict=True)
-        )
-        return {"loss": loss, "accuracy": correct}
+        loss, correct, count = (float(sum(column)) for column in zip(*totals, strict=True))
+        if not count:
+            raise ValueError("no image of the split could be decoded: prepare the set again.")
+        return {"loss": loss / count, "accuracy": correct / count}
 
     def host_step(self, state: TrainState, batch: Batch) -> TrainState:
         """One step around the method's Python branch; state is donated."""
@@ -282,14 +299,16 @@ class Trainer:
         return order[:used].reshape(self.steps_per_epoch, -1)
 
     def _batch(self, state, train, order, i):
-        """A batch, augmented."""
+        """A batch of a set in memory, augmented."""
         indices = self._divided(order[i])
+        return self._prepared(state, train.scale, train.images[indices], train.labels[indices])
+
+    def _prepared(self, state, scale, images, labels):
+        """The batch of these images, augmented on the device; the step draws for it."""
         key = jax.random.fold_in(jax.random.key(state.seed), AUGMENTATION)
         key, mix_key = jax.random.split(jax.random.fold_in(key, state.step))
-        recipe, labels = self.recipe, train.labels[indices]
-        images = augment.augment(
-            key, train.images[indices], train.mean, train.std, recipe.augmentation
-        )
+        recipe = self.recipe
+        images = augment.augment(key, images, *scale, self._augmentation, size=recipe.image_size)
         if recipe.label_smoothing or recipe.mixup:
             one_hot = jax.nn.one_hot(labels, self.classes)
             labels = optax.smooth_labels(one_hot, recipe.label_smoothing)
@@ -303,13 +322,14 @@ class Trainer:
             return batch
         return jax.lax.with_sharding_constraint(batch, self.layout.batch)
 
-    def _evaluate(self, state, train, images, labels):
-        images, labels = self._divided((images, labels))
-        images = augment.normalize(images, train.mean, train.std)
+    def _evaluate(self, state, scale, images, labels, valid):
+        images, labels, valid = self._divided((images, labels, valid))
+        images = augment.augment(None, images, *scale, (), size=self.recipe.image_size)
         variables = {"params": state.params, **state.model_state}
         logits = self.model.apply(variables, images, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.sum(), (logits.argmax(-1) == labels).sum()
+        correct = logits.argmax(-1) == labels
+        return jnp.where(valid, losses, 0).sum(), (correct & valid).sum(), valid.sum()
 
     def _forward(self, params, model_state, batch):
         variables = {"params": params, **model_state}

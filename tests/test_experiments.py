@@ -25,9 +25,10 @@ from experiments import (
     toy,
     train,
 )
+from experiments.feeds import arrays
 from experiments.optimizers import learning_rate, optimizer
 from experiments.recipes import Recipe
-from experiments.training import AUGMENTATION, Batch, Trainer, arrays
+from experiments.training import AUGMENTATION, Batch, Trainer
 import sam_optax
 
 SUMMARY_KEYS = {
@@ -79,7 +80,7 @@ def test_the_two_ways_to_decide_train_alike(method, digits):
     ends = []
     for on_host, most in ((False, 100), (False, 3), (True, 100)):
         trainer = small_trainer("mlp", method, loaded, on_host=on_host)
-        state = trainer.init(loaded.train.images, seed=1)
+        state = trainer.init(loaded.train.shape, seed=1)
         phases = [fit.Phase(0, 2, trainer)]
         ends.append(fit.fit(phases, state, arrays(loaded), most=most))
     for one, other, host in zip(*map(jax.tree.leaves, ends), strict=True):
@@ -91,7 +92,7 @@ def test_the_two_ways_to_decide_train_alike(method, digits):
 def test_batch_statistics_come_from_the_first_pass_alone(on_host, digits):
     loaded = tiny(digits, 16)
     trainer = small_trainer("cnn", "sam", loaded, on_host=True, rho=5.0)
-    state = trainer.init(loaded.train.images, seed=0)
+    state = trainer.init(loaded.train.shape, seed=0)
     step = trainer.host_step if on_host else trainer.jit_step
     train = arrays(loaded)
     images = augment.normalize(train.images, train.mean, train.std)
@@ -118,7 +119,7 @@ def test_the_metrics_of_an_epoch_are_the_means_over_its_steps(digits):
         return result
 
     trainer._jit_first = look
-    state = trainer.init(loaded.train.images, seed=1)
+    state = trainer.init(loaded.train.shape, seed=1)
     state = fit.fit([fit.Phase(0, 2, trainer)], state, train)
     found = fit.means(state, trainer.steps_per_epoch)
     second_epoch = np.mean(seen[4:], 0)
@@ -144,7 +145,7 @@ def test_the_optimizer_gives_a_method_what_it_asks_for():
 def test_a_method_draws_from_a_stream_of_its_own(digits):
     """Not from those of the weights, the orders of the epochs and the augmentation."""
     trainer = small_trainer("mlp", "r_sam", digits, on_host=False)
-    keys = [trainer.init(digits.train.images, seed).method_state.start.key_data for seed in (0, 1)]
+    keys = [trainer.init(digits.train.shape, seed).method_state.start.key_data for seed in (0, 1)]
     assert keys[0].tolist() != keys[1].tolist()
     others = [jax.random.key(0)]
     others += [jax.random.fold_in(others[0], stream) for stream in (0, 1, 2, AUGMENTATION)]
@@ -201,7 +202,7 @@ def test_the_gradients_of_a_step_count_the_samples(monkeypatch, tmp_path, data_d
 
 def test_a_trainer_refuses_a_set_of_another_size(digits):
     trainer = small_trainer("mlp", "sgd", tiny(digits), on_host=False)
-    state = trainer.init(digits.train.images, seed=0)
+    state = trainer.init(digits.train.shape, seed=0)
     with pytest.raises(ValueError, match="this trainer is for 64 examples, got 1437"):
         next(trainer.dispatches(state, arrays(digits), most=1))
 
@@ -257,7 +258,7 @@ def test_the_learning_rate_follows_its_schedule_after_the_warm_up(schedule, valu
 def test_seeds_differ_in_weights_order_and_numbers(digits):
     loaded = tiny(digits)
     trainer = small_trainer("mlp", "r_sam", loaded, on_host=False)
-    first, second = (trainer.init(loaded.train.images, seed) for seed in (0, 1))
+    first, second = (trainer.init(loaded.train.shape, seed) for seed in (0, 1))
     assert (first.params["Dense_0"]["kernel"] != second.params["Dense_0"]["kernel"]).any()
     assert (first.method_state.start.key_data != second.method_state.start.key_data).any()
     orders = [trainer._order(state.seed, epoch) for state in (first, second) for epoch in (0, 1)]
@@ -273,7 +274,7 @@ def test_soft_labels_train_on_the_cross_entropy_with_them(digits):
         label_smoothing=0.2, mixup=1.0, augmentation=("crop", "flip", "cutout"),
     )  # fmt: skip
     trainer = Trainer(recipe, "sgd", {}, data=loaded, on_host=False)
-    state, train = trainer.init(loaded.train.images, 0), arrays(loaded)
+    state, train = trainer.init(loaded.train.shape, 0), arrays(loaded)
     order = trainer._order(state.seed, 0)
     batch = trainer._batch(state, train, order, 0)
     again = trainer._batch(state._replace(step=state.step + 1), train, order, 0)

@@ -287,7 +287,7 @@ def test_a_seed_that_diverges_does_not_stop_the_others(run, tmp_path, monkeypatc
 @pytest.mark.parametrize("quantity", ["loss", "parameter"])
 def test_what_is_not_finite_is_told_before_it_is_saved(quantity, digits):  # noqa: F811
     trainer = small_trainer("mlp", "sgd", digits, on_host=False)
-    state = trainer.init(digits.train.images, seed=0)
+    state = trainer.init(digits.train.shape, seed=0)
     assert fit.means(state, 1)["loss"] == 0
     if quantity == "loss":
         bad = state._replace(metrics=state.metrics | {"loss": jnp.float32(jnp.nan)})

@@ -12,10 +12,11 @@ from reference import KINDS
 from test_experiments import command, data_dir, digits, read  # noqa: F401
 
 from experiments import cli, collectives, mesh, scaling, train
+from experiments.feeds import arrays
 from experiments.mesh import DATA, MODEL, Layout
 from experiments.recipes import RECIPES
 from experiments.scaling import Sent
-from experiments.training import Trainer, arrays
+from experiments.training import Trainer
 
 eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 SMALL = dataclasses.replace(RECIPES["digits"], width=8, batch_size=32)
@@ -195,7 +196,7 @@ def test_arrays_stay_where_they_lie(apart, digits):  # noqa: F811
     layout = Layout({DATA: 8} if apart else {DATA: 4, MODEL: 2})
     arguments = {"data": digits, "on_host": False, "layout": layout, "apart": apart}
     trainer = Trainer(SMALL, "looksam", {}, **arguments)
-    state = trainer.init(digits.train.images, 0)
+    state = trainer.init(digits.train.shape, 0)
     expected = trainer.shardings(state)
     specs = {sharding.spec for sharding in jax.tree.leaves(expected)}
     assert len(specs) > 1

@@ -5,8 +5,9 @@ import inspect
 from experiments import cli, fit
 from experiments.analysis.trained import Trained
 from experiments.checkpoints import CheckpointError
+from experiments.feeds import feed
 from experiments.optimizers import SGD
-from experiments.training import METRICS, arrays
+from experiments.training import METRICS
 import sam_optax
 
 
@@ -48,7 +49,7 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
     (first, method, settings), last = span
     trainer = trainer_of(span)
     try:
-        like = saved_by.init(data.train.images, trained.seed)
+        like = saved_by.init(data.train.shape, trained.seed)
         state = trained.checkpoints.restore(step, like).state
     except CheckpointError as error:
         raise cli.UserError(str(error)) from error
@@ -56,7 +57,7 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
         state = trainer.adopt_one(state)
     policy = _threshold(method, settings, (last - first) * per_epoch)
     rows, before = [], {name: float(state.metrics[name]) for name in METRICS}
-    for _, after in trainer.dispatches(state, arrays(data), most=1):
+    for _, after in trainer.dispatches(state, feed(data, trained.recipe.batch_size), most=1):
         sums = {name: float(after.metrics[name]) for name in METRICS}
         begins = (int(after.step) - 1) % per_epoch == 0
         own = {name: sums[name] - (0.0 if begins else before[name]) for name in METRICS}

@@ -45,7 +45,8 @@ class Trained:
             self.config = json.loads((path / "config.json").read_text())
             names = {field.name for field in dataclasses.fields(Recipe)} - {"method"}
             fields = {name: self.config[name] for name in self.config if name in names}
-            fields["augmentation"] = tuple(fields["augmentation"])
+            for name in ("augmentation", "crop_area", "randaugment"):
+                fields[name] = tuple(fields[name])
             self.recipe = Recipe(**fields)
             self.seed = self.config["seed"]
             lines = path / "metrics.jsonl"
@@ -127,7 +128,7 @@ class Trained:
           UserError: it cannot be read.
         """
         model = self._model(jnp.float32)
-        image = jnp.zeros((1, *self.data.train.images.shape[1:]), jnp.float32)
+        image = jnp.zeros((1, *self.data.train.shape), jnp.float32)
         variables = jax.eval_shape(
             functools.partial(model.init, train=False), jax.random.key(0), image
         )

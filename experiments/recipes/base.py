@@ -18,7 +18,8 @@ class Recipe:
     """One experiment; every method shares all but its own settings.
 
     Attributes:
-      dataset: a TFDS name.
+      dataset: a TFDS name, or the name of a folder of image folders. A set whose images differ in
+        size is streamed: worker processes decode and augment it while the device trains.
       model: a name in `experiments.models.MODELS`.
       epochs: passes over the training set.
       batch_size: images a step; the last incomplete batch of an epoch is dropped.
@@ -35,7 +36,15 @@ class Recipe:
       label_smoothing: the share of a label, in [0, 1), spread evenly over all classes.
       clip_norm: the largest global norm of what the base is fed: the direction that the method
         hands on, or the clean gradient where the base is inside, as in wsam. None for none.
-      augmentation: of "crop", "flip" and "cutout", the ones that training images go through.
+      augmentation: what training images go through: on the device "crop", "flip" and "cutout"; in
+        the workers of a streamed set "inception" (a random resized crop), "randaugment", "jitter"
+        (brightness, contrast, saturation and hue) and "grayscale".
+      crop_area: the smallest and the largest share of the image that "inception" crops.
+      randaugment: the number of operations of "randaugment" and their magnitude, 0 to 10.
+      image_size: height and width of the images that the model sees; None for those of the set. A
+        streamed set needs it, another is resized on the device.
+      normalization: mean and deviation a channel of "data", the training images, of "imagenet", or
+        "half", which maps bytes to −1 … 1.
       mixup: the α of mixup's Beta(α, α); 0 for none.
       validation: the share of the training split, in [0, 1), that is held out.
       label_noise: the share of training labels, in [0, 1], that are noisy.
@@ -44,6 +53,9 @@ class Recipe:
       train_examples: how many training examples to keep; None for all.
       dtype: of the model's computations, "float32" or "bfloat16"; parameters are float32.
       width: of the model's narrowest layer; None for the published one.
+      weights: the pretrained weights that the model starts from, in words; None for none.
+      domain: the domain of a set of image folders to train on, the others being the test sets; None
+        for sets without domains.
       settings: keyword arguments of each method; a method that is not named has its defaults. A
         mapping with the key "schedule" stands for that function of `sam_optax.schedules`, called
         with the rest of the mapping.
@@ -67,6 +79,10 @@ class Recipe:
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     augmentation: tuple[str, ...] = ()
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    randaugment: tuple[int, int] = (2, 10)
+    image_size: int | None = None
+    normalization: str = "data"
     mixup: float = 0.0
     validation: float = 0.0
     label_noise: float = 0.0
@@ -75,6 +91,8 @@ class Recipe:
     train_examples: int | None = None
     dtype: str = "float32"
     width: int | None = None
+    weights: str | None = None
+    domain: str | None = None
     settings: Settings = dataclasses.field(default_factory=dict)
     epochs_of: Epochs = dataclasses.field(default_factory=dict)
     paper: Figures = dataclasses.field(default_factory=dict)

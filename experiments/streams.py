@@ -1,0 +1,158 @@
+"""Sets whose images differ in size, as streams: of TFDS, or folders of images by domain."""
+
+from collections.abc import Sequence
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from experiments import data
+from experiments.pipeline.records import FolderRecords, TfdsRecords
+from experiments.pipeline.stream import Stream
+from experiments.recipes.base import Recipe
+
+# Mean and deviation a channel, of 0 to 255: of ImageNet as in torchvision's documentation, and what
+# maps bytes to −1 … 1, as in the code of the vision transformers.
+NORMALIZATIONS = {
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "half": ((127.5,), (127.5,)),
+}
+# What the workers do; crop, flip and cutout are done on the device.
+AUGMENTATIONS = ("inception", "jitter", "grayscale")
+RANDAUGMENT = "randaugment"
+
+
+def is_streamed(name: str, data_dir: Path, domain: str | None) -> bool:
+    """Whether a set has to be streamed: it is one of folders, or its images differ in size.
+
+    Raises:
+      ValueError, NotPreparedError, CorruptedError: as `experiments.data.load`.
+    """
+    if domain is not None:
+        return True
+    features = dict(data.opened(name, data_dir).info.features.items())
+    image = features.get("image")
+    return isinstance(image, tfds.features.Image) and None in image.shape[:2]
+
+
+def load(
+    recipe: Recipe,
+    *,
+    data_dir: Path,
+    seed: int = 0,
+    workers: int | None = None,
+    skip_corrupt: bool = False,
+) -> data.Data:
+    """The streams of a recipe's set.
+
+    Of image folders split/class/image the recipe's domain is one split to train on; each of the
+    others is a test set.
+
+    Args:
+      recipe: its data set, size of the images, augmentation and held-out share.
+      data_dir: the TFDS directory, in which image folders lie too.
+      seed: of the held-out part and the choice of examples.
+      workers: processes that decode; 0 for threads of this one, None for a process for each core.
+      skip_corrupt: whether images that cannot be decoded are left out.
+
+    Raises:
+      ValueError: the recipe asks for what a streamed set cannot be, or the set has no such split.
+      NotPreparedError: the set is not prepared.
+    """
+    _check(recipe)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if recipe.domain is None:
+        train, test = _prepared(recipe.dataset, data_dir)
+    else:
+        train, test = _folders(recipe, data_dir)
+    part_rng, size_rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 3])
+    kept, held_out = np.arange(len(train)), None
+    if recipe.validation:
+        count = round(recipe.validation * len(kept))
+        if count in (0, len(kept)):
+            raise ValueError(
+                f"validation {recipe.validation} holds out {count} of {len(kept)} images: pass a "
+                "share that leaves some on both sides."
+            )
+        held_out, kept = np.split(part_rng.permutation(len(kept)), [count])
+    if recipe.train_examples is not None:
+        if not 1 <= recipe.train_examples <= len(kept):
+            raise ValueError(
+                f"train_examples must lie in [1, {len(kept)}], got {recipe.train_examples}: pass "
+                "at most as many as there are to train on."
+            )
+        kept = kept[size_rng.permutation(len(kept))[: recipe.train_examples]]
+    stream = functools.partial(
+        Stream,
+        size=recipe.image_size,
+        classes=train.classes,
+        augmentation=[name for name in recipe.augmentation if name in AUGMENTATIONS],
+        crop_area=recipe.crop_area,
+        randaugment=recipe.randaugment if RANDAUGMENT in recipe.augmentation else None,
+        workers=workers,
+        skip_corrupt=skip_corrupt,
+    )
+    mean, std = normalization(recipe.normalization, 3)
+    return data.Data(
+        train=stream(train, indices=np.sort(kept)),
+        test=(
+            {name: stream(records) for name, records in test.items()}
+            if isinstance(test, dict)
+            else stream(test)
+        ),
+        validation=None if held_out is None else stream(train, indices=np.sort(held_out)),
+        classes=train.classes,
+        flipped=0.0,
+        mean=mean,
+        std=std,
+    )
+
+
+def normalization(name: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of a name in NORMALIZATIONS, float32 [C], in 0 to 255."""
+    mean, std = (np.array(values, np.float32) for values in NORMALIZATIONS[name])
+    return np.broadcast_to(mean, channels).copy(), np.broadcast_to(std, channels).copy()
+
+
+def _check(recipe):
+    """Raises where a recipe asks for what a stream does not do."""
+    if recipe.image_size is None:
+        raise ValueError(
+            f"image_size must be given for {recipe.dataset}, whose images differ in size: pass "
+            "such as 224."
+        )
+    for name, neutral in (("label_noise", 0.0), ("imbalance", None)):
+        if getattr(recipe, name) != neutral:
+            raise ValueError(
+                f"{name} is for sets in memory, and {recipe.dataset} is streamed: leave it away."
+            )
+    if recipe.normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"normalization must be {' or '.join(NORMALIZATIONS)} for a streamed set, got "
+            f"{recipe.normalization!r}: pass one of them."
+        )
+
+
+def _prepared(name: str, data_dir: Path) -> tuple[TfdsRecords, TfdsRecords]:
+    """The training split of a set of TFDS, and its test split, or else its validation split.
+
+    The test split of imagenet2012 has no labels.
+    """
+    splits = data.opened(name, data_dir).info.splits
+    unlabelled = name.split("/")[0] == "imagenet2012"
+    test = "test" if "test" in splits and not unlabelled else "validation"
+    return tuple(TfdsRecords(name, split, data_dir=data_dir) for split in ("train", test))
+
+
+def _folders(recipe, data_dir) -> tuple[FolderRecords, dict[str, FolderRecords]]:
+    """The domain to train on, and the others by name."""
+    root = data_dir / recipe.dataset
+    train = FolderRecords(root, recipe.domain)
+    others: Sequence[str] = [name for name in train.splits if name != recipe.domain]
+    if not others:
+        raise ValueError(
+            f"{root} has the domain {recipe.domain} alone: put the others beside it, to test on."
+        )
+    return train, {name: FolderRecords(root, name) for name in others}

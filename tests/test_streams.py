@@ -1,0 +1,178 @@
+"""Streamed sets through the command that trains: made sets of the real formats."""
+
+import dataclasses
+import io
+import json
+
+import made
+import numpy as np
+from PIL import Image
+import pytest
+from test_experiments import command, read
+
+from experiments import cli, recipes, streams, train
+from experiments.checkpoints import Checkpoints
+from experiments.data import NotPreparedError
+from experiments.recipes import Recipe
+
+# A model and images so small that a step takes milliseconds.
+SMALL = ("--model", "vit_small", "--width", 16, "--image-size", 16, "--batch-size", 8)
+SMALL += ("--normalization", "imagenet", "--epochs", 2, "--workers", 0)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A TFDS directory with sets in the formats of ImageNet and PACS."""
+    path = tmp_path_factory.mktemp("streamed")
+    made.imagenet(path, train=20, validation=5, classes=4)
+    made.folders(path / "pacs", each=3)
+    return path
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """A recipe of each of them."""
+    plain = Recipe(dataset="imagenet2012", model="mlp", epochs=1, batch_size=8, learning_rate=0.1)
+    folders = dataclasses.replace(plain, dataset="pacs", domain="photo", validation=0.2)
+    for name, recipe in {"made": plain, "made_folders": folders}.items():
+        monkeypatch.setitem(recipes.RECIPES, name, recipe)
+    return plain
+
+
+def run(monkeypatch, sets, out, recipe, *arguments):
+    arguments = (recipe, *SMALL, "--data-dir", sets, "--out", out, "--name", "run", *arguments)
+    command(monkeypatch, train, *arguments)
+    return out / "run"
+
+
+def weights(path):
+    """The numbers of a run's last checkpoint."""
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    return checkpoints.fingerprint(checkpoints.steps()[-1])
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("method", ["ae_sam", "le_sam"])
+def test_a_streamed_run_ends_alike_after_an_interruption(method, sets, tmp_path, monkeypatch):
+    """Two steps an epoch, stopped within the second epoch."""
+    names = ("inception", "flip", "randaugment")
+    arguments = ("--method", method, "--mixup", 0.2, "--augmentation", *names)
+    arguments += ("--checkpoint-minutes", 0)
+    whole = run(monkeypatch, sets, tmp_path / "whole", "made", *arguments)
+
+    class StoppedError(Exception):
+        pass
+
+    save = Checkpoints.save
+
+    def save_and_stop(self, step, *rest):
+        save(self, step, *rest)
+        if step == 3:
+            raise StoppedError
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+    with pytest.raises(StoppedError):
+        run(monkeypatch, sets, tmp_path / "cut", "made", *arguments)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    cut = run(monkeypatch, sets, tmp_path / "cut", "made", *arguments, "--resume")
+    lines = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (whole, cut)
+    ]
+    assert lines[0] == lines[1]
+    one, other = read(whole / "summary.json"), read(cut / "summary.json")
+    assert (one["steps"], one["test_loss"]) == (4, other["test_loss"])
+
+
+@pytest.mark.usefixtures("streamed")
+def test_the_other_domains_are_the_test_sets(sets, tmp_path, monkeypatch):
+    augmentation = ("--augmentation", "inception", "flip", "jitter", "grayscale")
+    path = run(monkeypatch, sets, tmp_path, "made_folders", "--method", "sam", *augmentation)
+    summary = read(path / "summary.json")
+    others = [name for name in made.DOMAINS if name != "photo"]
+    accuracies = [summary[f"test_{name}_accuracy"] for name in others]
+    assert summary["test_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert "test_photo_accuracy" not in summary
+    assert 0 <= summary["validation_accuracy"] <= 1
+
+
+def test_held_out_images_are_not_trained_on(sets, streamed):
+    recipe = dataclasses.replace(
+        streamed,
+        dataset="pacs",
+        domain="photo",
+        validation=0.2,
+        image_size=8,
+        normalization="half",
+    )
+    loaded = streams.load(recipe, data_dir=sets, workers=0)
+    count = len(made.CLASSES) * 3
+    assert loaded.validation.examples == round(0.2 * count)
+    assert loaded.train.examples + loaded.validation.examples == count
+    split = [
+        {image.tobytes() for raw in part.once(batch_size=1) for image in raw.images}
+        for part in (loaded.train, loaded.validation)
+    ]
+    assert len(split[0] | split[1]) == count
+    assert not split[0] & split[1]
+
+
+def test_bytes_are_mapped_as_the_normalization_says():
+    mean, std = streams.normalization("half", 3)
+    np.testing.assert_allclose((np.array([0, 255]) - mean[0]) / std[0], [-1, 1])
+    mean, std = streams.normalization("imagenet", 3)
+    np.testing.assert_allclose(mean / 255, [0.485, 0.456, 0.406], rtol=1e-6)
+    np.testing.assert_allclose(std / 255, [0.229, 0.224, 0.225], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, "jpeg")
+    images = [made.jpeg(i) for i in range(15)] + [file.getvalue()[:100]]
+    made.imagenet(tmp_path, train=images, validation=4, classes=4)
+    arguments = (tmp_path, tmp_path / "out", "made", "--method", "sgd")
+    if skip:
+        summary = read(run(monkeypatch, *arguments, "--skip-corrupt") / "summary.json")
+        (name,) = summary["corrupt"]
+        assert "record 15 of imagenet2012" in name
+        return
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, *arguments)
+    assert error.value.code == 2
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "said"),
+    [
+        ("made", ("--label-noise", 0.2), "--label-noise is for sets in memory"),
+        ("made", ("--normalization", "data"), "--normalization must be imagenet or half"),
+        ("made", ("--crop-area", 0.5, 0.1, "--augmentation", "inception"), "--crop-area must"),
+        ("made", ("--train-examples", 100), "--train-examples must lie in [1, 20]"),
+        ("made_folders", ("--domain", "nowhere"), "has no split 'nowhere'"),
+        ("digits", ("--augmentation", "inception"), "lies in memory"),
+        ("made", ("--seeds", 0, 1, "--vmap-seeds"), "--vmap-seeds needs a set in memory"),
+    ],
+)
+def test_what_a_streamed_set_cannot_do_is_one_line(
+    recipe, arguments, said, sets, tmp_path, monkeypatch, capsys
+):
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, sets, tmp_path, recipe, "--method", "sgd", *arguments)
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_streamed_set_needs_a_size_and_has_to_be_there(sets, streamed, tmp_path):
+    with pytest.raises(ValueError, match="image_size must be given"):
+        streams.load(streamed, data_dir=sets)
+    folders = dataclasses.replace(
+        streamed, dataset="pacs", domain="photo", image_size=8, normalization="half"
+    )
+    with pytest.raises(NotPreparedError, match="there is no folder"):
+        streams.load(folders, data_dir=tmp_path)
+    with pytest.raises(cli.UserError, match="there is no folder"):
+        cli.load(folders, 0, tmp_path)
