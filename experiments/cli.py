@@ -94,7 +94,7 @@ class Options:
     crop_area: tuple[float, float] | None = None
     """Smallest and largest share of the image that inception crops."""
     randaugment: tuple[int, int] | None = None
-    """Operations of randaugment and their magnitude, 0 to 10."""
+    """Operations of randaugment and their magnitude; 10 is the strongest of its paper."""
     image_size: int | None = None
     """Height and width of the images that the model sees."""
     normalization: Literal["data", "imagenet", "half"] | None = None

@@ -18,17 +18,24 @@ from experiments.models.vit import Block, ViT
 
 
 class Published(NamedTuple):
-    """What is published of a model, for images of 32x32x3.
+    """What is published of a model.
 
     Attributes:
       parameters: by the number of classes.
-      macs: multiply-adds of an image, 10 classes.
-      stages: the shape [H, W, C] after a submodule.
+      macs: multiply-adds of an image, with the first of these numbers.
+      stages: the shape [H, W, C] or [T, C] after a submodule.
+      side: height and width of the images.
     """
 
     parameters: dict[int, int]
     macs: float
     stages: dict[str, tuple[int, ...]]
+    side: int = 32
+
+    @property
+    def shape(self):
+        """Of a batch of one image."""
+        return (1, self.side, self.side, 3)
 
 
 # Parameters and multiply-adds of ResNet-18 and -50: the pruning benchmark of
@@ -80,6 +87,30 @@ TABLE = {
          "stage2_block1": (16, 16, 111), "stage2_block18": (16, 16, 196),
          "stage3_block1": (8, 8, 201), "stage3_block18": (8, 8, 286)},
     ),
+    # torchvision's tables of weights; of ViT-S/16, Touvron et al., table 1, and timm's results
+    "imagenet_resnet18": Published(
+        {1000: 11_689_512},
+        1.81e9,
+        {"stage1_block2": (56, 56, 64), "stage2_block2": (28, 28, 128),
+         "stage3_block2": (14, 14, 256), "stage4_block2": (7, 7, 512)},
+        224,
+    ),
+    "imagenet_resnet50": Published(
+        {1000: 25_557_032},
+        4.09e9,
+        {"stage1_block3": (56, 56, 256), "stage2_block4": (28, 28, 512),
+         "stage3_block6": (14, 14, 1024), "stage4_block3": (7, 7, 2048)},
+        224,
+    ),
+    "imagenet_resnet101": Published(
+        {1000: 44_549_160},
+        7.80e9,
+        {"stage1_block3": (56, 56, 256), "stage3_block23": (14, 14, 1024),
+         "stage4_block3": (7, 7, 2048)},
+        224,
+    ),
+    "vit_s16": Published({1000: 22_050_664}, 4.6e9, {"block12": (197, 384)}, 224),
+    "vit_b16": Published({1000: 86_567_656}, 17.56e9, {"block12": (197, 768)}, 224),
 }  # fmt: skip
 # Parameters and multiply-adds of those that no paper has, or not at this size; a change of theirs
 # is a change of the recipes.
@@ -168,8 +199,9 @@ def test_every_model_is_in_one_table():
 
 @pytest.mark.parametrize("name", TABLE)
 def test_parameters_are_as_many_as_published(name):
-    for classes, published in TABLE[name].parameters.items():
-        assert parameters(abstract(models.make(name, classes))) == published
+    published = TABLE[name]
+    for classes, number in published.parameters.items():
+        assert parameters(abstract(models.make(name, classes), published.shape)) == number
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -180,24 +212,42 @@ def test_sizes_of_the_models_of_no_paper(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_multiply_adds_are_as_many_as_published(name):
-    counted = sum(map(macs, products(models.make(name, 10))))
-    np.testing.assert_allclose(counted, TABLE[name].macs, rtol=0.01)
+    published = TABLE[name]
+    model = models.make(name, next(iter(published.parameters)))
+    counted = sum(map(macs, products(model, published.shape)))
+    np.testing.assert_allclose(counted, published.macs, rtol=0.01)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_each_stage_has_the_published_shape(name):
     model = models.make(name, 10)
-    logits, captured = activations(model)
+    logits, captured = activations(model, TABLE[name].shape)
     assert logits.shape == (1, 10)
     for stage, shape in TABLE[name].stages.items():
         assert captured[stage]["__call__"][0].shape == (1, *shape), stage
 
 
-def test_vit_small_on_imagenet_is_deit_small():
-    # Touvron et al., table 1: 22 million parameters; timm: 22.05 million and 4.6 G multiply-adds
-    model, shape = ViT(1000, patch=16), (1, 224, 224, 3)
-    assert parameters(abstract(model, shape)) == 22_050_664
-    np.testing.assert_allclose(sum(map(macs, products(model, shape))), 4.6e9, rtol=0.01)
+def test_the_stem_of_imagenet_pools_windows_of_3_around_every_second_pixel():
+    model = models.make("imagenet_resnet18", 3, width=1)
+    x = images(1, 32, 32, 3)
+    variables = init(model, x)
+    params, statistics = variables["params"], variables["batch_stats"]
+    apply = functools.partial(
+        model.apply, train=False, capture_intermediates=True, mutable=["intermediates"]
+    )
+    _, captured = apply({"params": params, "batch_stats": statistics}, x)
+    normed = np.maximum(captured["intermediates"]["BatchNorm_0"]["__call__"][0], 0)
+    padded = np.pad(normed, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
+    expected = windows.max((-1, -2))
+    block = resnet.Block(1, name="stage1_block1")
+    own = {"params": params["stage1_block1"], "batch_stats": statistics["stage1_block1"]}
+    np.testing.assert_allclose(
+        block.apply(own, expected, train=False),
+        captured["intermediates"]["stage1_block1"]["__call__"][0],
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6), (768, 12), (96, 1), (130, 2)])
@@ -226,7 +276,8 @@ def test_width_is_that_of_the_narrowest_layer_and_all_others_are_in_proportion(n
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_model_runs_at_a_width_of_1(name):
-    logits, _ = activations(models.make(name, 10, width=1), (2, 8, 8, 3))
+    side = 16 if name.endswith("16") else 8  # one patch
+    logits, _ = activations(models.make(name, 10, width=1), (2, side, side, 3))
     assert logits.shape == (2, 10)
 
 

@@ -15,7 +15,8 @@ import sam_optax
 
 MODELS = {
     "mlp", "cnn", "small_cnn", "small_resnet", "resnet18", "resnet34", "resnet50", "resnet32",
-    "wrn28_10", "wrn34_10", "pyramidnet110", "vit_small",
+    "wrn28_10", "wrn34_10", "pyramidnet110", "vit_small", "imagenet_resnet18", "imagenet_resnet50",
+    "imagenet_resnet101", "vit_s16", "vit_b16",
 }  # fmt: skip
 
 LABELS = {
@@ -23,13 +24,16 @@ LABELS = {
     "esam": "ESAM", "ss_sam": "SS-SAM", "looksam": "LookSAM", "ae_sam": "AE-SAM",
     "ae_looksam": "AE-LookSAM", "vasso": "VaSSO", "samar": "SAMAR", "le_sam": "LE-SAM",
     "le_sam_plus": "LE-SAM+", "lpf_sgd": "LPF-SGD", "r_sam": "R-SAM", "wsam": "WSAM",
-    "coupled_wsam": "Coupled WSAM",
+    "coupled_wsam": "Coupled WSAM", "friendly_sam": "F-SAM", "eigen_sam": "Eigen-SAM",
+    "r_gsam": "R-GSAM",
 }  # fmt: skip
 
 AE_SAM = ("sgd", "sam", "esam", "ss_sam", "looksam", "ae_sam", "ae_looksam")
 SAMAR = ("sgd", "sam", "vasso", "samar")
 LE_SAM = ("sam", "le_sam", "le_sam_plus")
 R_SAM = ("sgd", "sam", "lpf_sgd", "r_sam")
+IMAGENET = ("sgd", "eigen_sam", "asam", "esam", "friendly_sam", "sam", "le_sam")
+VIT, R_GSAM = ("sgd", "sam", "r_sam"), ("sgd", "sam", "gsam", "r_sam", "r_gsam")
 WSAM = ("sgd", "sam", "esam", "gsam", "coupled_wsam", "wsam")  # errors
 WSAM_NOISE = ("sgd", "sam", "gsam", "wsam")
 
@@ -64,6 +68,13 @@ HEADLINES = {
     "cifar100_resnet18_r_sam": (R_SAM, "78.9 80.9 80.2 81.4"),
     "cifar100_resnet50_r_sam": (R_SAM, "81.4 83.3 82.1 84.0"),
     "cifar100_wrn28_10_r_sam": (R_SAM, "81.7 84.6 82.6 85.2"),
+    "imagenet_resnet50_ae_sam": (AE_SAM, "77.11 77.47 77.25 77.38 77.13 77.43 77.29"),
+    "imagenet_resnet50_le_sam": (IMAGENET, "76.02 76.94 76.68 77.02 76.93 76.70 77.41"),
+    "imagenet_resnet101_le_sam": (IMAGENET, "77.81 78.96 78.43 79.10 78.72 78.54 79.31"),
+    "imagenet_vit_b16_r_sam": (R_GSAM, "74.7 79.8 80.8 80.7 81.2"),
+    "imagenet_vit_s16_r_sam": (VIT, "74.9 77.9 78.7"),
+    "imagenet_vit_b16_mixup_r_sam": (VIT, "75.7 80.4 81.1"),
+    "imagenet_vit_b16_randaug_r_sam": (VIT, "79.6 80.8 81.6"),
     "cifar10_resnet18_wsam": (WSAM, "4.32 3.68 3.83 3.71 3.58 3.62"),
     "cifar100_resnet18_wsam": (WSAM, "20.51 19.97 20.67 19.84 19.49 19.42"),
     "cifar10_wrn28_10_wsam": (WSAM, "3.73 2.94 2.99 2.91 2.91 2.74"),
@@ -118,7 +129,8 @@ def test_the_name_tells_data_model_and_method(name, recipe):
     assert recipe.model in MODELS
     assert recipe.dataset in cost.SIZES
     assert recipe.method in {"sgd", *sam_optax.__all__}
-    assert {*recipe.augmentation} <= {"crop", "flip", "cutout"}
+    assert {*recipe.augmentation} <= {"crop", "flip", "cutout", "inception", "randaugment"}
+    assert recipe.normalization in {"data", "imagenet", "half"}
     assert recipe.schedule in {"cosine", "cosine_epoch", "linear", "constant"}
     assert recipe.noise in {"flip", "symmetric"}
 
@@ -199,6 +211,7 @@ def test_steps_count_the_examples_that_are_left():
     assert cost.steps(RECIPES["digits"]) == 100 * (1_437 // 64)
     assert cost.steps(RECIPES["mnist_noise40"]) == 50 * (2_000 // 64)
     assert cost.steps(RECIPES["cifar10_resnet18_wsam"].of("sgd")) == 400 * (50_000 // 128)
+    assert cost.steps(RECIPES["imagenet_vit_b16_r_sam"]) == 300 * (1_281_167 // 4096)
     # CIFAR-100-LT has 10,847 and 12,608 images
     assert cost.steps(RECIPES["cifar100_resnet32_lt100_le_sam"]) == 200 * (10_847 // 64)
     assert cost.steps(RECIPES["cifar100_resnet32_lt50_le_sam"]) == 200 * (12_608 // 64)

@@ -32,6 +32,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn34_10": functools.partial(WideResNet, depth=34, factor=10),
     "pyramidnet110": functools.partial(PyramidNet, depth=110, alpha=270),
     "vit_small": ViT,
+    # For images of 224, at which papers give their sizes.
+    "imagenet_resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), imagenet=True),
+    "imagenet_resnet50": functools.partial(
+        ResNet, blocks=(3, 4, 6, 3), bottleneck=True, imagenet=True
+    ),
+    "imagenet_resnet101": functools.partial(
+        ResNet, blocks=(3, 4, 23, 3), bottleneck=True, imagenet=True
+    ),
+    "vit_s16": functools.partial(ViT, patch=16),
+    "vit_b16": functools.partial(ViT, patch=16, width=768),  # and DeiT-B, whose shape is the same
 }
 
 

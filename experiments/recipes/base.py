@@ -40,7 +40,8 @@ class Recipe:
         the workers of a streamed set "inception" (a random resized crop), "randaugment", "jitter"
         (brightness, contrast, saturation and hue) and "grayscale".
       crop_area: the smallest and the largest share of the image that "inception" crops.
-      randaugment: the number of operations of "randaugment" and their magnitude, 0 to 10.
+      randaugment: the number of operations of "randaugment" and their magnitude, of which 10 is the
+        strongest of its paper.
       image_size: height and width of the images that the model sees; None for those of the set. A
         streamed set needs it, another is resized on the device.
       normalization: mean and deviation a channel of "data", the training images, of "imagenet", or

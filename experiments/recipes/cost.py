@@ -12,6 +12,7 @@ SIZES = {
     "mnist": (60_000, 10),
     "cifar10": (50_000, 10),
     "cifar100": (50_000, 100),
+    "imagenet2012": (1_281_167, 1000),
 }
 
 # The settings of `sam_optax` that decide the cost of a method, where a recipe has none.
