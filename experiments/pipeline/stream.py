@@ -1,16 +1,17 @@
 """Batches of augmented images from records on disk, made by worker processes or threads."""
 
 from collections.abc import Iterator, Sequence
-import contextlib
 import functools
 import itertools
 import math
-from multiprocessing import parent_process, resource_tracker
+from multiprocessing import parent_process, resource_tracker, util
 import os
+import queue
 import signal
 import sys
 import threading
 from typing import NamedTuple
+import weakref
 
 from absl import flags
 import grain
@@ -45,9 +46,9 @@ class Stream:
     With workers each is a process of its own, which costs a few seconds to start and reads the
     records anew; without, threads of this process do the work, as many as there are cores.
     What comes does not depend on their number. They hand over pieces of up to 32 images, and W
-    workers make at most B + 128 W + 32 images ahead of this process's batch of B, which is copied
-    from as many: beside what the workers need to run at most (3 B + 128 W + 32) · 3 · size² bytes
-    are held. Threads make a batch or a piece each ahead.
+    workers make at most B + 128 W + 32 images ahead of the batch of B that is put together from as
+    many while the caller has the one before: beside what the workers need to run, at most
+    (3 B + 128 W + 32) · 3 · size² bytes are held. Threads make a batch or a piece each ahead.
 
     Attributes:
       examples: their number.
@@ -199,30 +200,71 @@ class Stream:
 
 
 class _Batches(Iterator[Raw]):
-    """The batches of a plan, put together from pieces that are being made from now on."""
+    """The batches of a plan, which a thread puts together ahead of time.
+
+    Between the thread and the caller are simple queues alone, whose locks a Ctrl-C in the caller
+    leaves as they are; one within Grain's could leave them locked for ever.
+    """
 
     def __init__(self, plan, maker, workers, corrupt):
-        self._count, self._corrupt = plan.pieces, corrupt
-        self._pieces = _started(plan, maker, workers)
+        self._corrupt, self._ended = corrupt, False
+        self._wanted, self._ready = queue.SimpleQueue(), queue.SimpleQueue()
+        arguments = (plan, maker, workers, self._wanted, self._ready)
+        thread = threading.Thread(target=_put_together, args=arguments, daemon=True)
+        thread.start()
+        self._wanted.put(True)
+        self._close = weakref.finalize(self, _end, thread, self._wanted)
 
     def __next__(self):
-        found = list(itertools.islice(self._pieces, self._count))
-        if not found:
+        if self._ended or not self._close.alive:
             raise StopIteration
-        parts, corrupt = zip(*found, strict=True)
-        for name in itertools.chain(*corrupt):
+        self._wanted.put(True)
+        made = self._ready.get()
+        if made is None or isinstance(made, Exception):
+            self._ended = True
+            raise made or StopIteration
+        batch, corrupt = made
+        for name in corrupt:
             if name not in self._corrupt:
                 self._corrupt.append(name)
-        # copied: the shared memory of a piece goes with it
-        return Raw(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        return batch
 
     def close(self):
         """Ends the workers; there are no more batches."""
-        self._pieces.close()
+        self._close()
 
-    def __del__(self):
-        if hasattr(self, "_pieces"):
-            self.close()
+
+def _end(thread, wanted):
+    wanted.put(False)
+    thread.join()
+
+
+def _put_together(plan, maker, workers, wanted, ready):
+    """Puts a batch and the names of what is corrupt for each True that is wanted.
+
+    None at the end, or else an error.
+    """
+    resource_tracker.ensure_running()  # where it is not, starting it would unblock these:
+    # What this thread starts never sees Ctrl-C or SIGTERM, which are the parent's to act on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    pieces = iter(())
+    try:
+        pieces = _started(plan, maker, workers)
+        while wanted.get():
+            found = list(itertools.islice(pieces, plan.pieces))
+            if not found:
+                ready.put(None)
+                return
+            parts, corrupt = zip(*found, strict=True)
+            # copied: the shared memory of a piece goes with it
+            batch = Raw(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            ready.put((batch, list(itertools.chain(*corrupt))))
+            del found, parts, batch
+    except Exception as error:  # the caller's to raise
+        ready.put(error)
+    finally:
+        if hasattr(pieces, "close"):
+            pieces.close()
 
 
 class _Plan:
@@ -362,7 +404,7 @@ class _Maker:
 
 
 def _started(plan, maker, workers):
-    """The iterator over the pieces, already at work."""
+    """The iterator over the pieces."""
     made = grain.MapDataset.source(plan).map(maker)
     if not workers:
         threads = os.cpu_count() or 1
@@ -375,28 +417,15 @@ def _started(plan, maker, workers):
         num_workers=workers, per_worker_buffer_size=math.ceil(plan.pieces / (2 * workers))
     )
     _parse_flags()
-    with _signals_blocked():
-        iterator = iter(pieces.mp_prefetch(options, worker_init_fn=_prepare_worker))
-        iterator.get_state()  # makes the iterators of all workers, which start_prefetch starts
-        iterator.start_prefetch()
-    return iterator
-
-
-@contextlib.contextmanager
-def _signals_blocked():
-    """Processes started within never see Ctrl-C or SIGTERM, which are the parent's to act on."""
-    resource_tracker.ensure_running()  # where it is not, starting it would unblock them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return iter(pieces.mp_prefetch(options, worker_init_fn=_prepare_worker))
 
 
 def _prepare_worker(worker, workers):
-    """Lets a worker end when its parent is gone, however that ended."""
+    """Lets a worker end when its parent is gone, however that ended, and end quickly."""
     del worker, workers
     _parse_flags()
+    # after all that has to be done at the end: taking the interpreter down is no use
+    util.Finalize(None, os._exit, args=(0,), exitpriority=-100)
 
     def wait():
         parent_process().join()
