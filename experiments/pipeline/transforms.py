@@ -55,7 +55,8 @@ def random_resized_crop(
 
     Its share of the area is uniform and the logarithm of its width over its height is; of 10 draws
     the first that fits into the image is taken, else the largest window in the centre with the
-    image's own ratio brought into the range.
+    image's own ratio brought into the range. At the window's border the filter of the resize sees
+    what lies beyond it, where a crop of its own would end it there.
 
     Args:
       rng: of the window.
