@@ -1,6 +1,5 @@
 """Images from disk: each transform by hand, and the stream whatever makes it."""
 
-import functools
 import io
 import itertools
 import math
@@ -787,11 +786,14 @@ def test_a_closed_stream_of_batches_has_no_more():
 
 
 PROGRAM = """
+import signal
 import sys
 from experiments.pipeline.records import TfdsRecords
 from experiments.pipeline.stream import Stream
 
 if __name__ == "__main__":
+    # where the tests run in the background, Ctrl-C is ignored unless told otherwise
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     records = TfdsRecords("imagenet2012", "train", data_dir=sys.argv[1])
     batches = Stream(records, size=8, classes=1000, workers=2).batches(seed=0, batch_size=8)
     print(next(batches).valid.sum(), flush=True)
@@ -816,8 +818,6 @@ def program(tmp_path, data_dir):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # where the tests run in the background, Ctrl-C is ignored unless told otherwise
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
         )
         started.append(process)
         return process
