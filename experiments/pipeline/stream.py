@@ -54,6 +54,7 @@ class Stream:
       examples: their number.
       shape: of an image.
       classes: their number.
+      workers: processes; 0 for threads.
       corrupt: names of the records that could not be read or decoded and were left out, each once,
         in the order in which their batches were handed out.
     """
@@ -115,7 +116,7 @@ class Stream:
         self.shape = (size, size, 3)
         self.classes = classes
         self.corrupt: list[str] = []
-        self._workers = workers
+        self.workers = workers
         self._maker = functools.partial(
             _Maker,
             records=records,
@@ -196,7 +197,7 @@ class Stream:
         return self._run(_Plan(self.examples, batch_size, process, processes))
 
     def _run(self, plan):
-        return _Batches(plan, self._maker(plan=plan), self._workers, self.corrupt)
+        return _Batches(plan, self._maker(plan=plan), self.workers, self.corrupt)
 
 
 class _Batches(Iterator[Raw]):

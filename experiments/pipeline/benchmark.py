@@ -1,0 +1,333 @@
+"""Images a second of the streamed input pipeline, against bare loops in as many processes.
+
+    python -m experiments.pipeline.benchmark [options]
+
+Makes images of ImageNet's size, or reads a prepared set, and in turns measures processes that only
+read and decode, processes that also crop and flip, and the stream with as many workers. Then one
+long run of the stream, for its memory. Writes <out>/<name>/: pipeline.json, pipeline.md.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import io
+import multiprocessing
+import os
+from pathlib import Path
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from experiments import cli, data, runs
+from experiments.pipeline import transforms
+from experiments.pipeline.records import TfdsRecords
+from experiments.pipeline.stream import PIECE, Stream
+
+TARGET = 0.9
+WIDTH, HEIGHT, NOISE, QUALITY = 500, 375, 19, 90  # about 110 kB
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Images a second of the streamed input pipeline, against bare loops."""
+
+    dataset: str | None = None
+    """A prepared set of TFDS; left out, images of ImageNet's size are made."""
+    split: str = "train"
+    """Of that set."""
+    data_dir: Path = data.DATA_DIR
+    """The TFDS directory."""
+    images: int = 512
+    """Images of a turn."""
+    size: int = 224
+    """Side of what they are cropped to."""
+    batch_size: int = 128
+    """Images a batch."""
+    workers: tuple[int, ...] = (1, 2)
+    """Numbers of processes."""
+    rounds: int = 5
+    """Turns of each; a ratio is the median over them."""
+    memory_images: int = 4096
+    """Images of the run whose memory is measured."""
+    name: str = "pipeline"
+    """The folder inside --out."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+
+
+class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Smooth random images with noise, that are as hard to decode as photographs."""
+
+    name = "made"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, images, **kwargs):
+        self.images = images
+        super().__init__(**kwargs)
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=1000),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(self.images):
+            yield i, {"image": io.BytesIO(photograph(i)), "label": i % 1000}
+
+
+def photograph(seed: int) -> bytes:
+    """A JPEG of ImageNet's mean size in pixels and bytes."""
+    rng = np.random.default_rng(seed)
+    size = (WIDTH, HEIGHT) if seed % 4 else (HEIGHT, WIDTH)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
+    noisy = smooth + rng.normal(0, NOISE, smooth.shape[:2])[..., None]
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "jpeg", quality=QUALITY)
+    return file.getvalue()
+
+
+def loop(records: TfdsRecords, size: int, connection: Any) -> None:
+    """A bare process: does what it is told of, indices at a time, until it is told nothing."""
+    images = np.empty((PIECE, size, size, 3), np.uint8)
+    while (told := connection.recv()) is not None:
+        kind, indices = told
+        for i, index in enumerate(indices):
+            image = transforms.decode(records[index].image)
+            if kind == "bare":
+                rng = np.random.default_rng([0, index])
+                image = transforms.random_resized_crop(rng, image, size)
+                images[i % PIECE] = transforms.flip(rng, image)
+        connection.send(len(indices))
+
+
+class Loops:
+    """Bare processes that wait for what to do."""
+
+    def __init__(self, records: TfdsRecords, size: int, count: int):
+        """Starts them, and has each open its files."""
+        context = multiprocessing.get_context("spawn")
+        self._processes, self._ends = [], []
+        for _ in range(count):
+            end, other = context.Pipe()
+            process = context.Process(target=loop, args=(records, size, other), daemon=True)
+            process.start()
+            self._processes.append(process)
+            self._ends.append(end)
+        self.rate("bare", np.arange(count))
+
+    def rate(self, kind: str, indices: np.ndarray) -> float:
+        """Images a second, in equal shares."""
+        start = time.perf_counter()
+        for i, end in enumerate(self._ends):
+            end.send((kind, indices[i :: len(self._ends)].tolist()))
+        for end in self._ends:
+            end.recv()
+        return len(indices) / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        """Ends them."""
+        for end, process in zip(self._ends, self._processes, strict=True):
+            end.send(None)
+            process.join()
+
+
+def stream_rate(stream: Stream, batch_size: int, images: int) -> tuple[float, float]:
+    """Seconds to the first batch, and images a second when nothing made ahead is left."""
+    start = time.perf_counter()
+    batches = stream.batches(seed=0, batch_size=batch_size)
+    try:
+        next(batches)
+        first = time.perf_counter() - start
+        for _ in range(ahead(batch_size, stream.workers) // batch_size + 1):
+            next(batches)
+        count = -(-images // batch_size)
+        start = time.perf_counter()
+        for _ in range(count):
+            next(batches)
+        return first, count * batch_size / (time.perf_counter() - start)
+    finally:
+        batches.close()
+
+
+def ahead(batch_size: int, workers: int) -> int:
+    """The images that are made at most before the caller asks for them, as `Stream` tells."""
+    return 2 * batch_size + 128 * workers + PIECE
+
+
+def measure(records: TfdsRecords, options: Options, workers: int) -> dict[str, Any]:
+    """A row: what each way makes in turns, and the medians of the ratios."""
+    stream = Stream(records, size=options.size, classes=records.classes, workers=workers)
+    rng = np.random.default_rng(0)
+    loops = Loops(records, options.size, workers)
+    turns: dict[str, list[float]] = {kind: [] for kind in ("decode", "bare", "stream", "first")}
+    for _ in range(options.rounds):
+        indices = rng.permutation(len(records))[: options.images]
+        turns["decode"].append(loops.rate("decode", indices))
+        before = loops.rate("bare", indices)
+        first, rate = stream_rate(stream, options.batch_size, options.images)
+        turns["first"].append(first)
+        turns["stream"].append(rate)
+        # before and after, as what else the machine does changes in the seconds between
+        turns["bare"].append((before + loops.rate("bare", indices)) / 2)
+    loops.close()
+    ratios = np.divide(turns["stream"], turns["bare"])
+    return {
+        "workers": workers,
+        "turns": turns,
+        **{key: float(np.median(values)) for key, values in turns.items()},
+        "ratio": float(np.median(ratios)),
+        "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
+    }
+
+
+def memory(records: TfdsRecords, options: Options, workers: int) -> dict[str, Any]:
+    """Megabytes of this process and of all workers over one long run, shared pages in each.
+
+    Of the first tenth, in which all is allocated, and of the whole.
+    """
+    stream = Stream(records, size=options.size, classes=records.classes, workers=workers)
+    before = {child.pid for child in multiprocessing.active_children()}
+    steps = max(20, options.memory_images // options.batch_size)
+    parents, others = [], []
+    start = resident(os.getpid())
+    batches = stream.batches(seed=0, batch_size=options.batch_size)
+    try:
+        for step in range(steps):
+            next(batches)
+            if step % -(-steps // 100):
+                continue
+            children = {child.pid for child in multiprocessing.active_children()} - before
+            parents.append(resident(os.getpid()))
+            others.append(sum(map(resident, children)))
+    finally:
+        batches.close()
+    tenth = max(1, len(parents) // 10)
+    batch = options.batch_size * options.size**2 * 3
+    return {
+        "workers": workers,
+        "images": steps * options.batch_size,
+        "batch": batch / 1e6,
+        "bound": (batch / options.batch_size)
+        * (3 * options.batch_size + 128 * workers + PIECE)
+        / 1e6,
+        "parent_before": start,
+        "parent_first": max(parents[:tenth]),
+        "parent_peak": max(parents),
+        "workers_first": max(others[:tenth]),
+        "workers_peak": max(others),
+    }
+
+
+def resident(process: int) -> float:
+    """Megabytes that a process holds in memory now; 0 of one that has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return 0.0
+    return float(status.partition("VmRSS:")[2].split()[0]) / 1000
+
+
+def prepared(options: Options, folder: str) -> TfdsRecords:
+    """The records of the set that is asked for, or of images made in a folder."""
+    try:
+        if options.dataset is not None:
+            return TfdsRecords(options.dataset, options.split, data_dir=options.data_dir)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):
+            Made(options.images, data_dir=folder, file_format="array_record").download_and_prepare()
+        return TfdsRecords("made", "train", data_dir=Path(folder))
+    except (ValueError, data.NotPreparedError) as error:
+        raise cli.UserError(str(error)) from error
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    for name in ("images", "size", "batch_size", "rounds", "memory_images"):
+        if (value := getattr(options, name)) < 1:
+            raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if min(options.workers, default=0) < 1:
+        raise cli.UserError(f"--workers must be at least 1 each, got {options.workers}.")
+    config = dataclasses.asdict(options)
+    path = runs.renewed(options.out, options.name, config, "pipeline.json")
+    with tempfile.TemporaryDirectory() as folder:
+        records = prepared(options, folder)
+        if len(records) < max(options.batch_size, options.images):
+            raise cli.UserError(
+                f"--images {options.images} or --batch-size {options.batch_size} exceeds the "
+                f"{len(records)} records: pass less."
+            )
+        if options.images < max(options.workers):
+            raise cli.UserError(f"--images must be at least one a worker, got {options.images}.")
+        sample = [records[i].image for i in range(min(200, len(records)))]
+        found = {
+            "config": config,
+            "bytes": float(np.mean([len(image) for image in sample])),
+            "rows": [measure(records, options, workers) for workers in options.workers],
+            "memory": [memory(records, options, workers) for workers in options.workers],
+            "cores": os.cpu_count(),
+            **runs.provenance(),
+        }
+    runs.write_json(path / "pipeline.json", found)
+    runs.write_text(path / "pipeline.md", markdown(found))
+    print(f"written to {path}/")
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table of rates and that of memory."""
+    config = found["config"]
+    what = config["dataset"] or f"made images of {WIDTH} x {HEIGHT}"
+    lines = [
+        "# Images a second of the input pipeline",
+        "",
+        f"{what}, {found['bytes'] / 1000:.0f} kB each, cropped to {config['size']} and flipped, in "
+        f"batches of {config['batch_size']}; {found['cores']} cores. Medians of {config['rounds']} "
+        f"turns of {config['images']} images, taken alternately. The bare loop reads, decodes, "
+        "crops and flips in as many processes and hands nothing over; its rate is the mean of that "
+        "before and that after the stream.",
+        "",
+        "| workers | decode alone | bare loop | stream | stream over bare (quartiles) | "
+        f"at least {TARGET:g} | first batch, s |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["rows"]:
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['workers']} | {row['decode']:.0f} | {row['bare']:.0f} | {row['stream']:.0f} | "
+            f"{row['ratio']:.3f} ({low:.3f} to {high:.3f}) | "
+            f"{'yes' if row['ratio'] >= TARGET else 'no'} | {row['first']:.1f} |"
+        )
+    lines += [
+        "",
+        "## Memory",
+        "",
+        "Megabytes of this process and of all workers together, largest of the first tenth of a "
+        "long run and of the whole; memory that they share counts in each that has touched it.",
+        "",
+        "| workers | images | a batch | most images held | this process: before | first tenth "
+        "| peak | workers: first tenth | peak |",
+        f"|{'--:|' * 9}",
+    ]
+    for row in found["memory"]:
+        figures = (
+            *("batch", "bound", "parent_before", "parent_first", "parent_peak"),
+            *("workers_first", "workers_peak"),
+        )
+        cells = " | ".join(f"{row[figure]:.0f}" for figure in figures)
+        lines.append(f"| {row['workers']} | {row['images']:,} | {cells} |")
+    versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
+    return "\n".join([*lines, "", f"{versions}.", ""])
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
