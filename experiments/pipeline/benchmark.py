@@ -7,7 +7,8 @@ read and decode, processes that also crop and flip, and the stream with as many 
 long run of the stream, for its memory. Writes <out>/<name>/: pipeline.json, pipeline.md.
 """
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Iterable, Mapping
 import contextlib
 import dataclasses
 import io
@@ -124,16 +125,18 @@ class Loops:
             process.start()
             self._processes.append(process)
             self._ends.append(end)
-        self.rate("bare", np.arange(count))
+        self.run("bare", np.arange(count))
 
-    def rate(self, kind: str, indices: np.ndarray) -> float:
-        """Images a second, in equal shares."""
-        start = time.perf_counter()
+    def run(self, kind: str, indices: np.ndarray) -> tuple[float, float]:
+        """Images a second, in equal shares; the processors' seconds an image."""
+        pids = [process.pid for process in self._processes]
+        start, used = time.perf_counter(), spent(pids)
         for i, end in enumerate(self._ends):
             end.send((kind, indices[i :: len(self._ends)].tolist()))
         for end in self._ends:
             end.recv()
-        return len(indices) / (time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return len(indices) / seconds, (spent(pids) - used) / len(indices)
 
     def close(self) -> None:
         """Ends them."""
@@ -142,8 +145,12 @@ class Loops:
             process.join()
 
 
-def stream_rate(stream: Stream, batch_size: int, images: int) -> tuple[float, float]:
-    """Seconds to the first batch, and images a second when nothing made ahead is left."""
+def run_stream(stream: Stream, batch_size: int, images: int) -> dict[str, float]:
+    """Seconds to the first batch; then, when nothing that was made ahead is left, as `Loops.run`.
+
+    The processors' seconds are those of the workers, and of this process.
+    """
+    others = workers_now()
     start = time.perf_counter()
     batches = stream.batches(seed=0, batch_size=batch_size)
     try:
@@ -151,13 +158,34 @@ def stream_rate(stream: Stream, batch_size: int, images: int) -> tuple[float, fl
         first = time.perf_counter() - start
         for _ in range(ahead(batch_size, stream.workers) // batch_size + 1):
             next(batches)
+        workers, parent = workers_now() - others, {os.getpid()}
         count = -(-images // batch_size)
-        start = time.perf_counter()
+        start, used, used_here = time.perf_counter(), spent(workers), spent(parent)
         for _ in range(count):
             next(batches)
-        return first, count * batch_size / (time.perf_counter() - start)
+        images = count * batch_size
+        return {
+            "stream": images / (time.perf_counter() - start),
+            "stream_cpu": (spent(workers) - used) / images,
+            "parent_cpu": (spent(parent) - used_here) / images,
+            "first": first,
+        }
     finally:
         batches.close()
+
+
+def workers_now() -> set[int]:
+    """The processes that this one has started and that have not ended."""
+    return {child.pid for child in multiprocessing.active_children()}
+
+
+def spent(processes: Iterable[int]) -> float:
+    """Seconds of a processor that all of them have taken, in ticks of 1/100 s or so."""
+    ticks = 0
+    for process in processes:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # in the user's code and in the system's
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def ahead(batch_size: int, workers: int) -> int:
@@ -170,23 +198,26 @@ def measure(records: TfdsRecords, options: Options, workers: int) -> dict[str, A
     stream = Stream(records, size=options.size, classes=records.classes, workers=workers)
     rng = np.random.default_rng(0)
     loops = Loops(records, options.size, workers)
-    turns: dict[str, list[float]] = {kind: [] for kind in ("decode", "bare", "stream", "first")}
+    turns = collections.defaultdict(list)
     for _ in range(options.rounds):
         indices = rng.permutation(len(records))[: options.images]
-        turns["decode"].append(loops.rate("decode", indices))
-        before = loops.rate("bare", indices)
-        first, rate = stream_rate(stream, options.batch_size, options.images)
-        turns["first"].append(first)
-        turns["stream"].append(rate)
+        turns["decode"].append(loops.run("decode", indices)[0])
+        before = loops.run("bare", indices)
+        for key, value in run_stream(stream, options.batch_size, options.images).items():
+            turns[key].append(value)
         # before and after, as what else the machine does changes in the seconds between
-        turns["bare"].append((before + loops.rate("bare", indices)) / 2)
+        rate, cpu = np.mean([before, loops.run("bare", indices)], axis=0)
+        turns["bare"].append(float(rate))
+        turns["bare_cpu"].append(float(cpu))
     loops.close()
     ratios = np.divide(turns["stream"], turns["bare"])
+    cpu_ratios = np.divide(turns["bare_cpu"], turns["stream_cpu"])
     return {
         "workers": workers,
         "turns": turns,
         **{key: float(np.median(values)) for key, values in turns.items()},
         "ratio": float(np.median(ratios)),
+        "cpu_ratio": float(np.median(cpu_ratios)),
         "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
     }
 
@@ -197,7 +228,7 @@ def memory(records: TfdsRecords, options: Options, workers: int) -> dict[str, An
     Of the first tenth, in which all is allocated, and of the whole.
     """
     stream = Stream(records, size=options.size, classes=records.classes, workers=workers)
-    before = {child.pid for child in multiprocessing.active_children()}
+    before = workers_now()
     steps = max(20, options.memory_images // options.batch_size)
     parents, others = [], []
     start = resident(os.getpid())
@@ -207,9 +238,8 @@ def memory(records: TfdsRecords, options: Options, workers: int) -> dict[str, An
             next(batches)
             if step % -(-steps // 100):
                 continue
-            children = {child.pid for child in multiprocessing.active_children()} - before
             parents.append(resident(os.getpid()))
-            others.append(sum(map(resident, children)))
+            others.append(sum(map(resident, workers_now() - before)))
     finally:
         batches.close()
     tenth = max(1, len(parents) // 10)
@@ -294,18 +324,22 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"batches of {config['batch_size']}; {found['cores']} cores. Medians of {config['rounds']} "
         f"turns of {config['images']} images, taken alternately. The bare loop reads, decodes, "
         "crops and flips in as many processes and hands nothing over; its rate is the mean of that "
-        "before and that after the stream.",
+        "before and that after the stream. What else runs on the machine moves rates more than the "
+        "processors' time that an image takes, of which the last columns tell.",
         "",
         "| workers | decode alone | bare loop | stream | stream over bare (quartiles) | "
-        f"at least {TARGET:g} | first batch, s |",
-        "|--:|--:|--:|--:|--:|--:|--:|",
+        f"at least {TARGET:g} | first batch, s | ms an image: bare loop | stream's workers | this "
+        "process | bare over workers |",
+        f"|{'--:|' * 11}",
     ]
     for row in found["rows"]:
         low, high = row["ratio_quartiles"]
         lines.append(
             f"| {row['workers']} | {row['decode']:.0f} | {row['bare']:.0f} | {row['stream']:.0f} | "
             f"{row['ratio']:.3f} ({low:.3f} to {high:.3f}) | "
-            f"{'yes' if row['ratio'] >= TARGET else 'no'} | {row['first']:.1f} |"
+            f"{'yes' if row['ratio'] >= TARGET else 'no'} | {row['first']:.1f} | "
+            f"{1000 * row['bare_cpu']:.2f} | {1000 * row['stream_cpu']:.2f} | "
+            f"{1000 * row['parent_cpu']:.2f} | {row['cpu_ratio']:.3f} |"
         )
     lines += [
         "",

@@ -1,0 +1,55 @@
+"""What the pipeline makes a second: the command, on a few images."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+from experiments.pipeline import benchmark
+
+
+def options(path, **changes):
+    few = {"images": 8, "size": 16, "batch_size": 4, "workers": (1,), "rounds": 1}
+    return benchmark.Options(out=path, **{**few, "memory_images": 80, **changes})
+
+
+@pytest.mark.slow
+def test_the_command_measures_all_and_writes_it(tmp_path):
+    benchmark.main(options(tmp_path))
+    found = json.loads((tmp_path / "pipeline" / "pipeline.json").read_text())
+    (row,), (memory,) = found["rows"], found["memory"]
+    assert 60_000 < found["bytes"] < 160_000
+    assert min(row["decode"], row["bare"], row["bare_cpu"]) > 0
+    assert row["stream"] > 0
+    assert row["ratio"] == pytest.approx(row["stream"] / row["bare"])
+    assert memory["images"] == 80
+    assert memory["workers_peak"] >= memory["workers_first"] > 10
+    assert "| 1 |" in (tmp_path / "pipeline" / "pipeline.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 0}, "--images must be at least 1, got 0"),
+        ({"workers": (0,)}, "--workers must be at least 1 each"),
+        ({"workers": (9,)}, "--images must be at least one a worker, got 8"),
+        ({"batch_size": 9}, "--images 8 or --batch-size 9 exceeds the 8 records"),
+        ({"dataset": "nothing"}, "unknown data set 'nothing'"),
+    ],
+)
+def test_what_cannot_be_measured(tmp_path, changes, message):
+    with pytest.raises(cli.UserError, match=message):
+        benchmark.main(options(tmp_path, **changes))
+
+
+def test_a_process_has_memory_and_has_taken_time():
+    assert benchmark.resident(os.getpid()) > 10
+    assert benchmark.spent([os.getpid()]) > 0.1
+    assert benchmark.resident(2**22 + 1) == 0 or Path(f"/proc/{2**22 + 1}").exists()
+
+
+def test_made_images_are_of_imagenets_size():
+    sizes = [len(benchmark.photograph(i)) for i in range(8)]
+    assert 90_000 < sum(sizes) / 8 < 130_000
