@@ -16,7 +16,7 @@ import sam_optax
 MODELS = {
     "mlp", "cnn", "small_cnn", "small_resnet", "resnet18", "resnet34", "resnet50", "resnet32",
     "wrn28_10", "wrn34_10", "pyramidnet110", "vit_small", "imagenet_resnet18", "imagenet_resnet50",
-    "imagenet_resnet101", "vit_s16", "vit_b16",
+    "imagenet_resnet101", "vit_s16", "vit_b16", "vit_b16_original",
 }  # fmt: skip
 
 LABELS = {

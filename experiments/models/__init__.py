@@ -27,21 +27,22 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2)),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3)),
     "resnet50": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
+    "imagenet_resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), imagenet_stem=True),
+    "imagenet_resnet50": functools.partial(
+        ResNet, blocks=(3, 4, 6, 3), bottleneck=True, imagenet_stem=True
+    ),
+    "imagenet_resnet101": functools.partial(
+        ResNet, blocks=(3, 4, 23, 3), bottleneck=True, imagenet_stem=True
+    ),
     "resnet32": functools.partial(ResNet, blocks=(5, 5, 5), width=16, projection=False),
     "wrn28_10": functools.partial(WideResNet, depth=28, factor=10),
     "wrn34_10": functools.partial(WideResNet, depth=34, factor=10),
     "pyramidnet110": functools.partial(PyramidNet, depth=110, alpha=270),
     "vit_small": ViT,
-    # For images of 224, at which papers give their sizes.
-    "imagenet_resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), imagenet=True),
-    "imagenet_resnet50": functools.partial(
-        ResNet, blocks=(3, 4, 6, 3), bottleneck=True, imagenet=True
-    ),
-    "imagenet_resnet101": functools.partial(
-        ResNet, blocks=(3, 4, 23, 3), bottleneck=True, imagenet=True
-    ),
-    "vit_s16": functools.partial(ViT, patch=16),
-    "vit_b16": functools.partial(ViT, patch=16, width=768),  # and DeiT-B, whose shape is the same
+    "vit_s16": functools.partial(ViT, patch=16),  # DeiT-S
+    "vit_b16": functools.partial(ViT, patch=16, width=768),  # DeiT-B
+    # ViT-B/16 as its authors' own code computes it, for their weights.
+    "vit_b16_original": functools.partial(ViT, patch=16, width=768, gelu_approximate=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""Residual networks, for small images and for those of ImageNet."""
+"""Residual networks, for small images and for ImageNet."""
 
 import functools
 from typing import Any, ClassVar
@@ -61,12 +61,16 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network whose first convolution is 3x3, without max-pooling, or that of ImageNet.
+    """A residual network, by default with a 3x3 convolution in front and without max-pooling.
 
     ResNet-18, -34 and -50 of He et al., CVPR 2016, table 1, in the form for CIFAR of
     github.com/kuangliu/pytorch-cifar, which the code of ESAM has too; ResNet-32 is of their section
     4.2 itself. Kernels start from He normal (their section 3.4), with the fan-out of their code;
     pytorch-cifar leaves PyTorch's default, U(±1/√fan-in), a sixth of the variance.
+
+    With the stem of ImageNet they are the table's own, as torchvision has them ("v1.5": the stride
+    is in the 3x3 convolution of a bottleneck); their weights load, see `experiments.pretrained`.
+    Only the classifier's biases start otherwise, from zero.
 
     Attributes:
       classes: the number of classes.
@@ -77,9 +81,8 @@ class ResNet(nn.Module):
       projection: of the blocks. Section 4.2 has none, "option A"; its zeros are behind the channels
         as in fb.resnet.torch, where others put half of them in front, a permutation of channels.
       stem_stride: of the first convolution; 2 makes every layer four times as cheap.
-      imagenet: whether the first convolution is 7x7 at stride 2, with 3x3 max-pooling at stride 2
-        behind it, as in the table; the network is then torchvision's ResNet-18, -50 or -101, whose
-        bottlenecks have the stride in the 3x3 convolution too.
+      imagenet_stem: whether a 7x7 convolution of stride 2 and a 3x3 max-pooling of stride 2 stand
+        in front, in place of the 3x3 convolution of stem_stride.
       dtype: of the computation; parameters, batch statistics and logits are float32.
     """
 
@@ -91,17 +94,17 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     projection: bool = True
     stem_stride: int = 1
-    imagenet: bool = False
+    imagenet_stem: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Logits [B, classes] of images [B, H, W, C]; train updates the running statistics."""
-        size, stride = (7, 2) if self.imagenet else (3, self.stem_stride)
+        size, stride = (7, 2) if self.imagenet_stem else (3, self.stem_stride)
         x = convolution(self.width, size, stride=stride, dtype=self.dtype)(images)
         x = nn.relu(batch_norm(train=train, dtype=self.dtype)(x))
-        if self.imagenet:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        if self.imagenet_stem:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 x = Block(

@@ -18,11 +18,13 @@ class Block(nn.Module):
 
     Attributes:
       heads: of the attention; a divisor of the width.
+      gelu_approximate: whether GELU is its approximation by tanh.
       dtype: of the computation. The sums and the softmax of the attention, and the moments of layer
         normalisation, are float32.
     """
 
     heads: int
+    gelu_approximate: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -39,7 +41,7 @@ class Block(nn.Module):
         )(y)
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x)
         y = nn.Dense(4 * width, kernel_init=NORMAL, dtype=self.dtype, name="mlp_in")(y)
-        y = nn.gelu(y, approximate=False)
+        y = nn.gelu(y, approximate=self.gelu_approximate)
         return x + nn.Dense(width, kernel_init=NORMAL, dtype=self.dtype, name="mlp_out")(y)
 
 
@@ -57,12 +59,17 @@ class ViT(nn.Module):
     of 32, so the patches here are of 4, customary for CIFAR from scratch: 64 tokens, and 21.3
     million parameters.
 
+    With patches of 16 and 768 channels it is ViT-B/16, which is DeiT-B too: 86.6 million
+    parameters. Weights that others trained load, see `experiments.pretrained`.
+
     Attributes:
       classes: the number of classes.
       patch: height and width of a patch; divides those of the images.
       width: the size of a token. Heads are of 64 as in DeiT's sizes 192, 384 and 768; of the next
         larger divisor of the width where 64 is none.
       depth: the number of blocks.
+      gelu_approximate: whether GELU is its approximation by tanh, Flax's default, with which
+        Dosovitskiy et al. trained; DeiT, timm and torchvision have the exact one.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -72,6 +79,7 @@ class ViT(nn.Module):
     patch: int = 4
     width: int = 384
     depth: int = 12
+    gelu_approximate: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -100,7 +108,9 @@ class ViT(nn.Module):
         positions = self.param("positions", NORMAL, (1, *x.shape[1:]))
         x += positions.astype(self.dtype)
         for block in range(self.depth):
-            x = Block(self._heads(), dtype=self.dtype, name=f"block{block + 1}")(x)
+            x = Block(
+                self._heads(), self.gelu_approximate, dtype=self.dtype, name=f"block{block + 1}"
+            )(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 0])
         return nn.Dense(self.classes, kernel_init=NORMAL, name="head")(x)
 
