@@ -333,9 +333,9 @@ def test_a_vit_has_the_logits_of_its_origin(origin, suffix, tmp_path):
 
 @pytest.mark.parametrize("name", SMALL_RESNETS)
 def test_a_resnet_has_the_logits_of_torchvisions(name, tmp_path):
-    model, x = SMALL_RESNETS[name], normal(2, 3, 33, 33, seed=1)
+    model, x = SMALL_RESNETS[name], normal(2, 3, 32, 32, seed=1)
     state = resnet_state(model)
-    loaded = load(save(tmp_path / "resnet.safetensors", state), model, 33)
+    loaded = load(save(tmp_path / "resnet.safetensors", state), model, 32)
     assert_close(logits(model, loaded, x), resnet_forward(state, x, model), 1e-5)
 
 
@@ -351,9 +351,9 @@ def test_loaded_variables_have_the_structure_the_shapes_and_the_dtypes_of_the_mo
 def test_running_statistics_are_those_of_the_file(tmp_path):
     model = SMALL_RESNETS["basic"]
     state = resnet_state(model)
-    loaded = load(save(tmp_path / "resnet.npz", state), model, 33)
+    loaded = load(save(tmp_path / "resnet.npz", state), model, 32)
     of = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
-    assert of((loaded.params, loaded.model_state)) == of(abstract(model, 33))
+    assert of((loaded.params, loaded.model_state)) == of(abstract(model, 32))
     for ours, theirs in (("mean", "running_mean"), ("var", "running_var")):
         kept = loaded.model_state["batch_stats"]["stage1_block2"]["BatchNorm_1"][ours]
         np.testing.assert_array_equal(kept, state[f"layer1.1.bn2.{theirs}"])
@@ -441,13 +441,13 @@ def test_a_new_head_of_a_resnet_is_that_of_the_parameters(tmp_path):
     path = save(tmp_path / "resnet.npz", resnet_state(model))
     other = model.copy(classes=3)
     state = jax.jit(functools.partial(other.init, train=False))(
-        jax.random.key(0), jnp.zeros((1, 33, 33, 3))
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3))
     )
     params = state.pop("params")
     loaded = pretrained.load(path, params, state, model=other, new_head=True)
     assert loaded.source.new_head
     jax.tree.map(np.testing.assert_array_equal, loaded.params["head"], params["head"])
-    same = load(path, model, 33)
+    same = load(path, model, 32)
     jax.tree.map(np.testing.assert_array_equal, loaded.model_state, same.model_state)
     np.testing.assert_array_equal(
         loaded.params["Conv_0"]["kernel"], same.params["Conv_0"]["kernel"]
@@ -523,8 +523,9 @@ def test_all_differences_are_told_at_once(tmp_path):
         (lambda s: s.update({"conv1.weight": s["conv1.weight"][:, :, 2:5, 2:5]}), "(6, 3, 3, 3)"),
         (lambda s: s["fc.weight"].fill(np.nan), "not finite: 60 of 60 numbers of fc.weight"),
         (lambda s: s.update({"fc.bias": np.full(5, 1e300)}), "not finite: 5 of 5 numbers of fc"),
+        (lambda s: s["bn1.running_var"].fill(-1), "negative: 6 of 6 variances of bn1.running_var"),
     ],
-    ids=["missing", "unexpected", "shape", "nan", "overflow"],
+    ids=["missing", "unexpected", "shape", "nan", "overflow", "negative"],
 )
 def test_a_resnet_that_differs_in_one_thing_is_refused(change, said, tmp_path):
     model = SMALL_RESNETS["basic"]
@@ -532,7 +533,7 @@ def test_a_resnet_that_differs_in_one_thing_is_refused(change, said, tmp_path):
     change(state)
     path = save(tmp_path / "resnet.npz", state)
     with pytest.raises(WeightsError, match=re.escape(said)) as caught:
-        load(path, model, 33)
+        load(path, model, 32)
     assert "Differences: 1." in str(caught.value)
 
 

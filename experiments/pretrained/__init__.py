@@ -133,7 +133,8 @@ def load(
 
     Raises:
       WeightsError: the file cannot be read, is in none of the formats, is of another model, or does
-        not fit; the message lists what is missing, unexpected, of another shape, or not finite.
+        not fit; the message lists what is missing, unexpected, of another shape or type, not
+        finite, or a negative variance.
     """
     arrays, sha256 = read(path)
     known = _format(path, arrays, model)
@@ -211,6 +212,8 @@ def _value(entry, arrays, dtype):
                 sources.append(array.astype(dtype))
             if count := np.sum(~np.isfinite(sources[-1])):
                 wrong.append(f"not finite: {count} of {array.size} numbers of {name}")
+            elif entry.variable[-1] == "var" and (count := np.sum(array < 0)):
+                wrong.append(f"negative: {count} of {array.size} variances of {name}")
     if wrong:
         return None, wrong
     try:
