@@ -9,29 +9,22 @@ that differ in their seeds alone are one row of the table, mean ± deviation; pi
 of them. The page is of the runs given; what was measured of others is kept.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
 import math
 from pathlib import Path
-import statistics
-import time
 from typing import Annotated, Any, Literal
 
 import jax
 import jinja2
 import rich
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 import tyro
 
 from experiments import cli, data, runs
-from experiments.analysis import pictures
-from experiments.analysis.objective import AnalysisError
+from experiments.analysis import kept, pictures, table
 from experiments.analysis.parts import Look, Measures
-from experiments.analysis.trained import Trained
 
 Part = Literal["hessian", "sharpness", "gradients", "landscape", "steps"]
 TABLED = ("hessian", "sharpness")
@@ -61,20 +54,13 @@ class Options:
 
 def main(options: Options) -> None:
     """Runs the command."""
-    if not options.runs:
-        raise cli.UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
-    names = [path.resolve().name for path in options.runs]
-    if len(set(names)) < len(names):
-        raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
     _check(options)
     if options.measures.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    trained = [Trained(path, options.data_dir) for path in options.runs]
+    trained = kept.opened(options.runs, options.data_dir)
     config = dataclasses.asdict(options.measures)
-    path = runs.path_of(options.out, options.name)
-    if (path / runs.CHECKPOINTS).exists():
-        raise cli.UserError(f"{path} is the folder of a run: pass another --out or --name.")
-    about = [{**_about(run), "parts": {}, "seconds": {}} for run in trained]
+    path = kept.page(options.out, options.name)
+    about = [{**kept.about(run), "rows": run.rows, "parts": {}, "seconds": {}} for run in trained]
     with runs.locked(path):
         runs.folder(options.out, options.name, config, overwrite=options.overwrite)
         found = {
@@ -89,7 +75,7 @@ def main(options: Options) -> None:
         rows = summarize(found)
         runs.write_text(path / "analysis.md", markdown(rows, found))
         runs.write_text(path / "report.html", _page(rows, found, drawn, failed))
-    rich.print(_table(rows))
+    rich.print(table.shown(*table.cells(rows, _COLUMNS)))
     print(f"written to {path}/: open report.html")
     if failed:
         raise cli.UserError("not everything could be measured: " + " ".join(failed))
@@ -127,27 +113,6 @@ def _check(options):
     cli.positive("span", measures.span)
 
 
-def _about(run):
-    """What the table and the pictures tell of a run."""
-    figures = ("test_accuracy", "validation_accuracy", "train_loss", "gradients_per_step")
-    return {
-        "name": run.path.name,
-        "method": run.method,
-        "label": run.label,
-        "recipe": run.config["recipe"],
-        "group": run.group,
-        "seed": run.seed,
-        "fingerprint": run.fingerprint,
-        "commit": runs.short(run.summary.get("commit")),
-        "figures": {name: run.summary[name] for name in figures if name in run.summary},
-        "rows": run.rows,
-    }
-
-
-# What tells a run and its last checkpoint from others.
-_MARKS = ("name", "group", "seed", "fingerprint")
-
-
 def _measure(options, trained, found, kept_in):
     """Fills in the parts and lines of found: those kept in a file, and others, kept as they end.
 
@@ -156,38 +121,24 @@ def _measure(options, trained, found, kept_in):
     Returns:
       What could not be measured, a sentence each.
     """
-    kept = {tuple(line["key"]): line for line in runs.read_lines(kept_in)}
-    looks, failed = {}, []
-    with _progress() as tell:
+    looks = {}
+    with kept.progress("passes") as tell:
+        lines = kept.Kept(kept_in, tell)
 
         def look(run):
             if run not in looks:
                 looks[run] = Look(run, options.measures, tell)
             return looks[run]
 
-        def once(key, said, measure):
-            """The line of a part; None where it fails."""
-            if key not in kept:
-                tell(said)
-                start = time.perf_counter()
-                try:
-                    measured = measure()
-                except (AnalysisError, cli.UserError) as error:
-                    failed.append(f"{said}: {error}")
-                    return None
-                seconds = time.perf_counter() - start
-                kept[key] = {"key": key, "measured": measured, "seconds": seconds}
-                runs.append_json(kept_in, kept[key])
-            return kept[key]
-
         names = {run["name"] for run in pictures.first_of_each(found["runs"])}
         shown = [run for run in trained if run.path.name in names]
-        marks = {about["name"]: [about[key] for key in _MARKS] for about in found["runs"]}
+        marks = {about["name"]: kept.marks(about) for about in found["runs"]}
         for run, about in zip(trained, found["runs"], strict=True):
             for part in options.parts:
                 if part in TABLED or run in shown:
                     measure = functools.partial(_part, look, run, part)
-                    line = once((*marks[about["name"]], part), f"{about['name']}, {part}", measure)
+                    key = (*marks[about["name"]], part)
+                    line = lines.once(key, f"{about['name']}, {part}", measure)
                     if line is not None:
                         about["parts"][part] = line["measured"]
                         about["seconds"][part] = line["seconds"]
@@ -198,10 +149,10 @@ def _measure(options, trained, found, kept_in):
             ends = {"from": shown[0].path.name, "to": run.path.name}
             measure = functools.partial(_line, look, shown[0], run)
             key = (*marks[ends["from"]], *marks[ends["to"]], "line")
-            line = once(key, f"{ends['from']} to {ends['to']}", measure)
+            line = lines.once(key, f"{ends['from']} to {ends['to']}", measure)
             if line is not None:
                 found["lines"].append({**ends, **line["measured"]})
-    return failed
+    return lines.failed
 
 
 def _part(look, run, part):
@@ -212,23 +163,7 @@ def _line(look, start, end):
     return look(start).line_to(look(end))
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[..., None]]:
-    """A line with what is measured, and its passes over the examples."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        state = {"said": "", "passes": 0}
-
-        def tell(said=None):
-            state.update({"said": said, "passes": 0} if said else {"passes": state["passes"] + 1})
-            progress.update(task, description=f"{state['said']}, {state['passes']} passes")
-
-        yield tell
-
-
-# The columns of the table: heading, where the number is, its format and its factor.
-_COLUMNS: tuple[tuple[str, Callable[[Mapping[str, Any]], Any], str], ...] = (
+_COLUMNS: tuple[table.Column, ...] = (
     ("test accuracy (%)", lambda run: 100 * run["figures"]["test_accuracy"], ".2f"),
     ("training loss", lambda run: run["figures"]["train_loss"], ".4f"),
     ("λ_max", lambda run: _first_mode(run, "hessian")["eigenvalues"][0], ".3g"),
@@ -245,42 +180,8 @@ def _first_mode(run, part):
 
 
 def summarize(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each group of seeds: its label, seeds, and of each column mean and deviation.
-
-    The deviation is that of a sample, None for a single run; a column that not all runs of a group
-    have is left out.
-    """
-    groups: dict[str, list[Any]] = {}
-    for run in found["runs"]:
-        groups.setdefault(run["group"], []).append(run)
-    rows = []
-    for members in groups.values():
-        row = {"method": members[0]["label"], "seeds": len(members), "columns": {}}
-        for heading, number, form in _COLUMNS:
-            try:
-                values = [number(run) for run in members]
-            except KeyError:
-                continue
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            row["columns"][heading] = (statistics.fmean(values), spread, form)
-        rows.append(row)
-    return rows
-
-
-def _cells(rows) -> tuple[list[str], list[list[str]]]:
-    """Headings and the rows as text."""
-    headings = [h for h, _, _ in _COLUMNS if any(h in row["columns"] for row in rows)]
-
-    def text(row, heading):
-        if heading not in row["columns"]:
-            return ""
-        mean, spread, form = row["columns"][heading]
-        return f"{mean:{form}}" + ("" if spread is None else f" ± {spread:.2g}")
-
-    return (
-        ["method", "seeds", *headings],
-        [[row["method"], str(row["seeds"]), *(text(row, h) for h in headings)] for row in rows],
-    )
+    """A row of the table for each group of seeds."""
+    return table.summarize(found["runs"], _COLUMNS)
 
 
 def _note(rows, found):
@@ -309,24 +210,8 @@ def _note(rows, found):
 
 def markdown(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
     """The table as Markdown."""
-    headings, body = _cells(rows)
-    lines = [
-        f"| {' | '.join(headings)} |",
-        f"|{'---|' + '--:|' * (len(headings) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in body),
-        "",
-        _note(rows, found),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _table(rows):
-    headings, body = _cells(rows)
-    table = Table(*headings)
-    for row in body:
-        table.add_row(*row)
-    return table
+    lines = table.markdown(*table.cells(rows, _COLUMNS))
+    return "\n".join([*lines, "", _note(rows, found), ""])
 
 
 def _page(rows, found, drawn, failed):
@@ -336,7 +221,7 @@ def _page(rows, found, drawn, failed):
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    headings, body = _cells(rows)
+    headings, body = table.cells(rows, _COLUMNS)
     return environment.get_template("report.html").render(
         headings=headings,
         body=body,

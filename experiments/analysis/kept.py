@@ -1,0 +1,127 @@
+"""The runs that a command looks at, and what it has measured of them, kept as each part ends."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from pathlib import Path
+import time
+from typing import Any
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from experiments import cli, runs
+from experiments.analysis.objective import AnalysisError
+from experiments.analysis.trained import Trained
+
+# What tells a run and its last checkpoint from others.
+_MARKS = ("name", "group", "seed", "fingerprint")
+
+
+def opened(paths: Sequence[Path], data_dir: Path) -> list[Trained]:
+    """The runs of these folders.
+
+    Raises:
+      UserError: there is none, two have the same name, or one is no folder of a run.
+    """
+    if not paths:
+        raise cli.UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
+    return [Trained(path, data_dir) for path in paths]
+
+
+def page(out: Path, name: str) -> Path:
+    """The folder out/name, for what is found of runs.
+
+    Raises:
+      UserError: it is the folder of a run, or the name is no plain one.
+    """
+    path = runs.path_of(out, name)
+    if (path / runs.CHECKPOINTS).exists():
+        raise cli.UserError(f"{path} is the folder of a run: pass another --out or --name.")
+    return path
+
+
+def about(run: Trained) -> dict[str, Any]:
+    """What the table and the pictures tell of a run."""
+    figures = ("test_accuracy", "validation_accuracy", "train_loss", "gradients_per_step")
+    return {
+        "name": run.path.name,
+        "method": run.method,
+        "label": run.label,
+        "recipe": run.config["recipe"],
+        "group": run.group,
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "commit": runs.short(run.summary.get("commit")),
+        "figures": {name: run.summary[name] for name in figures if name in run.summary},
+    }
+
+
+def marks(said: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a run and its last checkpoint from others, of what `about` says."""
+    return tuple(said[key] for key in _MARKS)
+
+
+class Kept:
+    """What was measured, a line of a file each, so that a stopped command goes on.
+
+    Attributes:
+      failed: what could not be measured, a sentence each.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None]):
+        """Reads what is there.
+
+        Args:
+          path: the file.
+          tell: shows what is measured next.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        self._path, self._tell = path, tell
+        self._lines = {tuple(line["key"]): line for line in runs.read_lines(path)}
+        self.failed: list[str] = []
+
+    def once(
+        self, key: tuple[Any, ...], said: str, measure: Callable[[], Any]
+    ) -> dict[str, Any] | None:
+        """The line of a key, measured where it is not there; None where that fails.
+
+        Args:
+          key: of JSON's plain values.
+          said: what is measured, in words.
+          measure: gives it, of JSON's values.
+        """
+        if key not in self._lines:
+            self._tell(said)
+            start = time.perf_counter()
+            try:
+                measured = measure()
+            except (AnalysisError, cli.UserError) as error:
+                self.failed.append(f"{said}: {error}")
+                return None
+            seconds = time.perf_counter() - start
+            self._lines[key] = {"key": key, "measured": measured, "seconds": seconds}
+            runs.append_json(self._path, self._lines[key])
+        return self._lines[key]
+
+
+@contextlib.contextmanager
+def progress(unit: str) -> Iterator[Callable[..., None]]:
+    """A line with what is measured, and how many passes over the examples, or the like, it took.
+
+    Yields:
+      A function that counts one more, or begins to count anew for a text.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as line:
+        task = line.add_task("", total=None)
+        state = {"said": "", "done": 0}
+
+        def tell(said=None):
+            state.update({"said": said, "done": 0} if said else {"done": state["done"] + 1})
+            line.update(task, description=f"{state['said']}, {state['done']} {unit}")
+
+        yield tell
