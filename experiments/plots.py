@@ -1,6 +1,7 @@
 """Pictures of runs."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 import math
 import os
 from pathlib import Path
@@ -169,6 +170,40 @@ def scaling(
         f"Model: {found['model']}, {size}, {found['batch_size']} images a device, a gradient in "
         f"{1000 * found['gradient_seconds']:.0f} ms ({found['device']})"
     )
+    save(figure, path)
+
+
+def robustness(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float | None]]]],
+    *,
+    title: str,
+) -> None:
+    """Accuracy against the radius of attacks.
+
+    Args:
+      path: the file.
+      panels: for the label of each panel's radii its lines, by their titles: radius, mean accuracy
+        in percent, deviation or None.
+      title: above all panels.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels) + 2, 4.2), layout="constrained", squeeze=False
+    )
+    for axis, (label, lines) in zip(axes[0], panels.items(), strict=True):
+        styles = zip(itertools.cycle("osv^DPX"), itertools.cycle(("-", "--", "-.", ":")))
+        for (name, points), (marker, style) in zip(lines.items(), styles, strict=False):
+            if points:
+                radii, means, spreads = zip(*points, strict=True)
+                spreads = [spread or 0 for spread in spreads]
+                axis.errorbar(
+                    radii, means, spreads, marker=marker, linestyle=style, capsize=3, label=name
+                )
+        axis.set(xlabel=label, ylim=(-3, 103))
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("accuracy (%), mean ± std")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    figure.suptitle(title)
     save(figure, path)
 
 

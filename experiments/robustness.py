@@ -1,0 +1,413 @@
+"""Attack trained models: accuracy on test images that projected gradient descent has moved.
+
+    python -m experiments.robustness RUN… [--linf 1 2 4 8] [--l2 0.25 0.5 1] [options]
+
+RUN is a folder that experiments.train wrote; several are put side by side. Writes <out>/<name>/:
+robustness.md with a table for each norm, robustness.png, robustness.json with all numbers, and
+runs.jsonl with each attack as it ends, so that the same command goes on where it was stopped, with
+more runs and more radii too. Runs that differ in their seeds alone are one row, mean ± deviation.
+
+An image counts where the model, in evaluation mode, is right on it and on each attacked form of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich
+import tyro
+
+from experiments import attacks, augment, cli, data, feeds, models, plots, runs
+from experiments.analysis import kept, pictures, table
+from experiments.analysis.objective import AnalysisError
+from experiments.analysis.trained import Trained
+
+
+class Norm(NamedTuple):
+    """A norm of the attacks: its sign, and what its radii are told in."""
+
+    sign: str
+    unit: float
+    suffix: str
+
+    def said(self, epsilon: float) -> str:
+        """A radius in words."""
+        return f"{epsilon:g}{self.suffix}"
+
+
+NORMS = {"linf": Norm("L∞", 1 / 255, "/255"), "l2": Norm("L2", 1.0, "")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """How hard to attack."""
+
+    steps: int = 10
+    """Steps of projected gradient descent."""
+    linf_step_size: float | None = None
+    """The step of L∞ in its radius; 2.5/steps where left out."""
+    l2_step_size: float | None = None
+    """The step of L2 in its radius; 2.5/steps where left out."""
+    restarts: int = 1
+    """Attacks on each image, from different random starts; it must withstand all of them."""
+    random_start: bool = True
+    """Whether an attack starts at random in the ball, or at the image."""
+    examples: int | None = None
+    """The first test images; all where left out."""
+    seed: int = 0
+    """Draws the random starts."""
+
+    def step_size(self, norm: str) -> float:
+        """The step in the radius."""
+        given = getattr(self, f"{norm}_step_size")
+        return 2.5 / self.steps if given is None else given
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Attack trained models."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN", help="Folders that experiments.train wrote."),
+    ]
+    linf: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    """Radii of L∞, in 1/255 of the range of a pixel; none to leave the norm out."""
+    l2: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """Radii of L2, of images in [0, 1]; none to leave the norm out."""
+    attack: tyro.conf.OmitArgPrefixes[Attack] = dataclasses.field(default_factory=Attack)
+    batch_size: int = 500
+    """Images at a time; the figures do not depend on it."""
+    data_dir: Path = data.DATA_DIR
+    """The TFDS directory."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+    name: str = "robustness"
+    """The folder of the tables inside --out."""
+    overwrite: bool = False
+    """Replace a result of the same name, whatever its options."""
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    _check(options)
+    trained = kept.opened(options.runs, options.data_dir)
+    path = kept.page(options.out, options.name)
+    config = dataclasses.asdict(options.attack)
+    about = [{**kept.about(run), "attacked": {}} for run in trained]
+    with runs.locked(path):
+        runs.folder(options.out, options.name, config, overwrite=options.overwrite)
+        failed = _measure(options, trained, about, path / runs.RUNS)
+        found = {
+            "config": {"attack": json.loads(json.dumps(config))},
+            "radii": {norm: list(getattr(options, norm)) for norm in NORMS},
+            "runs": pictures.titled(about),
+            "weak": weak(about),
+            **runs.provenance(),
+        }
+        runs.write_text(path / "robustness.md", markdown(found))
+        runs.write_json(path / "robustness.json", found)
+        plots.robustness(path / "robustness.png", _panels(found), title=_attack(found))
+    for norm in _asked(found):
+        rich.print(table.shown(*_cells(found, norm), title=f"under {NORMS[norm].sign} attacks"))
+    for said in found["weak"]:
+        print(said)
+    print(f"written to {path}/")
+    if failed:
+        raise cli.UserError("not everything could be measured: " + " ".join(failed))
+
+
+def _check(options):
+    """Raises where an option makes no sense, before anything is computed."""
+    for norm in NORMS:
+        values = getattr(options, norm)
+        proper = all(0 < value < math.inf for value in values)
+        if not proper or sorted(set(values)) != list(values):
+            raise cli.UserError(f"--{norm} must be positive and ascending, got {values}.")
+    if options.linf and options.linf[-1] > 255:
+        raise cli.UserError(f"--linf is in 1/255, and at most 255, got {options.linf[-1]:g}.")
+    if not options.linf and not options.l2:
+        raise cli.UserError("--linf and --l2 are both empty: pass a radius for one of them.")
+    for name in ("steps", "restarts", "examples"):
+        value = getattr(options.attack, name)
+        if value is not None and value < 1:
+            raise cli.UserError(f"--{name} must be at least 1, got {value}.")
+    if options.batch_size < 1:
+        raise cli.UserError(f"--batch-size must be at least 1, got {options.batch_size}.")
+    for norm in NORMS:
+        cli.positive(f"{norm}-step-size", options.attack.step_size(norm))
+    if not 0 <= options.attack.seed < 2**32:
+        raise cli.UserError(f"--seed must lie in [0, 2**32), got {options.attack.seed}.")
+    if options.attack.restarts > 1 and not options.attack.random_start:
+        raise cli.UserError(
+            f"--restarts {options.attack.restarts} would be the same attack again and again: pass "
+            "--random-start too."
+        )
+
+
+def _measure(options, trained, about, kept_in):
+    """Fills in the figures of each run: those kept in a file, and others, kept as they end.
+
+    Returns:
+      What could not be measured, a sentence each.
+    """
+    with kept.progress("batches") as tell:
+        lines = kept.Kept(kept_in, tell)
+        for run, said in zip(trained, about, strict=True):
+            target = functools.cache(functools.partial(Target, run, options, tell))
+            marks = kept.marks(said)
+            clean = functools.partial(_of, target, None, None)
+            line = lines.once((*marks, "clean"), f"{said['name']}, clean", clean)
+            if line is None:  # nor can it be attacked
+                continue
+            said["clean"] = line["measured"]
+            for norm, epsilon in ((n, e) for n in NORMS for e in getattr(options, n)):
+                attacked = functools.partial(_of, target, norm, epsilon)
+                name = f"{said['name']}, {NORMS[norm].sign} {NORMS[norm].said(epsilon)}"
+                line = lines.once((*marks, norm, epsilon), name, attacked)
+                if line is not None:
+                    figures = {"epsilon": epsilon, **line["measured"], "seconds": line["seconds"]}
+                    said["attacked"].setdefault(norm, []).append(figures)
+            run.forget()
+    return lines.failed
+
+
+def _of(target, norm, epsilon):
+    return target().measure(norm, epsilon)
+
+
+class Target:
+    """The last checkpoint of a run, under attack."""
+
+    def __init__(self, trained: Trained, options: Options, on_batch: Callable[[], None]):
+        """Reads the checkpoint.
+
+        Raises:
+          AnalysisError: its parameters are not finite.
+          UserError: it cannot be read.
+        """
+        self._trained, self._options, self._on_batch = trained, options, on_batch
+        params, model_state = trained.weights()
+        if not np.isfinite(optax.tree.norm(params)):
+            raise AnalysisError(
+                f"the parameters of {trained.path} are not finite: the run has diverged, and there "
+                "is nothing to attack."
+            )
+        recipe, found = trained.recipe, trained.data
+        model = models.make(recipe.model, found.classes, width=recipe.width)
+        judge, gradient = _functions(model, recipe.image_size)
+        scale = (jnp.asarray(found.mean), jnp.asarray(found.std))
+        given = ({"params": params, **model_state}, scale)
+        self._judge = functools.partial(judge, *given)
+        self._gradient = jax.tree_util.Partial(gradient, *given)
+
+    def measure(self, norm: str | None, epsilon: float | None) -> dict[str, Any]:
+        """Accuracy and mean loss at the worst that the attacks find.
+
+        Args:
+          norm: of the attacks; None for the clean images alone.
+          epsilon: their radius, in the unit of its norm.
+
+        Raises:
+          AnalysisError: a loss is not finite.
+        """
+        right, count, total = 0, 0, 0.0
+        size, examples = self._options.batch_size, self._options.attack.examples
+        for images, labels, valid, places in in_batches(self._trained, size, examples):
+            losses, correct = self._judge(images, labels)
+            for attacked in self._attacked(images, labels, places, norm, epsilon):
+                found = self._judge(attacked, labels)
+                losses, correct = jnp.maximum(losses, found[0]), correct & found[1]
+            right += int(np.asarray(correct)[valid].sum())
+            total += float(np.asarray(losses, np.float64)[valid].sum())
+            count += int(valid.sum())
+            self._on_batch()
+        if not math.isfinite(total):
+            raise AnalysisError("the loss of an image is not finite, so that no attack climbs it.")
+        return {"accuracy": right / count, "loss": total / count, "examples": count}
+
+    def _attacked(self, images, labels, places, norm, epsilon):
+        """The images as each attack leaves them."""
+        attack = self._options.attack
+        for restart in range(attack.restarts if norm else 0):
+            key = jax.random.fold_in(jax.random.key(attack.seed), restart)
+            # A start for each place in the test split, however it is divided.
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+            radius = epsilon * NORMS[norm].unit
+            yield attacks.pgd(
+                self._gradient,
+                images,
+                labels,
+                epsilon=radius,
+                norm=norm,
+                steps=attack.steps,
+                step_size=attack.step_size(norm) * radius,
+                key=keys if attack.random_start else None,
+            )
+
+
+@functools.cache
+def _functions(model, size):
+    """Loss and whether it is right, for each image in [0, 1], and the gradient of its loss."""
+
+    def judge(variables, scale, images, labels):
+        seen = augment.augment(None, 255 * images, *scale, (), size=size)
+        logits = model.apply(variables, seen, train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses, logits.argmax(-1) == labels
+
+    def gradient(variables, scale, images, labels):
+        # In evaluation mode no image sees another: the gradient of the sum has each one's own.
+        return jax.grad(lambda images: judge(variables, scale, images, labels)[0].sum())(images)
+
+    return jax.jit(judge), gradient
+
+
+def in_batches(
+    trained: Trained, size: int, examples: int | None
+) -> Iterator[tuple[jax.Array, jax.Array, np.ndarray, np.ndarray]]:
+    """The test split of a run, or its first examples, in batches of one size.
+
+    Yields:
+      Images in [0, 1], labels, which of them count, and their places in the split.
+
+    Raises:
+      UserError: there are several test sets, or none of its images can be read.
+    """
+    if isinstance(trained.data.test, dict):
+        raise cli.UserError(
+            f"{trained.path} has a test set for each domain: robustness is measured on one."
+        )
+    first, counted = 0, 0
+    for images, labels, valid in feeds.evaluated(trained.data.test, size):
+        missing = size - len(labels)
+        images, labels, valid = (
+            np.pad(np.asarray(a), [(0, missing)] + [(0, 0)] * (a.ndim - 1))
+            for a in (images, labels, valid)
+        )
+        places = first + np.arange(size)
+        valid &= places < (math.inf if examples is None else examples)
+        counted += int(valid.sum())
+        yield jnp.asarray(images, jnp.float32) / 255, jnp.asarray(labels), valid, places
+        first += size
+        if examples is not None and first >= examples:
+            break
+    if not counted:
+        raise cli.UserError("no image of the test split could be decoded: prepare the set again.")
+
+
+def weak(about: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a larger radius does less harm, so that its attack cannot be the strongest one."""
+    found = []
+    for run in about:
+        for norm, figures in run["attacked"].items():
+            for one, other in itertools.pairwise(figures):
+                if other["accuracy"] > one["accuracy"] or other["loss"] < one["loss"]:
+                    smaller, larger = (NORMS[norm].said(f["epsilon"]) for f in (one, other))
+                    found.append(
+                        f"{run['name']}: {NORMS[norm].sign} {larger} does less harm than "
+                        f"{smaller}, so more --steps or --restarts would do more."
+                    )
+    return found
+
+
+def _asked(found):
+    return [norm for norm, radii in found["radii"].items() if radii]
+
+
+def _clean(key, run):
+    return run["clean"][key]
+
+
+def _at(norm, epsilon, key, run):
+    """A figure of a run at a radius."""
+    for figures in run["attacked"][norm]:
+        if figures["epsilon"] == epsilon:
+            return figures[key]
+    raise KeyError(epsilon)
+
+
+def _columns(found, norm) -> list[table.Column]:
+    radii, said = found["radii"][norm], NORMS[norm].said
+
+    def percent(number):
+        return lambda run: 100 * number(run)
+
+    return [
+        ("clean (%)", percent(functools.partial(_clean, "accuracy")), ".2f"),
+        *(
+            (f"{said(e)} (%)", percent(functools.partial(_at, norm, e, "accuracy")), ".2f")
+            for e in radii
+        ),
+        ("loss", functools.partial(_clean, "loss"), ".3g"),
+        (f"loss at {said(radii[-1])}", functools.partial(_at, norm, radii[-1], "loss"), ".3g"),
+    ]
+
+
+def _cells(found, norm):
+    columns = _columns(found, norm)
+    return table.cells(table.summarize(found["runs"], columns), columns)
+
+
+def _attack(found):
+    """The attack in words."""
+    attack = Attack(**found["config"]["attack"])
+    sizes = ", ".join(f"{attack.step_size(n):g} ε ({NORMS[n].sign})" for n in _asked(found))
+    starts = f"{attack.restarts} random start" + "s" * (attack.restarts > 1)
+    return (
+        f"PGD with {attack.steps} steps of {sizes}, "
+        f"{starts if attack.random_start else 'from the image'}"
+    )
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """A table for each norm, and what its columns mean."""
+    lines = []
+    for norm in _asked(found):
+        lines += [f"Under {NORMS[norm].sign} attacks:", ""]
+        lines += [*table.markdown(*_cells(found, norm)), ""]
+    counts = sorted({run["clean"]["examples"] for run in found["runs"] if "clean" in run})
+    lines += [
+        "Mean ± standard deviation over the seeds, on "
+        f"{' or '.join(f'{count:,}' for count in counts) or 'no'} test images; a radius: the share "
+        "of them that the model is right on, clean and attacked; loss: the mean cross-entropy, clean "
+        f"and at the worst that was found. {_attack(found)}: other attacks may do more harm.",
+        "",
+        *(f"- {said}" for said in found["weak"]),
+        *([""] if found["weak"] else []),
+    ]
+    return "\n".join(lines)
+
+
+def _panels(found):
+    """For each norm its lines: title, radii, mean accuracy in percent and deviation."""
+    titles = [run["title"] for run in pictures.first_of_each(found["runs"])]
+    panels = {}
+    for norm in _asked(found):
+        columns = _columns(found, norm)[: 1 + len(found["radii"][norm])]
+        lines = {}
+        rows = table.summarize(found["runs"], columns)
+        for title, row in zip(titles, rows, strict=True):
+            points = [
+                (radius, *row["columns"][heading][:2])
+                for radius, (heading, _, _) in zip((0, *found["radii"][norm]), columns, strict=True)
+                if heading in row["columns"]
+            ]
+            lines[title] = points
+        unit = " in 1/255" if norm == "linf" else ""
+        panels[f"{NORMS[norm].sign} radius ε{unit}"] = lines
+    return panels
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
