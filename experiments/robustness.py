@@ -380,8 +380,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines += [
         "Mean ± standard deviation over the seeds, on "
         f"{' or '.join(f'{count:,}' for count in counts) or 'no'} test images; a radius: the share "
-        "of them that the model is right on, clean and attacked; loss: the mean cross-entropy, clean "
-        f"and at the worst that was found. {_attack(found)}: other attacks may do more harm.",
+        "of them that the model is right on, clean and attacked; loss: the mean cross-entropy, "
+        "clean and at the worst that was found. "
+        f"{_attack(found)}: other attacks may do more harm.",
         "",
         *(f"- {said}" for said in found["weak"]),
         *([""] if found["weak"] else []),
