@@ -111,6 +111,11 @@ def mixup(
     return tuple(weight * x + (1 - weight) * x[order] for x in (images, labels))
 
 
+def shape(image: tuple[int, int, int], size: int | None) -> tuple[int, int, int]:
+    """Height, width and channels of an image once it is resized, to none for None."""
+    return image if size is None else (size, size, image[-1])
+
+
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Images [B, H, W, C], bilinearly resized to float32 [B, size, size, C].
 
@@ -139,7 +144,7 @@ def augment(
       mean: of each channel, in 0 to 255, float32 [C].
       std: of each channel, positive, float32 [C].
       names: any of `crop`, `flip` and `cutout`, in any order; static under jit.
-      size: height and width to resize to; None for those that the images have.
+      size: height and width to resize to, static under jit; None for those that the images have.
 
     Returns:
       float32 [B, H, W, C], or [B, size, size, C].

@@ -17,6 +17,7 @@ import jax
 import tyro
 
 from experiments import augment, data, interrupt, models, processes, streams
+from experiments.normalization import NORMALIZATIONS
 from experiments.optimizers import SGD
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
@@ -203,6 +204,7 @@ def load(
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"a seed must lie in [0, 2**32), got {seed}.")
+    data_dir = data_dir.expanduser()
     try:
         if streams.is_streamed(recipe.dataset, data_dir, recipe.domain):
             return streams.load(
@@ -227,14 +229,13 @@ def load(
         raise UserError(f"--data-dir {data_dir} cannot be used: {error}.") from error
     if recipe.normalization == "data":
         return loaded
-    mean, std = streams.normalization(recipe.normalization, loaded.train.shape[-1])
+    mean, std = NORMALIZATIONS[recipe.normalization].of(loaded.train.shape[-1])
     return loaded._replace(mean=mean, std=std)
 
 
 def _check_in_memory(recipe):
     """Raises where a recipe asks for what the workers of a streamed set do."""
-    names = (*streams.AUGMENTATIONS, streams.RANDAUGMENT)
-    if asked := [name for name in recipe.augmentation if name in names]:
+    if asked := [name for name in recipe.augmentation if name in streams.AUGMENTATIONS]:
         raise UserError(
             f"--augmentation {' '.join(asked)} is for streamed sets, and {recipe.dataset} lies in "
             f"memory: pass any of {', '.join(augment.NAMES)}."
@@ -249,7 +250,7 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     for name, value in changes.items():
         option = f"--{name.replace('_', '-')}"
-        if isinstance(getattr(recipe, name), str | tuple | bool) or name in ("domain", "weights"):
+        if isinstance(getattr(recipe, name), str | tuple | bool) or name == "domain":
             continue
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise UserError(f"{option} must be a finite number, got {value!r}.")
@@ -317,7 +318,7 @@ def run(main: Callable[[Any], None], options: type) -> None:
             file=sys.stderr,
         )
         _leave(1)
-    except UserError as error:
+    except (UserError, data.CorruptedError) as error:
         print(f"error: {error}", file=sys.stderr)
         if jax.distributed.is_initialized():
             _leave(2)  # the shutdown would wait for the others, who wait for this process

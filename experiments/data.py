@@ -127,12 +127,38 @@ def load(
     test_split = "test" if "test" in builder.info.splits else "validation"
     test = _read(builder, test_split, train.images.shape[1:])
     classes = builder.info.features["label"].num_classes
-    part_rng, noise_rng, tail_rng, size_rng = (np.random.default_rng([seed, i]) for i in range(4))
+    noise_rng, tail_rng = (np.random.default_rng([seed, i]) for i in (1, 2))
 
     labels = NOISES[noise](train.labels, label_noise, classes, noise_rng)
-    kept, held_out = np.arange(len(labels)), None
+    kept = np.arange(len(labels))
     if imbalance is not None:
         kept = long_tail(train.labels, imbalance, classes, tail_rng)
+    kept, held_out = divided(kept, validation, train_examples, seed)
+
+    validation_part = None
+    if held_out is not None:
+        validation_part = Split(train.images[held_out], labels[held_out])
+    flipped = float(np.mean(labels[kept] != train.labels[kept]))
+    train = Split(train.images[kept], labels[kept])
+    return Data(train, test, validation_part, classes, flipped, *moments(train.images))
+
+
+def divided(
+    indices: np.ndarray, validation: float, train_examples: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The examples to train on, and those held out, None for none.
+
+    Args:
+      indices: of all examples.
+      validation: the share to hold out.
+      train_examples: how many of the others to keep; None for all.
+      seed: of both choices.
+
+    Raises:
+      ValueError: one of the two parts would be empty, or there are not so many examples.
+    """
+    part_rng, size_rng = (np.random.default_rng([seed, i]) for i in (0, 3))
+    kept, held_out = indices, None
     if validation:
         count = round(validation * len(kept))
         if count in (0, len(kept)):
@@ -148,13 +174,7 @@ def load(
                 "as many as there are to train on."
             )
         kept = kept[np.sort(size_rng.permutation(len(kept))[:train_examples])]
-
-    validation_part = None
-    if held_out is not None:
-        validation_part = Split(train.images[held_out], labels[held_out])
-    flipped = float(np.mean(labels[kept] != train.labels[kept]))
-    train = Split(train.images[kept], labels[kept])
-    return Data(train, test, validation_part, classes, flipped, *moments(train.images))
+    return kept, held_out
 
 
 def flip(labels: np.ndarray, share: float, classes: int, rng: np.random.Generator) -> np.ndarray:

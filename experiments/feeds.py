@@ -56,7 +56,7 @@ class Feed:
         if layout is not None:
             self.scale = place(self.scale, layout.everywhere(self.scale))
         self._next: tuple[int, int] | None = None
-        self._batches: Iterator[Any] = iter(())
+        self._batches: Any = None
 
     def batches(self, seed: int, first: int, steps: int) -> Iterator[tuple[jax.Array, jax.Array]]:
         """Images uint8 and labels int32 of so many steps, on the device.
@@ -77,6 +77,12 @@ class Feed:
         for step, raw in enumerate(itertools.islice(self._batches, steps), first + 1):
             self._next = (seed, step)
             yield _on_devices((raw.images, raw.labels), self._layout)
+
+    def close(self) -> None:
+        """Ends the workers; other batches begin with others."""
+        if self._batches is not None:
+            self._batches.close()
+            self._next = None
 
 
 def feed(data: Data, batch_size: int, layout: Layout | None = None) -> Arrays | Feed:

@@ -197,6 +197,11 @@ def provenance() -> dict[str, Any]:
     return {"device": jax.devices()[0].device_kind, "versions": versions, "commit": _commit()}
 
 
+def versions(found: dict[str, Any]) -> str:
+    """The versions of `provenance` as text."""
+    return ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
+
+
 def short(commit: str | None) -> str:
     """A commit of `provenance` in twelve letters, and still marked where files differed from it."""
     if commit is None:

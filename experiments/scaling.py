@@ -281,8 +281,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         for name, each in methods.items():
             figures = " | ".join(f"{value:.3f}" for value in each)
             lines.append(f"| {gigabits:g} Gb/s | {name} | {figures} |")
-    versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
-    return "\n".join([*lines, "", f"{versions}.", ""])
+    return "\n".join([*lines, "", f"{runs.versions(found)}.", ""])
 
 
 if __name__ == "__main__":

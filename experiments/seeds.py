@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from experiments import cli, fit, interrupt, plots, processes, runs, watch
 from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.data import CorruptedError
 from experiments.feeds import Feed, feed
 from experiments.mesh import Layout
 from experiments.pipeline.stream import Stream
@@ -206,8 +205,6 @@ class Group:
             raise DivergedRunError(f"{where}: {error}") from error
         except (CheckpointError, processes.NoConnectionError) as error:
             raise cli.UserError(str(error)) from error
-        except CorruptedError as error:
-            raise cli.UserError(f"{where}: {error} With --skip-corrupt it is left out.") from error
         except OSError as error:
             raise cli.UserError(
                 f"cannot write to {where}: {error}. What was saved before is kept: make room, and "
@@ -232,6 +229,9 @@ class Group:
             contextlib.ExitStack() as stack,
         ):
             self._bar = bar
+            for train in self.arrays:
+                if isinstance(train, Feed):
+                    stack.callback(train.close)
             if self.options.tensorboard and processes.is_first():
                 for run in self.runs:
                     path, done = run.path / runs.TENSORBOARD, step // self.per_epoch

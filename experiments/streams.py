@@ -9,19 +9,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments import data
+from experiments.normalization import NORMALIZATIONS
 from experiments.pipeline.records import FolderRecords, TfdsRecords
 from experiments.pipeline.stream import Stream
 from experiments.recipes.base import Recipe
 
-# Mean and deviation a channel, of 0 to 255: of ImageNet as in torchvision's documentation, and what
-# maps bytes to −1 … 1, as in the code of the vision transformers.
-NORMALIZATIONS = {
-    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    "half": ((127.5,), (127.5,)),
-}
 # What the workers do; crop, flip and cutout are done on the device.
-AUGMENTATIONS = ("inception", "jitter", "grayscale")
-RANDAUGMENT = "randaugment"
+AUGMENTATIONS = ("inception", "jitter", "grayscale", "randaugment")
 
 
 def is_streamed(name: str, data_dir: Path, domain: str | None) -> bool:
@@ -67,34 +61,20 @@ def load(
         train, test = _prepared(recipe.dataset, data_dir)
     else:
         train, test = _folders(recipe, data_dir)
-    part_rng, size_rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 3])
-    kept, held_out = np.arange(len(train)), None
-    if recipe.validation:
-        count = round(recipe.validation * len(kept))
-        if count in (0, len(kept)):
-            raise ValueError(
-                f"validation {recipe.validation} holds out {count} of {len(kept)} images: pass a "
-                "share that leaves some on both sides."
-            )
-        held_out, kept = np.split(part_rng.permutation(len(kept)), [count])
-    if recipe.train_examples is not None:
-        if not 1 <= recipe.train_examples <= len(kept):
-            raise ValueError(
-                f"train_examples must lie in [1, {len(kept)}], got {recipe.train_examples}: pass "
-                "at most as many as there are to train on."
-            )
-        kept = kept[size_rng.permutation(len(kept))[: recipe.train_examples]]
+    everything = np.arange(len(train))
+    kept, held_out = data.divided(everything, recipe.validation, recipe.train_examples, seed)
+    names = set(recipe.augmentation) & set(AUGMENTATIONS)
     stream = functools.partial(
         Stream,
         size=recipe.image_size,
         classes=train.classes,
-        augmentation=[name for name in recipe.augmentation if name in AUGMENTATIONS],
+        augmentation=names - {"randaugment"},
         crop_area=recipe.crop_area,
-        randaugment=recipe.randaugment if RANDAUGMENT in recipe.augmentation else None,
+        randaugment=recipe.randaugment if "randaugment" in names else None,
         workers=workers,
         skip_corrupt=skip_corrupt,
     )
-    mean, std = normalization(recipe.normalization, 3)
+    mean, std = NORMALIZATIONS[recipe.normalization].of(3)
     return data.Data(
         train=stream(train, indices=np.sort(kept)),
         test=(
@@ -108,12 +88,6 @@ def load(
         mean=mean,
         std=std,
     )
-
-
-def normalization(name: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of a name in NORMALIZATIONS, float32 [C], in 0 to 255."""
-    mean, std = (np.array(values, np.float32) for values in NORMALIZATIONS[name])
-    return np.broadcast_to(mean, channels).copy(), np.broadcast_to(std, channels).copy()
 
 
 def _check(recipe):

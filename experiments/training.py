@@ -12,7 +12,7 @@ the global batch. Where each device perturbs for itself, a step is mapped over t
 with a state of the method of its own, and the directions are averaged.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import functools
 import inspect
 import re
@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from experiments import augment, feeds, models
-from experiments.data import Data, Split
+from experiments.data import CorruptedError, Data, Split
 from experiments.feeds import Arrays, Feed
 from experiments.mesh import DATA, Layout, place
 from experiments.optimizers import optimizer
@@ -157,22 +157,16 @@ class Trainer:
         self._jit_apply = jax.jit(self._apply, donate_argnums=0)
         self._jit_evaluate = jax.jit(self._evaluate)
 
-    def init(
-        self, shape: tuple[int, int, int], seed: int, pretrained: Callable[..., Any] | None = None
-    ) -> TrainState:
+    def init(self, shape: tuple[int, int, int], seed: int) -> TrainState:
         """The state before the first step.
 
         Args:
           shape: height, width and channels of the images of the set.
           seed: draws the weights and the method's numbers.
-          pretrained: makes other parameters and batch statistics of those drawn.
         """
-        size = self.recipe.image_size
-        example = jnp.zeros((1, *(shape if size is None else (size, size, shape[-1]))))
+        example = jnp.zeros((1, *augment.shape(shape, self.recipe.image_size)), jnp.float32)
         model_state = dict(self._jit_init(jax.random.key(seed), example))
         params = model_state.pop("params")
-        if pretrained is not None:
-            params, model_state = pretrained(params, model_state)
         state = TrainState(
             step=jnp.zeros([], jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),
@@ -272,7 +266,7 @@ class Trainer:
         ]
         loss, correct, count = (float(sum(column)) for column in zip(*totals, strict=True))
         if not count:
-            raise ValueError("no image of the split could be decoded: prepare the set again.")
+            raise CorruptedError("no image of the split can be decoded: prepare the set again.")
         return {"loss": loss / count, "accuracy": correct / count}
 
     def host_step(self, state: TrainState, batch: Batch) -> TrainState:

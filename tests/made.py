@@ -50,7 +50,7 @@ def set_of_tfds(
             return {split: iter(enumerate(examples)) for split, examples in splits.items()}
 
         def _generate_examples(self):
-            raise NotImplementedError
+            raise NotImplementedError  # abstract, and not called: the splits hold the examples
 
     tfds.disable_progress_bar()
     builder = Made(data_dir=data_dir, file_format="array_record")

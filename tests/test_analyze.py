@@ -65,6 +65,21 @@ def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     return run
 
 
+def test_a_run_at_another_size_of_images_is_looked_at_in_that_size(
+    tmp_path,
+    monkeypatch,
+    data_dir,  # noqa: F811
+):
+    sizes = ("--model", "vit_small", "--width", 8, "--image-size", 12, "--normalization", "half")
+    rest = ("--epochs", 1, "--train-examples", 64, "--method", "sgd", "--name", "larger")
+    command(monkeypatch, train, *sizes, *rest, "--data-dir", data_dir, "--out", tmp_path)
+    trained = Trained(tmp_path / "larger", data_dir)
+    params, state = trained.weights()
+    assert params["positions"].shape == (1, 1 + (12 // 4) ** 2, 8)
+    loss = trained.objective(state, training=False, size=64).loss(params)
+    assert loss == pytest.approx(trained.summary["train_loss"], rel=1e-5)
+
+
 def test_the_loss_of_a_run_is_that_of_its_summary(look):
     """In evaluation mode, of the last checkpoint; batches of another size change nothing."""
     for name in ("ae_sam", "cnn"):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from experiments import augment
@@ -235,3 +236,22 @@ def test_the_key_decides_and_jit_changes_nothing(names):
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="unknown augmentation 'cutmix': pass any of crop, flip"):
         augmented(key(), images_of(1), MEAN, STD, ("crop", "cutmix"))
+
+
+@pytest.mark.parametrize("size", [5, 8, 13, 40])
+def test_images_are_resized_as_pillow_resizes(size):
+    """Bilinear between the pixels, and over all that a new one covers where it shrinks."""
+    images = images_of(2)
+    resized = augment.augment(None, images, np.zeros(3), np.ones(3), (), size=size)
+    assert resized.shape == (2, size, size, 3)
+    for image, ours in zip(images, resized, strict=True):
+        for channel in range(3):
+            plane = Image.fromarray(image[..., channel].astype(np.float32))
+            expected = plane.resize((size, size), Image.Resampling.BILINEAR)
+            np.testing.assert_allclose(ours[..., channel], expected, atol=1e-3)
+
+
+def test_a_size_that_the_images_have_changes_nothing():
+    images = images_of(2)[:, :8, :8]
+    same = augment.augment(None, images, MEAN, STD, (), size=8)
+    np.testing.assert_array_equal(same, augment.augment(None, images, MEAN, STD, ()))

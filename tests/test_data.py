@@ -1,8 +1,8 @@
 """Image sets: what is read, what is held out, made wrong or left out, and what goes wrong."""
 
 import json
-from pathlib import Path
 
+import made
 import numpy as np
 from PIL import Image
 import pytest
@@ -34,35 +34,12 @@ def prepare(path, splits=None, *, name="tiny", version="1.0.0", config=None, fea
     """Writes a set of the given examples as TFDS does, and returns its folder."""
     if splits is None:
         splits = {"train": examples_of(images_of(30)), "test": examples_of(images_of(6, seed=1))}
-    given, called = features, name
-    described = tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(num_classes=3),
-        }
-        if given is None
-        else given
-    )
-
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = called
-        VERSION = tfds.core.Version(version)
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=described, disable_shuffling=True)
-
-        def _split_generators(self, dl_manager):
-            return {split: iter(enumerate(examples)) for split, examples in splits.items()}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    tfds.disable_progress_bar()
-    builder = Tiny(data_dir=path, file_format="array_record")
-    builder.download_and_prepare()
-    return Path(builder.data_path)
+    features = features or {
+        "id": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    return made.set_of_tfds(path, name, splits, features, config=config, version=version)
 
 
 def rewrite(folder, old, new):

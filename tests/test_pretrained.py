@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 import scipy.ndimage
 
-from experiments import models, pretrained
+from experiments import models, normalization, pretrained
 from experiments.models.resnet import ResNet
 from experiments.models.vit import ViT
 from experiments.pretrained import WeightsError
@@ -362,11 +362,11 @@ def test_running_statistics_are_those_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("origin", "name", "moments"),
     [
-        ("torchvision", "torchvision ViT", pretrained.IMAGENET),
-        ("torchvision_files", "torchvision ViT", pretrained.IMAGENET),
-        ("timm", "DeiT or timm ViT", pretrained.IMAGENET),
-        ("transformers", "transformers ViT", pretrained.IMAGENET),
-        ("original", "original ViT", pretrained.HALF),
+        ("torchvision", "torchvision ViT", normalization.IMAGENET),
+        ("torchvision_files", "torchvision ViT", normalization.IMAGENET),
+        ("timm", "DeiT or timm ViT", normalization.IMAGENET),
+        ("transformers", "transformers ViT", normalization.IMAGENET),
+        ("original", "original ViT", normalization.HALF),
     ],
 )
 def test_what_was_read_is_told(origin, name, moments, tmp_path):
@@ -377,10 +377,10 @@ def test_what_was_read_is_told(origin, name, moments, tmp_path):
 
 
 def test_images_are_normalised_in_0_to_255():
-    np.testing.assert_allclose(np.divide(pretrained.IMAGENET.mean, 255), [0.485, 0.456, 0.406])
-    np.testing.assert_allclose(np.divide(pretrained.IMAGENET.std, 255), [0.229, 0.224, 0.225])
+    np.testing.assert_allclose(np.divide(normalization.IMAGENET.mean, 255), [0.485, 0.456, 0.406])
+    np.testing.assert_allclose(np.divide(normalization.IMAGENET.std, 255), [0.229, 0.224, 0.225])
     for value in (0, 255):  # to −1 and 1
-        scaled = np.divide(np.subtract(value, pretrained.HALF.mean), pretrained.HALF.std)
+        scaled = np.divide(np.subtract(value, normalization.HALF.mean), normalization.HALF.std)
         np.testing.assert_array_equal(scaled, [math.copysign(1, value - 1)] * 3)
 
 

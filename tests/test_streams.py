@@ -3,14 +3,17 @@
 import dataclasses
 import io
 import json
+import re
 
+import jax
 import made
 import numpy as np
 from PIL import Image
 import pytest
 from test_experiments import command, read
 
-from experiments import cli, recipes, streams, train
+from experiments import analyze, cli, normalization, recipes, robustness, streams, train
+from experiments.analysis.trained import Trained
 from experiments.checkpoints import Checkpoints
 from experiments.data import NotPreparedError
 from experiments.recipes import Recipe
@@ -45,12 +48,6 @@ def run(monkeypatch, sets, out, recipe, *arguments):
     return out / "run"
 
 
-def weights(path):
-    """The numbers of a run's last checkpoint."""
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    return checkpoints.fingerprint(checkpoints.steps()[-1])
-
-
 @pytest.mark.usefixtures("streamed")
 @pytest.mark.parametrize("method", ["ae_sam", "le_sam"])
 def test_a_streamed_run_ends_alike_after_an_interruption(method, sets, tmp_path, monkeypatch):
@@ -80,6 +77,9 @@ def test_a_streamed_run_ends_alike_after_an_interruption(method, sets, tmp_path,
         for path in (whole, cut)
     ]
     assert lines[0] == lines[1]
+    ends = [Trained(path, sets).weights() for path in (whole, cut)]
+    for leaf, same in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(leaf, same)
     one, other = read(whole / "summary.json"), read(cut / "summary.json")
     assert (one["steps"], one["test_loss"]) == (4, other["test_loss"])
 
@@ -117,17 +117,18 @@ def test_held_out_images_are_not_trained_on(sets, streamed):
     assert not split[0] & split[1]
 
 
-def test_bytes_are_mapped_as_the_normalization_says():
-    mean, std = streams.normalization("half", 3)
-    np.testing.assert_allclose((np.array([0, 255]) - mean[0]) / std[0], [-1, 1])
-    mean, std = streams.normalization("imagenet", 3)
-    np.testing.assert_allclose(mean / 255, [0.485, 0.456, 0.406], rtol=1e-6)
-    np.testing.assert_allclose(std / 255, [0.229, 0.224, 0.225], rtol=1e-6)
+def test_a_normalization_is_for_any_number_of_channels():
+    for channels in (1, 3):
+        mean, std = normalization.HALF.of(channels)
+        np.testing.assert_allclose((np.zeros(channels) - mean) / std, [-1] * channels)
+        np.testing.assert_allclose((np.full(channels, 255) - mean) / std, [1] * channels)
+    np.testing.assert_allclose(normalization.IMAGENET.of(3)[0], [123.675, 116.28, 103.53])
+    np.testing.assert_allclose(normalization.IMAGENET.of(1)[0], [(123.675 + 116.28 + 103.53) / 3])
 
 
 @pytest.mark.usefixtures("streamed")
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypatch):
+def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypatch, capsys):
     file = io.BytesIO()
     Image.new("RGB", (32, 32)).save(file, "jpeg")
     images = [made.jpeg(i) for i in range(15)] + [file.getvalue()[:100]]
@@ -141,6 +142,22 @@ def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypat
     with pytest.raises(SystemExit) as error:
         run(monkeypatch, *arguments)
     assert error.value.code == 2
+    assert re.search(r"error: record 15 of imagenet2012.*--skip-corrupt", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_streamed_run_is_attacked_and_its_losses_are_not_looked_at(
+    sets, tmp_path, monkeypatch, capsys
+):
+    path = run(monkeypatch, sets, tmp_path, "made", "--method", "sgd")
+    more = ("--data-dir", sets, "--out", tmp_path)
+    command(monkeypatch, robustness, path, "--l2", "--linf", 1, "--steps", 1, *more)
+    (found,) = read(tmp_path / "robustness" / "robustness.json")["runs"]
+    assert found["clean"]["examples"] == 5
+    assert found["clean"]["accuracy"] == read(path / "summary.json")["test_accuracy"]
+    with pytest.raises(SystemExit):
+        command(monkeypatch, analyze, path, "--parts", "hessian", *more)
+    assert "imagenet2012, which is streamed" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.usefixtures("streamed")

@@ -33,7 +33,7 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
             "device: leave the part steps away."
         )
     options = cli.Options(decide=config["decide"])
-    per_epoch = len(data.train.labels) // trained.recipe.batch_size
+    per_epoch = data.train.examples // trained.recipe.batch_size
     phases = [(0, config["method"], config["method_kwargs"]), *config["then"]]
     ends = [*(first for first, _, _ in phases[1:]), trained.recipe.epochs]
     spans = list(zip(phases, ends, strict=True))

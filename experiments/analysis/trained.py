@@ -15,7 +15,7 @@ import optax
 from experiments import augment, cli, models, runs
 from experiments.analysis.objective import Objective
 from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.data import Data
+from experiments.data import Data, Split
 from experiments.recipes.base import Recipe
 
 
@@ -118,7 +118,7 @@ class Trained:
     @property
     def epochs(self) -> dict[int, float]:
         """The epochs that were over at each checkpoint."""
-        per_epoch = len(self.data.train.labels) // self.recipe.batch_size
+        per_epoch = self.data.train.examples // self.recipe.batch_size
         return {step: step / per_epoch for step in self.steps}
 
     def weights(self, step: int | None = None) -> tuple[optax.Params, Any]:
@@ -128,7 +128,8 @@ class Trained:
           UserError: it cannot be read.
         """
         model = self._model(jnp.float32)
-        image = jnp.zeros((1, *self.data.train.shape), jnp.float32)
+        shape = augment.shape(self.data.train.shape, self.recipe.image_size)
+        image = jnp.zeros((1, *shape), jnp.float32)
         variables = jax.eval_shape(
             functools.partial(model.init, train=False), jax.random.key(0), image
         )
@@ -161,7 +162,15 @@ class Trained:
           examples: how many of the set, drawn from the run's seed; all where left out.
           dtype: of the computation; parameters are to have it too.
           on_pass: called after each pass over the examples.
+
+        Raises:
+          UserError: the set is streamed.
         """
+        if not isinstance(self.data.train, Split):
+            raise cli.UserError(
+                f"{self.path} was trained on {self.recipe.dataset}, which is streamed, and only "
+                "losses of sets in memory are looked at: pass another run."
+            )
         train, classes = self.data.train, self.data.classes
         chosen = np.arange(len(train.labels))
         if examples is not None and examples < len(chosen):
@@ -172,7 +181,7 @@ class Trained:
 
         def loss_fn(params, batch):
             images, labels = batch
-            images = augment.normalize(images, mean, std)
+            images = augment.augment(None, images, mean, std, (), size=self.recipe.image_size)
             variables = {"params": params, **state}
             if training:
                 logits, _ = model.apply(variables, images, train=True, mutable=list(state))

@@ -359,8 +359,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         )
         cells = " | ".join(f"{row[figure]:.0f}" for figure in figures)
         lines.append(f"| {row['workers']} | {row['images']:,} | {cells} |")
-    versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
-    return "\n".join([*lines, "", f"{versions}.", ""])
+    return "\n".join([*lines, "", f"{runs.versions(found)}.", ""])
 
 
 if __name__ == "__main__":

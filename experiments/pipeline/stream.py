@@ -350,7 +350,7 @@ class _Maker:
                     raise
                 raise CorruptedError(
                     f"{name} cannot be decoded ({error!r:.200}): replace that image, or have such "
-                    "skipped."
+                    "skipped (--skip-corrupt)."
                 ) from error
             if epoch is None:
                 return transforms.centre_crop(image, self.size, self.how["fraction"]), record

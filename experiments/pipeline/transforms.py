@@ -214,28 +214,13 @@ def _solarize_add(rng, image, level):
     return image.point([min(x + more, 255) if x < 128 else x for x in range(256)] * 3)
 
 
-def _color(rng, image, level):
-    """Distance to the grey image times 0.1 + 1.8 · level, clipped."""
-    del rng
-    return ImageEnhance.Color(image).enhance(0.1 + 1.8 * level)
+def _enhance(kind: type) -> Callable[[_Rng, Image.Image, float], Image.Image]:
+    """Distance to what the kind of enhancement starts from, times 0.1 + 1.8 · level, clipped.
 
-
-def _contrast(rng, image, level):
-    """Distance to the mean grey times 0.1 + 1.8 · level, clipped."""
-    del rng
-    return ImageEnhance.Contrast(image).enhance(0.1 + 1.8 * level)
-
-
-def _brightness(rng, image, level):
-    """x · (0.1 + 1.8 · level), clipped."""
-    del rng
-    return ImageEnhance.Brightness(image).enhance(0.1 + 1.8 * level)
-
-
-def _sharpness(rng, image, level):
-    """Distance to the smoothed image times 0.1 + 1.8 · level, clipped."""
-    del rng
-    return ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * level)
+    That is the grey image for color, its mean for contrast, black for brightness, and the smoothed
+    image for sharpness.
+    """
+    return lambda rng, image, level: kind(image).enhance(0.1 + 1.8 * level)
 
 
 def _shear_x(rng, image, level):
@@ -285,10 +270,10 @@ OPERATIONS: dict[str, Callable[[_Rng, Image.Image, float], Image.Image]] = {
     "rotate": _rotate,
     "posterize": _posterize,
     "solarize": _solarize,
-    "color": _color,
-    "contrast": _contrast,
-    "brightness": _brightness,
-    "sharpness": _sharpness,
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
     "shear_x": _shear_x,
     "shear_y": _shear_y,
     "translate_x": _translate_x,

@@ -28,24 +28,14 @@ import numpy as np
 
 from experiments.models.resnet import ResNet
 from experiments.models.vit import ViT
+from experiments.normalization import HALF, IMAGENET, Moments
 from experiments.pretrained import resnet, vit
 from experiments.pretrained.files import WeightsError, read
 from experiments.pretrained.layouts import Entry
 
-__all__ = ["HALF", "IMAGENET", "Loaded", "Moments", "Source", "WeightsError", "load"]
+__all__ = ["Loaded", "Source", "WeightsError", "load"]
 
 SHOWN = 20  # differences that a message lists
-
-
-class Moments(NamedTuple):
-    """The mean and the standard deviation by which images are normalised, in 0 to 255."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-IMAGENET = Moments((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # 255 · 0.485 and so on
-HALF = Moments((127.5,) * 3, (127.5,) * 3)
 
 
 class Format(NamedTuple):

@@ -54,7 +54,6 @@ class Recipe:
       train_examples: how many training examples to keep; None for all.
       dtype: of the model's computations, "float32" or "bfloat16"; parameters are float32.
       width: of the model's narrowest layer; None for the published one.
-      weights: the pretrained weights that the model starts from, in words; None for none.
       domain: the domain of a set of image folders to train on, the others being the test sets; None
         for sets without domains.
       settings: keyword arguments of each method; a method that is not named has its defaults. A
@@ -92,7 +91,6 @@ class Recipe:
     train_examples: int | None = None
     dtype: str = "float32"
     width: int | None = None
-    weights: str | None = None
     domain: str | None = None
     settings: Settings = dataclasses.field(default_factory=dict)
     epochs_of: Epochs = dataclasses.field(default_factory=dict)

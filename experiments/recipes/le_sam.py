@@ -254,6 +254,19 @@ class LeSamImageNet(LeSam):
     )
 
 
+def _imagenet_figures(sgd, eigen_sam, asam, esam, friendly_sam, sam, le_sam):
+    """A row of Table 2."""
+    return mapping(
+        sgd=sgd,
+        eigen_sam=eigen_sam,
+        asam=asam,
+        esam=esam,
+        friendly_sam=friendly_sam,
+        sam=sam,
+        le_sam=le_sam,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageNetResnet50(LeSamImageNet):
     """ResNet-50 on ImageNet.
@@ -265,15 +278,7 @@ class ImageNetResnet50(LeSamImageNet):
     """
 
     model: str = "imagenet_resnet50"
-    paper: Figures = mapping(
-        sgd=76.02,
-        eigen_sam=76.94,
-        asam=76.68,
-        esam=77.02,
-        friendly_sam=76.93,
-        sam=76.70,
-        le_sam=77.41,
-    )
+    paper: Figures = _imagenet_figures(76.02, 76.94, 76.68, 77.02, 76.93, 76.70, 77.41)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,15 +292,7 @@ class ImageNetResnet101(LeSamImageNet):
     """
 
     model: str = "imagenet_resnet101"
-    paper: Figures = mapping(
-        sgd=77.81,
-        eigen_sam=78.96,
-        asam=78.43,
-        esam=79.10,
-        friendly_sam=78.72,
-        sam=78.54,
-        le_sam=79.31,
-    )
+    paper: Figures = _imagenet_figures(77.81, 78.96, 78.43, 79.10, 78.72, 78.54, 79.31)
 
 
 RECIPES = {
