@@ -90,8 +90,10 @@ def test_the_other_domains_are_the_test_sets(sets, tmp_path, monkeypatch):
     path = run(monkeypatch, sets, tmp_path, "made_folders", "--method", "sam", *augmentation)
     summary = read(path / "summary.json")
     others = [name for name in made.DOMAINS if name != "photo"]
-    accuracies = [summary[f"test_{name}_accuracy"] for name in others]
-    assert summary["test_accuracy"] == pytest.approx(np.mean(accuracies))
+    for quantity in ("accuracy", "loss"):
+        found = [summary[f"test_{name}_{quantity}"] for name in others]
+        assert summary[f"test_{quantity}"] == pytest.approx(np.mean(found))
+    assert len(set(found)) == 3  # losses, which tell a mean from any of them
     assert "test_photo_accuracy" not in summary
     assert 0 <= summary["validation_accuracy"] <= 1
 
