@@ -4,6 +4,7 @@ import ast
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import numbers
@@ -19,9 +20,11 @@ import tyro
 from experiments import augment, data, interrupt, models, processes, streams
 from experiments.normalization import NORMALIZATIONS
 from experiments.optimizers import SGD
+from experiments.pretrained import WeightsError
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
 from experiments.training import Trainer
+from experiments.weights import Weights
 import sam_optax
 from sam_optax import methods
 
@@ -114,6 +117,8 @@ class Options:
     """Training images to keep."""
     domain: str | None = None
     """The domain of image folders to train on; the others are the test sets."""
+    weights: Path | None = None
+    """A file of pretrained weights to begin with; the classifier is new for other classes."""
     workers: int | None = None
     """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
     skip_corrupt: bool = False
@@ -137,11 +142,42 @@ class Options:
                 f"{recipe.warmup_epochs:g}: pass a shorter warm-up."
             )
         known("model", recipe.model, models.MODELS)
+        if recipe.pretrained is not None and self.weights is None:
+            raise UserError(
+                f"{self.recipe} begins with pretrained weights, {recipe.pretrained}: pass their "
+                "file by --weights."
+            )
         return recipe
 
     def is_unchanged(self, recipe: Recipe, method: str) -> bool:
         """Whether this is the recipe as it stands for a method, with its own settings."""
-        return recipe == RECIPES[self.recipe].of(method) and not getattr(self, "set", ())
+        return (
+            recipe == RECIPES[self.recipe].of(method)
+            and not getattr(self, "set", ())
+            and (self.weights is None) == (recipe.pretrained is None)
+        )
+
+    @functools.cached_property
+    def begins_with(self) -> Weights | None:
+        """The weights to begin with.
+
+        Raises:
+          UserError: their file cannot be read.
+        """
+        if self.weights is None:
+            return None
+        recipe = RECIPES[known("recipe", self.recipe, RECIPES)]
+        # What the user has said of the images counts.
+        expected = None if self.normalization else recipe.normalization
+        try:
+            return Weights.of(self.weights, expected)
+        except WeightsError as error:
+            raise UserError(f"--weights: {error}") from error
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 of the file of weights; None where there is none."""
+        return self.begins_with and self.begins_with.sha256
 
     def load(self, recipe: Recipe, seed: int) -> data.Data:
         """The recipe's data, its noise and its held-out part drawn from the seed."""
@@ -176,10 +212,25 @@ class Options:
         on_host = self.on_host(recipe) and not apart
         try:
             return Trainer(
-                recipe, method, settings, data=loaded, on_host=on_host, apart=apart, **kwargs
+                recipe,
+                method,
+                settings,
+                data=loaded,
+                on_host=on_host,
+                apart=apart,
+                weights=self.begins_with,
+                **kwargs,
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{method}: {error}") from error
+
+    def check(
+        self, recipe: Recipe, method: str, settings: Mapping[str, Any], loaded: data.Data
+    ) -> None:
+        """Raises as the trainer of this method would, before anything is written."""
+        trainer = self.trainer(recipe, method, settings, loaded)
+        if self.weights is not None:
+            trainer.init(loaded.train.shape, seed=0)
 
 
 def load(
@@ -318,7 +369,7 @@ def run(main: Callable[[Any], None], options: type) -> None:
             file=sys.stderr,
         )
         _leave(1)
-    except (UserError, data.CorruptedError) as error:
+    except (UserError, data.CorruptedError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         if jax.distributed.is_initialized():
             _leave(2)  # the shutdown would wait for the others, who wait for this process

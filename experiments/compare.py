@@ -57,10 +57,11 @@ def main(options: Options) -> None:
     }
     for ignored in (*UNTRAINED, "overwrite", "out", "data_dir", "name", "workers"):
         config.pop(ignored)
+    config["weights"] = options.digest
     name = options.name or f"{options.recipe}-comparison"
     data = [options.load(recipe, seed) for seed in range(options.seeds)]
     for method in names:
-        options.trainer(recipe, method, settings[method], data[0])  # tells a mistake at once
+        options.check(recipe, method, settings[method], data[0])
     path = runs.folder(options.out, name, config, overwrite=options.overwrite)
     finished = {"equal epochs": {}}
     for method in names:

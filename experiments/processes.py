@@ -164,7 +164,7 @@ def check_alike(options: str) -> None:
     if high != -low:
         raise NoConnectionError(
             "the processes were started with different options: give all of them the same, but for "
-            "--process-id, --out and --data-dir."
+            "--process-id and the paths."
         )
 
 

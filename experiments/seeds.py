@@ -116,6 +116,7 @@ class Run:
             "seed": self.seed,
             "together": options.seeds if options.vmap_seeds else None,
             "decide": options.decide,
+            "weights": options.digest,
             # The global perturbation is the same on any mesh.
             "device_perturbations": self._plan.layout.size if self._plan.apart else None,
         }
@@ -393,12 +394,20 @@ class Group:
             "flipped": data.flipped,
             "corrupt": sorted({name for split in _streams(data) for name in split.corrupt}),
             "validation": recipe.validation,
+            "weights": self._weights(),
             "decided_on": "host" if self.phases[0].trainer.on_host else "device",
             "mesh": None if self.plan.layout is None else dict(self.plan.layout.mesh.shape),
             "processes": jax.process_count(),
             **runs.provenance(),
         }
         runs.write_json(run.path / "summary.json", summary)
+
+    def _weights(self):
+        """What is known of the weights that the runs began with."""
+        source = self.phases[0].trainer.source
+        if source is None:
+            return None
+        return {"file": self.options.weights.name, **source._asdict()}
 
     def _join(self, trees):
         """One tree with a leading axis of seeds, where they are trained at once."""

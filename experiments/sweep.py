@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     seeds = range(1000, 1000 + options.seeds)
     data = {seed: options.load(recipe, seed) for seed in seeds}
     for cell_recipe, kwargs in cells.values():
-        options.trainer(cell_recipe, options.method, kwargs, data[seeds[0]])  # tells a mistake
+        options.check(cell_recipe, options.method, kwargs, data[seeds[0]])
     name = options.name or f"{options.recipe}-{options.method}-sweep"
     path = runs.path_of(options.out, name)
     with runs.locked(path):
@@ -113,6 +113,7 @@ def _config(options, recipe):
         "method": options.method,
         "method_kwargs": cli.method_settings(recipe, options.method),
         "decide": options.decide,
+        "weights": options.digest,
     }
 
 

@@ -122,8 +122,8 @@ def _layout(options):
                 "with --perturbation device each device holds all parameters: leave model away."
             )
         processes.connect(*several, devices=math.prod(sizes.values()))
-        own = {"process_id": None, "out": None, "data_dir": None, "workers": None}
-        processes.check_alike(repr(dataclasses.replace(options, **own)))
+        own = {"process_id": None, "out": None, "data_dir": None, "workers": None, "weights": None}
+        processes.check_alike(f"{dataclasses.replace(options, **own)} {options.digest}")
         processes.check_shared(options.out)
         return mesh.Layout(sizes)
     except (ValueError, processes.NoConnectionError) as error:

@@ -30,7 +30,9 @@ from experiments.feeds import Arrays, Feed
 from experiments.mesh import DATA, Layout, place
 from experiments.optimizers import optimizer
 from experiments.pipeline.stream import Stream
+from experiments.pretrained import Source
 from experiments.recipes.base import Recipe
+from experiments.weights import Weights
 import sam_optax
 
 # Random streams of the seed; the orders of the epochs have the streams 0, 1, 2, …
@@ -95,6 +97,7 @@ class Trainer:
         together: bool = False,
         layout: Layout | None = None,
         apart: bool = False,
+        weights: Weights | None = None,
     ):
         """Builds the model and the optimizer.
 
@@ -109,11 +112,13 @@ class Trainer:
           layout: the mesh to train on, whose devices divide the batch; None for the default
             device.
           apart: whether each device along the mesh's "data" perturbs for itself.
+          weights: what the parameters begin with; None for what the seed draws.
 
         Raises:
           ValueError, TypeError: the method does not take these settings.
         """
-        self.layout, self._apart = layout, apart
+        self.layout, self._apart, self._weights = layout, apart, weights
+        self.source: Source | None = None  # of the weights, once they are read
         self.recipe = recipe
         self.classes = data.classes
         self.examples = data.train.examples
@@ -163,10 +168,15 @@ class Trainer:
         Args:
           shape: height, width and channels of the images of the set.
           seed: draws the weights and the method's numbers.
+
+        Raises:
+          WeightsError: the file of weights does not fit.
         """
         example = jnp.zeros((1, *augment.shape(shape, self.recipe.image_size)), jnp.float32)
         model_state = dict(self._jit_init(jax.random.key(seed), example))
         params = model_state.pop("params")
+        if self._weights is not None:
+            params, model_state, self.source = self._weights.onto(self.model, params, model_state)
         state = TrainState(
             step=jnp.zeros([], jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),

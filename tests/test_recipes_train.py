@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from test_experiments import command, read
+from test_pretrained import resnet_state, save, vit_state
 
-from experiments import data, train
+from experiments import data, models, train
 from experiments.recipes import RECIPES
 
 # Of the narrowest layers; any other model has 2 channels.
 WIDTHS = {"vit_small": 12, "mlp": 4}
 # Of JPEGs, which no made features decode to.
-STREAMED = {name for name, recipe in RECIPES.items() if recipe.image_size is not None}
+STREAMED = {n for n, r in RECIPES.items() if r.dataset == "imagenet2012" or r.domain is not None}
 # The others take half a minute each to compile.
 QUICK = {"digits", "digits_cnn", "mnist_noise40"}
 
@@ -49,6 +50,9 @@ def test_a_recipe_trains_two_steps(name, monkeypatch, tmp_path):
     width = WIDTHS.get(recipe.model, 2)
     arguments = [name, "--epochs", 1, "--batch-size", 4, "--train-examples", 8, "--width", width]
     arguments += ["--out", tmp_path, *(["--imbalance", 2] if recipe.imbalance else [])]
+    if recipe.image_size is not None:
+        arguments += ["--image-size", 32, "--warmup-epochs", 0]
+    arguments += begun(recipe, width, tmp_path)
     command(monkeypatch, train, *arguments)
     summary = read(tmp_path / f"{name}-{recipe.method}-0" / "summary.json")
     assert summary["steps"] == 2
@@ -56,20 +60,35 @@ def test_a_recipe_trains_two_steps(name, monkeypatch, tmp_path):
     assert np.isfinite([summary["train_loss"], summary["test_loss"]]).all()
 
 
+def begun(recipe, width, path):
+    """A file of weights for images of 32, where a recipe begins with one, as options."""
+    if recipe.pretrained is None:
+        return []
+    if recipe.model.startswith("vit"):
+        state = vit_state(width=width, depth=12, patch=16, classes=1000)
+    else:
+        state = resnet_state(models.make(recipe.model, 1000, width=width))
+    return ["--weights", save(path / "weights.safetensors", state)]
+
+
 @pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
-    """A TFDS directory with a few JPEGs in the format of ImageNet."""
-    path = tmp_path_factory.mktemp("imagenet")
+def streamed(tmp_path_factory):
+    """A TFDS directory with a few JPEGs in the formats of ImageNet, PACS and VLCS."""
+    path = tmp_path_factory.mktemp("streamed")
     made.imagenet(path, train=8, validation=4)
+    made.folders(path / "PACS", each=2)
+    domains, classes = {r.domain for r in RECIPES.values() if r.dataset == "VLCS"}, "abcde"
+    made.folders(path / "VLCS", splits=sorted(domains), class_names=classes, each=3)
     return path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(STREAMED))
-def test_a_recipe_of_imagenet_trains_two_steps(name, imagenet, monkeypatch, tmp_path):
+def test_a_streamed_recipe_trains_two_steps(name, streamed, monkeypatch, tmp_path):
     recipe = RECIPES[name]
     arguments = [name, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 4, "--image-size", 32]
-    arguments += ["--width", 16, "--workers", 1, "--data-dir", imagenet, "--out", tmp_path]
+    arguments += ["--width", 16, "--workers", 1, "--data-dir", streamed, "--out", tmp_path]
+    arguments += ["--train-examples", 8, *begun(recipe, 16, tmp_path)]
     command(monkeypatch, train, *arguments)
     summary = read(tmp_path / f"{name}-{recipe.method}-0" / "summary.json")
     assert summary["steps"] == 2

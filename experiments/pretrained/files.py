@@ -49,12 +49,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], str]:
     path = Path(path)
     if path.suffix not in readers:
         raise WeightsError(f"{path} is no file of weights by its name: {HOW}.")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(
-            f"{path} cannot be read: {error.strerror}. {HOW.capitalize()}."
-        ) from error
+    data = _bytes(path)
     try:
         arrays = readers[path.suffix](data)
     except WeightsError as error:
@@ -65,6 +60,24 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], str]:
             f"{path} cannot be read as {path.suffix}: {said}. It may be cut off: fetch it anew."
         ) from error
     return arrays, hashlib.sha256(data).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal.
+
+    Raises:
+      WeightsError: it cannot be read.
+    """
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def _bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read: {error.strerror}. {HOW.capitalize()}."
+        ) from error
 
 
 def _safetensors(data):

@@ -1,12 +1,13 @@
 """What to train: one recipe a row of the papers' tables, and small ones for a CPU."""
 
-from experiments.recipes import ae_sam, le_sam, r_sam, samar, small, wsam
+from experiments.recipes import ae_sam, le_sam, le_sam_transfer, r_sam, samar, small, wsam
 from experiments.recipes.base import Recipe
 
 RECIPES: dict[str, Recipe] = {
     **small.RECIPES,
     **samar.RECIPES,
     **le_sam.RECIPES,
+    **le_sam_transfer.RECIPES,
     **ae_sam.RECIPES,
     **r_sam.RECIPES,
     **wsam.RECIPES,

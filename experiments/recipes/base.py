@@ -10,7 +10,7 @@ Figures = Mapping[str, float]
 Epochs = Mapping[str, int]
 
 # Fields that say what to train, or what came of it elsewhere, and not how a run trains.
-UNTRAINED = ("settings", "paper", "reports", "method", "epochs_of")
+UNTRAINED = ("settings", "paper", "reports", "method", "epochs_of", "pretrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Recipe:
       width: of the model's narrowest layer; None for the published one.
       domain: the domain of a set of image folders to train on, the others being the test sets; None
         for sets without domains.
+      pretrained: the weights to begin with, in words; the file is given by `--weights`. None for
+        those that the seed draws.
       settings: keyword arguments of each method; a method that is not named has its defaults. A
         mapping with the key "schedule" stands for that function of `sam_optax.schedules`, called
         with the rest of the mapping.
@@ -92,6 +94,7 @@ class Recipe:
     dtype: str = "float32"
     width: int | None = None
     domain: str | None = None
+    pretrained: str | None = None
     settings: Settings = dataclasses.field(default_factory=dict)
     epochs_of: Epochs = dataclasses.field(default_factory=dict)
     paper: Figures = dataclasses.field(default_factory=dict)

@@ -6,13 +6,21 @@ from typing import Any
 
 from experiments.recipes.base import Recipe
 
-# Training examples and classes of each data set.
+# Training examples and classes of each data set, or of each domain of one.
 SIZES = {
     "digits": (1_437, 10),
     "mnist": (60_000, 10),
     "cifar10": (50_000, 10),
     "cifar100": (50_000, 100),
     "imagenet2012": (1_281_167, 1000),
+    "PACS/photo": (1_670, 7),
+    "PACS/art_painting": (2_048, 7),
+    "PACS/cartoon": (2_344, 7),
+    "PACS/sketch": (3_929, 7),
+    "VLCS/Caltech101": (1_415, 5),
+    "VLCS/LabelMe": (2_656, 5),
+    "VLCS/SUN09": (3_282, 5),
+    "VLCS/VOC2007": (3_376, 5),
 }
 
 # The settings of `sam_optax` that decide the cost of a method, where a recipe has none.
@@ -26,9 +34,14 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def size(recipe: Recipe) -> tuple[int, int]:
+    """Training examples and classes of its set, before any is left out."""
+    return SIZES[recipe.dataset if recipe.domain is None else f"{recipe.dataset}/{recipe.domain}"]
+
+
 def steps(recipe: Recipe) -> int:
     """The steps of the whole run."""
-    examples, classes = SIZES[recipe.dataset]
+    examples, classes = size(recipe)
     if recipe.imbalance is not None:
         largest = examples // classes
         shares = ((1 / recipe.imbalance) ** (c / (classes - 1)) for c in range(classes))

@@ -1,4 +1,4 @@
-"""Yue et al., Weighted Sharpness as a Regularization Term (WSAM): CIFAR-10 and CIFAR-100."""
+"""Yue et al., Weighted Sharpness as a Regularization Term (WSAM): CIFAR and ImageNet."""
 
 # ruff: noqa: RUF009  (each call makes a field of its own)
 
@@ -208,6 +208,41 @@ class Cifar10Resnet18Noise80(WsamNoise):
     paper: Figures = mapping(sgd=69.07, sam=77.57, esam=32.29, gsam=79.09, wsam=78.30)
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageNetDeitB(Recipe):
+    """DeiT-B on ImageNet, trained for three epochs more (Section 6.2).
+
+    Run: `python -m experiments.train imagenet_deit_b_wsam`
+
+    Paper (Table 4, 100 less the published error): SGD 81.83, SAM 81.99, GSAM 81.99, WSAM 81.99.
+    The weights to begin with, https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth,
+    have 81.8. On four A100.
+
+    ρ 5.5 is the best for SAM, and GSAM and WSAM have it too.
+
+    Decisions: a constant learning rate; random crops in the way of Inception and flip, where DeiT's
+    own training has RandAugment, mixup, CutMix, random erasing, stochastic depth and label
+    smoothing besides. The paper names neither.
+    """
+
+    dataset: str = "imagenet2012"
+    model: str = "vit_b16"
+    epochs: int = 3
+    batch_size: int = 256
+    learning_rate: float = 1e-5
+    method: str = "wsam"
+    schedule: str = "constant"
+    weight_decay: float = 1e-4
+    augmentation: tuple[str, ...] = ("inception", "flip")
+    image_size: int | None = 224
+    normalization: str = "imagenet"
+    pretrained: str | None = "DeiT-B (deit_base_patch16_224)"
+    settings: Settings = mapping(
+        sam={"rho": 5.5}, gsam={"rho": 5.5, "alpha": 0.02}, wsam={"rho": 5.5, "gamma": 0.94}
+    )
+    paper: Figures = mapping(sgd=81.83, sam=81.99, gsam=81.99, wsam=81.99)
+
+
 RECIPES = {
     "cifar10_resnet18_wsam": Cifar10Resnet18(),
     "cifar10_wrn28_10_wsam": Cifar10Wrn28x10(),
@@ -217,4 +252,5 @@ RECIPES = {
     "cifar10_resnet18_noise40_wsam": Cifar10Resnet18Noise40(),
     "cifar10_resnet18_noise60_wsam": Cifar10Resnet18Noise60(),
     "cifar10_resnet18_noise80_wsam": Cifar10Resnet18Noise80(),
+    "imagenet_deit_b_wsam": ImageNetDeitB(),
 }
