@@ -2,15 +2,18 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 import re
 import subprocess
 import sys
 
 import jax.numpy as jnp
 import pytest
+import test_models
 
+from experiments import models
 from experiments.optimizers import optimizer
-from experiments.recipes import RECIPES, Recipe, __main__, cost
+from experiments.recipes import RECIPES, Recipe, __main__, cost, small
 import sam_optax
 
 MODELS = {
@@ -304,6 +307,47 @@ def test_a_name_shows_all_of_a_recipe(capsys, name, recipe):
     for method, settings in recipe.settings.items():
         assert f"{method} " in words
         assert all(f"{setting}=" in words for setting in settings)
+
+
+def test_the_page_of_benchmarks_has_the_tables_of_every_paper(capsys):
+    __main__.main(["--markdown"])
+    tables = capsys.readouterr().out
+    page = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text()
+    assert tables in page, "python -m experiments.recipes --markdown prints the new ones"
+    for name, recipe in RECIPES.items():
+        assert (f"| `{name}` | {recipe.dataset}" in tables) is (name not in small.RECIPES)
+
+
+@each_recipe
+def test_every_recipe_of_a_paper_has_hours(name, recipe):
+    assert (cost.hours(recipe, recipe.method) is None) is (name in small.RECIPES)
+
+
+@pytest.mark.parametrize(("model", "size", "width"), cost.MACS)
+def test_multiply_adds_are_those_of_the_model(model, size, width):
+    module = models.make(model, 10 if size == 32 else 1000, width=width)
+    counted = sum(map(test_models.macs, test_models.products(module, (1, size, size, 3))))
+    assert cost.MACS[model, size, width] == pytest.approx(counted, rel=0.01)
+
+
+def test_hours_count_gradients_images_and_operations():
+    recipe = RECIPES["cifar10_resnet18_wsam"]
+    operations = 200 * 390 * 128 * 2 * 3 * 2 * 556e6
+    assert cost.hours(recipe, "sam") == pytest.approx(operations / 40e12 / 3600)
+    assert cost.hours(recipe, "sgd") == pytest.approx(operations / 40e12 / 3600)  # twice the epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("cifar100_resnet18_le_sam", 9.06),
+        ("cifar100_wrn28_10_le_sam", 55.83),
+        ("cifar100_pyramidnet110_le_sam", 88.82),
+    ],
+)
+def test_hours_are_near_the_published_seconds_of_an_epoch(name, seconds):
+    epoch = dataclasses.replace(RECIPES[name], epochs=1)
+    assert 0.7 < 3600 * cost.hours(epoch, "sam") / seconds < 1.5
 
 
 def test_a_recipe_shows_its_protocol_and_schedules(capsys):

@@ -1,4 +1,7 @@
-"""Lists the recipes; with names, says all about these: python -m experiments.recipes [NAME ...]."""
+"""Lists the recipes; with names, says all about these: python -m experiments.recipes [NAME ...].
+
+With --markdown it prints the tables of docs/benchmarks.md.
+"""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.recipes import RECIPES, Recipe, cost
+from experiments.recipes.markdown import markdown
 
 WIDTH = 100  # at least
 
@@ -22,7 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Lists the recipes; with names, says all about these.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a recipe")
-    names = parser.parse_args(arguments).names
+    parser.add_argument("--markdown", action="store_true", help="the papers' recipes as tables")
+    asked = parser.parse_args(arguments)
+    if asked.markdown:
+        print(markdown(), end="")
+        return
+    names = asked.names
     for name in names:
         if name not in RECIPES:
             near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
@@ -60,7 +69,7 @@ def overview() -> Table:
             str(recipe.epochs),
             str(recipe.batch_size),
             *(_figure(recipe, method) for method in ("sgd", "sam", own)),
-            _cost(recipe, recipe.method),
+            cost.said(recipe, recipe.method),
         )
     return table
 
@@ -85,20 +94,14 @@ def describe(console: Console, name: str, recipe: Recipe) -> None:
     for method in dict.fromkeys(["sgd", *recipe.settings, *recipe.paper, recipe.method]):
         settings = _arguments(recipe.settings.get(method, {}))
         epochs = str(recipe.of(method).epochs)
-        methods.add_row(method, _figure(recipe, method), epochs, _cost(recipe, method), settings)
+        methods.add_row(
+            method, _figure(recipe, method), epochs, cost.said(recipe, method), settings
+        )
     console.print(methods, "")
 
 
 def _figure(recipe, method):
     return f"{recipe.paper[method]:.2f}" if method in recipe.paper else "-"
-
-
-def _cost(recipe, method):
-    """The gradients of the run, such as "105.3k (1.5/step)"."""
-    per_step = cost.gradients_per_step(recipe, method)
-    total = cost.steps(recipe.of(method)) * per_step
-    text = f"{total / 1e6:.2f}M" if total >= 1e6 else f"{total / 1e3:.1f}k"
-    return f"{text} ({per_step:.2g}/step)"
 
 
 def _arguments(settings):
