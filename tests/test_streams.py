@@ -1,6 +1,7 @@
 """Streamed sets through the command that trains: made sets of the real formats."""
 
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -12,14 +13,15 @@ from PIL import Image
 import pytest
 from test_experiments import command, read
 
-from experiments import analyze, cli, normalization, recipes, robustness, streams, train
+from experiments import analyze, cli, models, normalization, recipes, robustness, streams, train
 from experiments.analysis.trained import Trained
 from experiments.checkpoints import Checkpoints
 from experiments.data import NotPreparedError
+from experiments.models.vit import ViT
 from experiments.recipes import Recipe
 
 # A model and images so small that a step takes milliseconds.
-SMALL = ("--model", "vit_small", "--width", 16, "--image-size", 16, "--batch-size", 8)
+SMALL = ("--model", "tiny_vit", "--image-size", 16, "--batch-size", 8)
 SMALL += ("--normalization", "imagenet", "--epochs", 2, "--workers", 0)
 
 
@@ -34,7 +36,9 @@ def sets(tmp_path_factory):
 
 @pytest.fixture
 def streamed(monkeypatch):
-    """A recipe of each of them."""
+    """A recipe of each of them, and the model."""
+    model = functools.partial(ViT, patch=4, width=16, depth=1)
+    monkeypatch.setitem(models.MODELS, "tiny_vit", model)
     plain = Recipe(dataset="imagenet2012", model="mlp", epochs=1, batch_size=8, learning_rate=0.1)
     folders = dataclasses.replace(plain, dataset="pacs", domain="photo", validation=0.2)
     for name, recipe in {"made": plain, "made_folders": folders}.items():
