@@ -1,6 +1,6 @@
 """Several processes that train one model: finding each other, agreeing, and ending together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import os
 from pathlib import Path
@@ -151,6 +151,15 @@ def _reach(host, port):
                     "--coordinator, an address of its machine that the others can reach."
                 ) from error
         time.sleep(0.2)
+
+
+def union(words: Iterable[str]) -> list[str]:
+    """The words of all processes, each once and in order; they hold no line break."""
+    own = "\n".join(words).encode()
+    (longest,) = agree((len(own),))
+    padded = np.frombuffer(own.ljust(longest, b"\n"), np.uint8)
+    several = multihost_utils.process_allgather(padded) if jax.process_count() > 1 else [padded]
+    return sorted({word for row in several for word in row.tobytes().decode().split("\n") if word})
 
 
 def check_alike(options: str) -> None:

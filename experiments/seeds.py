@@ -363,6 +363,7 @@ class Group:
 
     def _finish(self, run, data, on_train):
         """Summary and picture of a run whose last epoch is over."""
+        corrupt = processes.union({name for split in _streams(data) for name in split.corrupt})
         if not processes.is_first():
             return
         recipe, last = self.plan.recipe, run.rows[-1]
@@ -392,7 +393,7 @@ class Group:
             "seconds": run.seconds,
             "label_noise": recipe.label_noise,
             "flipped": data.flipped,
-            "corrupt": sorted({name for split in _streams(data) for name in split.corrupt}),
+            "corrupt": corrupt,
             "validation": recipe.validation,
             "weights": self._weights(),
             "decided_on": "host" if self.phases[0].trainer.on_host else "device",

@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import made
 import numpy as np
 import pytest
 from reference import METHODS
@@ -294,3 +295,38 @@ def test_processes_that_cannot_find_each_other_are_told(arguments, message, monk
     monkeypatch.setattr(processes, "CONNECTING", 0)
     with pytest.raises(processes.NoConnectionError, match=message):
         processes.connect(*arguments, devices=2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_parts_of_one_stream(tmp_path, monkeypatch):
+    """Each decodes its part of a batch; both name what is corrupt in the other's part too."""
+    sets, where, bad = tmp_path / "sets", address(), b"no JPEG"
+    images = [bad if i in (2, 5) else made.jpeg(i) for i in range(16)]
+    made.imagenet(sets, train=images, validation=6)
+    arguments = ("imagenet_vit_s16_r_sam", "--width", 16, "--image-size", 32, "--batch-size", 8)
+    arguments += ("--epochs", 2, "--warmup-epochs", 0, "--workers", 1, "--skip-corrupt")
+    arguments += ("--mesh", "data=2", "--data-dir", sets, "--out", tmp_path)
+    several = ("--name", "two", "--coordinator", where, "--num-processes", 2, "--process-id")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *map(str, (*arguments, *several, i))],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    ended(started)
+    command(monkeypatch, train, *arguments, "--name", "one")
+    (step, one), (other_step, two) = (parameters(tmp_path / name) for name in ("one", "two"))
+    assert step == other_step == 4
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    one, two = (read(tmp_path / name / "summary.json") for name in ("one", "two"))
+    assert two["processes"] == 2
+    assert len(one["corrupt"]) == 2
+    assert two["corrupt"] == one["corrupt"]
+    for figure in ("train_loss", "test_loss"):
+        assert two[figure] == pytest.approx(one[figure], rel=1e-3)
