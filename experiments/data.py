@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = Path("~/tensorflow_datasets").expanduser()
 BLOCK = 1024  # records read at once
+UNLABELLED = ("imagenet2012", "imagenet2012_corrupted")  # in their test splits
 
 
 class NotPreparedError(FileNotFoundError):
@@ -124,8 +125,7 @@ def load(
         raise ValueError(f"seed must not be negative, got {seed}: pass 0 or more.")
     builder = _builder(name, Path(data_dir).expanduser())
     train = _read(builder, "train")
-    test_split = "test" if "test" in builder.info.splits else "validation"
-    test = _read(builder, test_split, train.images.shape[1:])
+    test = _read(builder, tested_split(builder), train.images.shape[1:])
     classes = builder.info.features["label"].num_classes
     noise_rng, tail_rng = (np.random.default_rng([seed, i]) for i in (1, 2))
 
@@ -141,6 +141,27 @@ def load(
     flipped = float(np.mean(labels[kept] != train.labels[kept]))
     train = Split(train.images[kept], labels[kept])
     return Data(train, test, validation_part, classes, flipped, *moments(train.images))
+
+
+def load_tested(name: str, *, data_dir: Path = DATA_DIR) -> Split:
+    """Reads the test split alone of a set that fits in memory, or else its validation split.
+
+    Raises:
+      ValueError, NotPreparedError, CorruptedError, OSError: as `load`.
+    """
+    builder = _builder(name, Path(data_dir).expanduser())
+    return _read(builder, tested_split(builder))
+
+
+def tested_split(builder: tfds.core.DatasetBuilder) -> str:
+    """The split to test on: the test split where there is one with labels, or else validation."""
+    labelled = "test" in builder.info.splits and builder.name not in UNLABELLED
+    return "test" if labelled else "validation"
+
+
+def is_prepared(name: str, data_dir: Path) -> bool:
+    """Whether a set was prepared to the end."""
+    return _newest(data_dir / name) is not None
 
 
 def divided(

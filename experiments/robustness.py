@@ -197,12 +197,7 @@ class Target:
           UserError: it cannot be read.
         """
         self._trained, self._options, self._on_batch = trained, options, on_batch
-        params, model_state = trained.weights()
-        if not np.isfinite(optax.tree.norm(params)):
-            raise AnalysisError(
-                f"the parameters of {trained.path} are not finite: the run has diverged, and there "
-                "is nothing to attack."
-            )
+        params, model_state = trained.last_weights()
         recipe, found = trained.recipe, trained.data
         model = models.make(recipe.model, found.classes, width=recipe.width)
         judge, gradient = _functions(model, recipe.image_size)

@@ -20,13 +20,13 @@ from experiments.cli import UserError
 RESULTS = (
     *("summary.json", "table.json", "sweep.json"),
     *("benchmark.json", "growth.json", "gpu_check.json", "scaling.json", "analysis.json"),
-    *("pipeline.json", "robustness.json"),
+    *("pipeline.json", "robustness.json", "evaluation.json"),
 )
 BESIDE = (
     *("metrics.jsonl", "curves.png", "table.md", "comparison.png"),
     *("benchmark.md", "growth.png", "gpu_check.md", "scaling.md", "scaling.png"),
     *("sweep.md", "sweep.png", "analysis.md", "report.html", "pipeline.md"),
-    *("robustness.md", "robustness.png"),
+    *("robustness.md", "robustness.png", "evaluation.md"),
 )
 RUNS = "runs.jsonl"  # the finished runs of a sweep or parts of an analysis, a line each
 CHECKPOINTS, TENSORBOARD = FOLDERS = ("checkpoints", "tensorboard")

@@ -56,7 +56,6 @@ def load(
       NotPreparedError: the set is not prepared.
     """
     _check(recipe)
-    workers = (os.cpu_count() or 1) if workers is None else workers
     if recipe.domain is None:
         train, test = _prepared(recipe.dataset, data_dir)
     else:
@@ -71,7 +70,7 @@ def load(
         augmentation=names - {"randaugment"},
         crop_area=recipe.crop_area,
         randaugment=recipe.randaugment if "randaugment" in names else None,
-        workers=workers,
+        workers=processes(workers),
         skip_corrupt=skip_corrupt,
     )
     mean, std = NORMALIZATIONS[recipe.normalization].of(3)
@@ -88,6 +87,22 @@ def load(
         mean=mean,
         std=std,
     )
+
+
+def processes(workers: int | None) -> int:
+    """How many decode: those asked for, or one for each core."""
+    return (os.cpu_count() or 1) if workers is None else workers
+
+
+def class_names(recipe: Recipe, data_dir: Path) -> tuple[str, ...]:
+    """The names of the classes of a recipe's set, by label; numbers where it gives none.
+
+    Raises:
+      ValueError, NotPreparedError, CorruptedError: as `load`.
+    """
+    if recipe.domain is not None:
+        return FolderRecords(data_dir / recipe.dataset, recipe.domain).class_names
+    return tuple(data.opened(recipe.dataset, data_dir).info.features["label"].names)
 
 
 def _check(recipe):
@@ -110,13 +125,8 @@ def _check(recipe):
 
 
 def _prepared(name: str, data_dir: Path) -> tuple[TfdsRecords, TfdsRecords]:
-    """The training split of a set of TFDS, and its test split, or else its validation split.
-
-    The test split of imagenet2012 has no labels.
-    """
-    splits = data.opened(name, data_dir).info.splits
-    unlabelled = name.split("/")[0] == "imagenet2012"
-    test = "test" if "test" in splits and not unlabelled else "validation"
+    """The training split of a set of TFDS, and the split to test on."""
+    test = data.tested_split(data.opened(name, data_dir))
     return tuple(TfdsRecords(name, split, data_dir=data_dir) for split in ("train", test))
 
 

@@ -73,15 +73,15 @@ class Look:
     """One run, looked at with some measures."""
 
     def __init__(self, trained: Trained, measures: Measures, on_pass: Callable[[], None]):
-        """Reads the last checkpoint."""
+        """Reads the last checkpoint.
+
+        Raises:
+          AnalysisError: its parameters are not finite.
+          UserError: it cannot be read.
+        """
         self.trained, self.measures, self._on_pass = trained, measures, on_pass
         self._key = jax.random.key(measures.seed)
-        self.params, self.model_state = self._weights(trained.steps[-1])
-        if not np.isfinite(optax.tree.norm(self.params)):
-            raise AnalysisError(
-                f"the parameters of {trained.path} are not finite: the run has diverged, and there "
-                "is nothing to look at."
-            )
+        self.params, self.model_state = self._cast(trained.last_weights())
 
     @property
     def modes(self) -> list[str]:
@@ -142,7 +142,7 @@ class Look:
         m, mode = self.measures, self.modes[-1]
         at = []
         for step, epoch in self.trained.epochs.items():
-            params, model_state = self._weights(step)
+            params, model_state = self._cast(self.trained.weights(step))
             objective = self._objective(mode, model_state, size=self.trained.recipe.batch_size)
             whole = Objective(objective.loss_fn, _full(objective), self._on_pass)
             found = gradients.norms(whole, params)
@@ -205,8 +205,8 @@ class Look:
         losses = landscape.line(self._objective(mode), self.params, other.params, at)
         return {"mode": mode, "at": at.tolist(), "losses": losses}
 
-    def _weights(self, step):
-        params, model_state = self.trained.weights(step)
+    def _cast(self, weights):
+        params, model_state = weights
         return optax.tree.cast(params, jnp.dtype(self.measures.dtype)), model_state
 
     def _objective(self, mode, model_state=None, size=None):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import augment, cli, models, runs
-from experiments.analysis.objective import Objective
+from experiments import augment, cli, models, runs, streams
+from experiments.analysis.objective import AnalysisError, Objective
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.data import Data, Split
 from experiments.recipes.base import Recipe
@@ -107,6 +107,16 @@ class Trained:
             raise cli.UserError(str(error)) from error
 
     @functools.cached_property
+    def is_streamed(self) -> bool:
+        """Whether it was trained on a streamed set.
+
+        Raises:
+          ValueError, NotPreparedError, CorruptedError: as `experiments.streams.is_streamed`.
+        """
+        recipe = self.recipe
+        return streams.is_streamed(recipe.dataset, self._data_dir.expanduser(), recipe.domain)
+
+    @functools.cached_property
     def data(self) -> Data:
         """Its data set, with its noise."""
         return cli.load(self.recipe, self.seed, self._data_dir)
@@ -140,6 +150,21 @@ class Trained:
         except CheckpointError as error:
             raise cli.UserError(str(error)) from error
         return held["params"], held["model_state"]
+
+    def last_weights(self) -> tuple[optax.Params, Any]:
+        """Parameters and batch statistics of the last checkpoint.
+
+        Raises:
+          AnalysisError: the parameters are not finite.
+          UserError: it cannot be read.
+        """
+        params, model_state = self.weights()
+        if not np.isfinite(optax.tree.norm(params)):
+            raise AnalysisError(
+                f"the parameters of {self.path} are not finite: the run has diverged, and there is "
+                "nothing to look at."
+            )
+        return params, model_state
 
     def objective(
         self,
