@@ -58,15 +58,21 @@ def set_of_tfds(
     return Path(builder.data_path)
 
 
-def examples(images: Sequence[bytes], classes: int, start: int = 0) -> list[dict]:
-    """One for each encoded image, its label its number modulo the classes."""
+def examples(
+    images: Sequence[bytes],
+    classes: int | Sequence[str],
+    labels: Sequence[int] | None = None,
+) -> list[dict]:
+    """One for each encoded image, its label its number modulo the classes, or the given one."""
+    if labels is None:
+        labels = [i % _label(classes).num_classes for i in range(len(images))]
     return [
         {
             "image": io.BytesIO(image),
-            "label": (start + i) % classes,
-            "file_name": f"n{(start + i) % classes:08}_{i}.JPEG",
+            "label": label,
+            "file_name": f"n{label:08}_{i}.JPEG",
         }
-        for i, image in enumerate(images)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
 
 
@@ -75,14 +81,14 @@ def imagenet(
     *,
     train: Sequence[bytes] | int = 24,
     validation: Sequence[bytes] | int = 10,
-    classes: int = 1000,
+    classes: int | Sequence[str] = 1000,
 ) -> Path:
     """`imagenet2012`: JPEGs of differing sizes, as many as told or the given ones."""
     splits = {
         "train": examples(_jpegs(train, 0), classes),
         "validation": examples(_jpegs(validation, 10_000), classes),
     }
-    return set_of_tfds(data_dir, "imagenet2012", splits, _features(classes), version="5.1.0")
+    return set_of_tfds(data_dir, "imagenet2012", splits, features(classes), version="5.1.0")
 
 
 def imagenet_real(
@@ -90,7 +96,7 @@ def imagenet_real(
     *,
     validation: Sequence[bytes] | int = 10,
     right: Sequence[Sequence[int]] | None = None,
-    classes: int = 1000,
+    classes: int | Sequence[str] = 1000,
 ) -> Path:
     """`imagenet2012_real`, by default with 0, 1, 2 and 3 right classes in turn."""
     images = _jpegs(validation, 10_000)
@@ -99,12 +105,12 @@ def imagenet_real(
         label = example.pop("label")
         example["original_label"] = label
         count = i % 4
-        labels = [(label + j) % classes for j in range(count)]
+        labels = [(label + j) % _label(classes).num_classes for j in range(count)]
         example["real_label"] = list(right[i]) if right is not None else labels
     features = {
         "image": tfds.features.Image(encoding_format="jpeg"),
-        "original_label": tfds.features.ClassLabel(num_classes=classes),
-        "real_label": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=classes)),
+        "original_label": _label(classes),
+        "real_label": tfds.features.Sequence(_label(classes)),
         "file_name": tfds.features.Text(),
     }
     return set_of_tfds(data_dir, "imagenet2012_real", {"validation": given}, features)
@@ -115,19 +121,26 @@ def imagenet_v2(
     *,
     config: str = "matched-frequency",
     test: Sequence[bytes] | int = 10,
-    classes: int = 1000,
+    labels: Sequence[int] | None = None,
+    classes: int | Sequence[str] = 1000,
 ) -> Path:
     """`imagenet_v2/<config>`."""
-    splits = {"test": examples(_jpegs(test, 20_000), classes)}
+    splits = {"test": examples(_jpegs(test, 20_000), classes, labels)}
     return set_of_tfds(
-        data_dir, "imagenet_v2", splits, _features(classes), config=config, version="3.0.0"
+        data_dir, "imagenet_v2", splits, features(classes), config=config, version="3.0.0"
     )
 
 
-def imagenet_r(data_dir: Path, *, test: Sequence[bytes] | int = 10, classes: int = 1000) -> Path:
+def imagenet_r(
+    data_dir: Path,
+    *,
+    test: Sequence[bytes] | int = 10,
+    labels: Sequence[int] | None = None,
+    classes: int | Sequence[str] = 1000,
+) -> Path:
     """`imagenet_r`."""
-    splits = {"test": examples(_jpegs(test, 30_000), classes)}
-    return set_of_tfds(data_dir, "imagenet_r", splits, _features(classes), version="0.2.0")
+    splits = {"test": examples(_jpegs(test, 30_000), classes, labels)}
+    return set_of_tfds(data_dir, "imagenet_r", splits, features(classes), version="0.2.0")
 
 
 def imagenet_corrupted(
@@ -135,15 +148,16 @@ def imagenet_corrupted(
     config: str = "gaussian_noise_1",
     *,
     validation: Sequence[bytes] | int = 4,
-    classes: int = 1000,
+    labels: Sequence[int] | None = None,
+    classes: int | Sequence[str] = 1000,
 ) -> Path:
     """`imagenet2012_corrupted/<config>`, whose images are all 224 x 224."""
     if isinstance(validation, int):
         validation = [jpeg(40_000 + i, (224, 224)) for i in range(validation)]
-    splits = {"validation": examples(validation, classes)}
-    features = _features(classes, (224, 224, 3))
+    splits = {"validation": examples(validation, classes, labels)}
+    described = features(classes, (224, 224, 3))
     return set_of_tfds(
-        data_dir, "imagenet2012_corrupted", splits, features, config=config, version="3.1.0"
+        data_dir, "imagenet2012_corrupted", splits, described, config=config, version="3.1.0"
     )
 
 
@@ -164,12 +178,22 @@ def folders(
     return root
 
 
-def _features(classes, shape=(None, None, 3)):
+def features(
+    classes: int | Sequence[str], shape: tuple[int | None, ...] = (None, None, 3)
+) -> dict[str, tfds.features.FeatureConnector]:
+    """Those of `imagenet2012`, of so many classes or of classes of these names."""
     return {
         "image": tfds.features.Image(shape=shape, encoding_format="jpeg"),
-        "label": tfds.features.ClassLabel(num_classes=classes),
+        "label": _label(classes),
         "file_name": tfds.features.Text(),
     }
+
+
+def _label(classes):
+    """The feature of so many classes, or of classes of these names."""
+    if isinstance(classes, int):
+        return tfds.features.ClassLabel(num_classes=classes)
+    return tfds.features.ClassLabel(names=classes)
 
 
 def _jpegs(images, seed):

@@ -1,0 +1,364 @@
+"""Evaluate trained models on other test sets than their own.
+
+    python -m experiments.evaluate RUN… --on SET… [options]
+
+RUN is a folder that experiments.train wrote; of an unfinished one the last checkpoint counts. SET
+is a set of TFDS such as imagenet2012_real, imagenet_v2/matched-frequency or imagenet_r; of a
+benchmark of corruptions, such as imagenet2012_corrupted, all that is prepared. Its classes must be
+among those trained on: they are found by name, and predictions are chosen among them alone.
+
+Writes <out>/<name>/: evaluation.md with a table, evaluation.json with all numbers, and runs.jsonl
+with each set as it ends, so that the same command goes on where it was stopped, with more runs and
+more sets too. Runs that differ in their seeds alone are one row, mean ± deviation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from pathlib import Path
+import statistics
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich
+import tyro
+
+from experiments import augment, cli, data, feeds, models, runs, streams
+from experiments.analysis import kept, pictures, table
+from experiments.analysis.trained import Trained
+from experiments.othersets import OtherSet, benchmark, expanded
+from experiments.recipes.r_sam import ELSEWHERE
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Evaluate trained models on other test sets than their own."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN", help="Folders that experiments.train wrote."),
+    ]
+    on: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="SET", help="Sets of TFDS, each prepared under --data-dir."),
+    ]
+    examples: int | None = None
+    """The first images of each set, for a quick look; all where left out."""
+    batch_size: int = 500
+    """Images at a time; the figures do not depend on it."""
+    workers: int | None = None
+    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
+    skip_corrupt: bool = False
+    """Pass over streamed images that cannot be decoded, and tell how many there were."""
+    data_dir: Path = data.DATA_DIR
+    """The TFDS directory."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+    name: str = "evaluation"
+    """The folder of the table inside --out."""
+    overwrite: bool = False
+    """Replace a result of the same name, whatever its options."""
+
+
+def main(options: Options) -> None:
+    """Runs the command."""
+    _check(options)
+    trained = kept.opened(options.runs, options.data_dir)
+    asked = _asked(options, trained)
+    path = kept.page(options.out, options.name)
+    config = {"examples": options.examples}
+    about = [{**kept.about(run), "paper": paper(run), "evaluated": {}} for run in trained]
+    with runs.locked(path):
+        runs.folder(options.out, options.name, config, overwrite=options.overwrite)
+        failed = _measure(options, trained, asked, about, path / runs.RUNS)
+        found = {
+            "config": config,
+            "sets": [one.name for one, _ in asked[trained[0]]],
+            "runs": about,
+            **runs.provenance(),
+        }
+        runs.write_text(path / "evaluation.md", markdown(found))
+        runs.write_json(path / "evaluation.json", found)
+    rich.print(table.shown(*_cells(found)))
+    print(f"written to {path}/")
+    if failed:
+        raise cli.UserError("not everything could be measured: " + " ".join(failed))
+
+
+def _check(options):
+    """Raises where an option makes no sense, before anything is read."""
+    if not options.on:
+        raise cli.UserError("--on needs the name of a set or more, such as --on imagenet_r.")
+    for name, least in (("examples", 1), ("batch_size", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            option = f"--{name.replace('_', '-')}"
+            raise cli.UserError(f"{option} must be at least {least}, got {value}.")
+
+
+def _asked(options, trained):
+    """For each run the sets, and the places of their classes among those of the run.
+
+    Raises:
+      UserError: a set is not there, or a run cannot be evaluated on it.
+    """
+    data_dir = options.data_dir.expanduser()
+    try:
+        sets = [OtherSet(name, data_dir) for name in expanded(options.on, data_dir)]
+        asked = {}
+        for run in trained:
+            names = streams.class_names(run.recipe, data_dir)
+            asked[run] = [(one, one.places(names)) for one in sets]
+            if not run.is_streamed:
+                features = data.opened(run.recipe.dataset, data_dir).info.features
+                for one in sets:
+                    one.check(run.recipe, features["image"].shape)
+    except (ValueError, OSError) as error:
+        raise cli.UserError(str(error)) from error
+    return asked
+
+
+def paper(run: Trained) -> Mapping[str, float]:
+    """What the paper of a run's recipe gives for its method, in percent, by set.
+
+    Nothing unless the run is finished and changed nothing of the recipe.
+    """
+    if not run.summary.get("papers_protocol") or run.config["then"]:
+        return {}
+    return ELSEWHERE.get(run.config["recipe"], {}).get(run.method, {})
+
+
+def _measure(options, trained, asked, about, kept_in):
+    """Fills in the figures of each run: those kept in a file, and others, kept as they end.
+
+    Returns:
+      What could not be measured, a sentence each.
+    """
+    with kept.progress("batches") as tell:
+        lines = kept.Kept(kept_in, tell)
+        for run, said in zip(trained, about, strict=True):
+            model = functools.cache(functools.partial(Model, run, options, tell))
+            for one, places in asked[run]:
+                measure = functools.partial(_of, model, one, places)
+                key = (*kept.marks(said), one.full_name)
+                line = lines.once(key, f"{said['name']}, {one.name}", measure)
+                if line is not None:
+                    figures = {**line["measured"], "seconds": line["seconds"]}
+                    said["evaluated"][one.name] = figures
+                elif not model.cache_info().currsize:
+                    break  # no set can be evaluated on it
+            run.forget()
+    return lines.failed
+
+
+def _of(model, one, places):
+    return model().measure(one, places)
+
+
+class Model:
+    """The last checkpoint of a run, in evaluation mode."""
+
+    def __init__(self, trained: Trained, options: Options, on_batch: Callable[[], None]):
+        """Reads the checkpoint.
+
+        Raises:
+          AnalysisError: its parameters are not finite.
+          UserError: it cannot be read, or the set that it was trained on.
+        """
+        self._trained, self._options, self._on_batch = trained, options, on_batch
+        recipe, found = trained.recipe, trained.data
+        params, model_state = trained.last_weights()
+        model = models.make(
+            recipe.model, found.classes, dtype=jnp.dtype(recipe.dtype), width=recipe.width
+        )
+        variables = {"params": params, **model_state}
+        scale = (jnp.asarray(found.mean), jnp.asarray(found.std))
+        self._classes = found.classes
+        self._predict = functools.partial(_predict(model, recipe.image_size), variables, scale)
+
+    def measure(self, one: OtherSet, places: np.ndarray) -> dict[str, Any]:
+        """The accuracy on a set.
+
+        Args:
+          one: the set.
+          places: of its classes among those of the model.
+
+        Returns:
+          The accuracy; the examples that it is the share of; how many had no right class and were
+          left_out; the names of those that were corrupt; how many of the classes predictions were
+          chosen among.
+
+        Raises:
+          UserError: an image cannot be read, or none counts.
+        """
+        options = self._options
+        among = np.isin(np.arange(self._classes), places[one.among])
+        right, count = 0, 0
+        try:
+            split = self._read(one)
+            for images, labels, valid in feeds.evaluated(split, options.batch_size):
+                predicted = np.asarray(self._predict(among, images))
+                good = right_classes(np.asarray(labels), places, self._classes)
+                valid = np.asarray(valid)
+                right += int(good[np.arange(len(good)), predicted][valid].sum())
+                count += int(valid.sum())
+                self._on_batch()
+        except (ValueError, OSError) as error:
+            raise cli.UserError(str(error)) from error
+        if not count:
+            raise cli.UserError(
+                "no image has a right class and can be decoded: evaluate on more --examples, or "
+                "prepare the set again."
+            )
+        corrupt = list(getattr(split, "corrupt", ()))
+        return {
+            "accuracy": right / count,
+            "examples": count,
+            "left_out": split.examples - count - len(corrupt),
+            "corrupt": corrupt,
+            "among": int(among.sum()),
+            "classes": self._classes,
+        }
+
+    def _read(self, one):
+        """The images, in the way in which the run reads its own."""
+        options = self._options
+        if not self._trained.is_streamed:
+            return one.split(options.examples)
+        return one.stream(
+            self._trained.recipe.image_size,
+            options.examples,
+            workers=options.workers,
+            skip_corrupt=options.skip_corrupt,
+        )
+
+
+@functools.cache
+def _predict(model, size):
+    """The most likely class of each image, int [B], among some of the classes."""
+
+    def predict(variables, scale, among, images):
+        seen = augment.augment(None, images, *scale, (), size=size)
+        logits = model.apply(variables, seen, train=False)
+        return jnp.where(among, logits, -jnp.inf).argmax(-1)
+
+    return jax.jit(predict)
+
+
+def right_classes(labels: np.ndarray, places: np.ndarray, classes: int) -> np.ndarray:
+    """Which classes of a model are right for each image, bool [B, classes].
+
+    Args:
+      labels: int [B], or [B, K] with ones for several right classes, of the K classes of a set.
+      places: of these among the classes of the model, int [K].
+      classes: of the model.
+    """
+    of_set = labels == 1 if labels.ndim > 1 else labels[:, None] == np.arange(len(places))
+    right = np.zeros((len(labels), classes), bool)
+    right[:, places] = of_set
+    return right
+
+
+class Group(NamedTuple):
+    """What one column of the table is the mean of.
+
+    Attributes:
+      name: of the set, or of the benchmark.
+      sets: its names.
+      of: how many sets the whole benchmark has.
+    """
+
+    name: str
+    sets: Sequence[str]
+    of: int
+
+    @property
+    def heading(self) -> str:
+        """Of the column."""
+        return f"{self.name}{f', {len(self.sets)} of {self.of}' if self.of > 1 else ''} (%)"
+
+    def accuracy(self, run: Mapping[str, Any]) -> float:
+        """The mean in percent; KeyError where a set is missing."""
+        return 100 * statistics.fmean(run["evaluated"][name]["accuracy"] for name in self.sets)
+
+
+def grouped(names: Sequence[str]) -> list[Group]:
+    """The sets in their order, with those of a benchmark of corruptions together."""
+    groups: dict[str, list[str]] = {}
+    wholes = {}
+    for name in names:
+        family = name.partition("/")[0]
+        whole = benchmark(family)
+        title = family if name in whole else name
+        groups.setdefault(title, []).append(name)
+        wholes[title] = len(whole) if name in whole else 1
+    return [Group(title, members, wholes[title]) for title, members in groups.items()]
+
+
+def _cells(found):
+    """Headings and rows as text, the paper's figure beside ours."""
+    groups = grouped(found["sets"])
+    columns = [
+        ("own test set (%)", lambda run: 100 * run["figures"]["test_accuracy"], ".2f"),
+        *((group.heading, group.accuracy, ".2f") for group in groups),
+    ]
+    headings, body = table.cells(table.summarize(found["runs"], columns), columns)
+    papers = [run["paper"] for run in pictures.first_of_each(found["runs"])]
+    for group in groups:
+        figures = [figures.get(group.name) for figures in papers]
+        if group.heading not in headings or len(group.sets) < group.of or not any(figures):
+            continue
+        beside = headings.index(group.heading) + 1
+        headings.insert(beside, "in the paper")
+        for row, figure in zip(body, figures, strict=True):
+            row.insert(beside, "" if figure is None else f"{figure:.1f}")
+    return headings, body
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The table, and what its columns mean."""
+    which = ""
+    if found["config"]["examples"] is not None:
+        which = f" on the first {found['config']['examples']:,} images of each set"
+    return "\n".join(
+        [
+            *table.markdown(*_cells(found)),
+            "",
+            f"Accuracy in %{which}: mean ± standard deviation over the seeds.",
+            "",
+            *_notes(found),
+            "",
+        ]
+    )
+
+
+def _notes(found):
+    """What was counted of each set, a line each."""
+    for group in grouped(found["sets"]):
+        figures = [
+            run["evaluated"][name]
+            for run in found["runs"]
+            for name in group.sets
+            if name in run["evaluated"]
+        ]
+        if not figures:
+            continue
+        counts = sorted({one["examples"] for one in figures})
+        said = [f"{' or '.join(f'{count:,}' for count in counts)} images"]
+        if group.of > 1:
+            said.insert(0, f"the mean over {len(group.sets)} of the {group.of} sets of it")
+        if left_out := max(one["left_out"] for one in figures):
+            said.append(f"{left_out:,} without a right class left out")
+        if corrupt := max(len(one["corrupt"]) for one in figures):
+            said.append(f"{corrupt:,} left out that cannot be decoded")
+        among, classes = figures[0]["among"], figures[0]["classes"]
+        if among < classes:
+            said.append(f"predictions among {among} of the {classes:,} classes")
+        yield f"- {group.name}: {'; '.join(said)}"
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
