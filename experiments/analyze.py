@@ -42,6 +42,10 @@ class Options:
     parts: tuple[Part, ...] = ("hessian", "sharpness", "gradients", "landscape", "steps")
     """What to measure. Courses are drawn always."""
     measures: tyro.conf.OmitArgPrefixes[Measures] = dataclasses.field(default_factory=Measures)
+    workers: int | None = None
+    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
+    skip_corrupt: bool = False
+    """Pass over streamed images that cannot be decoded, and tell how many there were."""
     data_dir: Path = data.DATA_DIR
     """The TFDS directory."""
     out: Path = Path("runs")
@@ -57,7 +61,8 @@ def main(options: Options) -> None:
     _check(options)
     if options.measures.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    trained = kept.opened(options.runs, options.data_dir)
+    how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
+    trained = kept.opened(options.runs, options.data_dir, **how)
     config = dataclasses.asdict(options.measures)
     path = kept.page(options.out, options.name)
     about = [{**kept.about(run), "rows": run.rows, "parts": {}, "seconds": {}} for run in trained]
@@ -76,6 +81,9 @@ def main(options: Options) -> None:
         runs.write_text(path / "analysis.md", markdown(rows, found))
         runs.write_text(path / "report.html", _page(rows, found, drawn, failed))
     rich.print(table.shown(*table.cells(rows, _COLUMNS)))
+    for run in trained:
+        if run.corrupt:
+            print(f"{run.path.name}: {len(run.corrupt):,} images left out that cannot be decoded")
     print(f"written to {path}/: open report.html")
     if failed:
         raise cli.UserError("not everything could be measured: " + " ".join(failed))
@@ -111,6 +119,8 @@ def _check(options):
         if getattr(measures, name) is not None and getattr(measures, name) < 1:
             raise cli.UserError(f"--{name} must be at least 1, got {getattr(measures, name)}.")
     cli.positive("span", measures.span)
+    if options.workers is not None and options.workers < 0:
+        raise cli.UserError(f"--workers must be at least 0, got {options.workers}.")
 
 
 def _measure(options, trained, found, kept_in):

@@ -117,6 +117,22 @@ def evaluated(
         yield images, labels, np.ones(len(labels), bool)
 
 
+def decoded(stream: Stream, batch_size: int = 256) -> Split:
+    """The images of a stream in memory, as it evaluates them, without those that are not valid.
+
+    Raises:
+      CorruptedError: one cannot be decoded, and is not to be skipped.
+    """
+    images = np.empty((stream.examples, *stream.shape), np.uint8)
+    labels = np.empty(stream.examples, np.int32)
+    count = 0
+    for raw in stream.once(batch_size=batch_size):
+        end = count + int(raw.valid.sum())
+        images[count:end], labels[count:end] = raw.images[raw.valid], raw.labels[raw.valid]
+        count = end
+    return Split(images[:count], labels[:count])
+
+
 def _on_devices(arrays, layout):
     """Arrays of this process's part of a batch, divided over the devices of all."""
     if layout is None:

@@ -385,6 +385,7 @@ def test_a_folder_that_is_no_run_is_told(message, folder, run, tmp_path, capsys)
         (("sgd-0",), ("--batch-size", 0), "--batch-size must be at least 1, got 0"),
         (("sgd-0",), ("--dtype", "float16"), "float16"),
         (("sgd-0",), ("--grid", 2), "--grid must be at least 3"),
+        (("sgd-0",), ("--workers", -1), "--workers must be at least 0, got -1"),
         (("sgd-0",), ("--gammas-squared", -1), "--gammas-squared must not be negative"),
     ],
 )

@@ -642,6 +642,17 @@ def test_only_the_indices_are_used_and_evaluated_in_their_order():
     assert set(labels_of(taken(chosen.batches(seed=0, batch_size=3), 4))) == {4, 9, 20}
 
 
+def test_a_part_of_a_stream_has_some_of_its_images_and_tells_what_is_corrupt():
+    whole = plain(Held(10, broken=(6,)), indices=[9, 6, 2, 5], skip_corrupt=True)
+    part = whole.part(np.array([3, 1, 0]))
+    (batch,) = part.once(batch_size=3)
+    np.testing.assert_array_equal(batch.labels[batch.valid], [5, 9])
+    assert (part.examples, whole.examples) == (3, 4)
+    assert len(whole.corrupt) == 1
+    (batch,) = whole.once(batch_size=4)
+    np.testing.assert_array_equal(batch.labels[batch.valid], [9, 2, 5])
+
+
 def test_the_images_are_those_of_their_labels(records):
     (batch,) = Stream(records, size=SIZE, classes=CLASSES).once(batch_size=50)
     for i in (0, 31, 32, 49):

@@ -14,15 +14,19 @@ import pytest
 from test_experiments import command, read
 
 from experiments import analyze, cli, models, normalization, recipes, robustness, streams, train
+from experiments.analysis import trained as analysed
 from experiments.analysis.trained import Trained
 from experiments.checkpoints import Checkpoints
-from experiments.data import NotPreparedError
+from experiments.data import NotPreparedError, divided
 from experiments.models.vit import ViT
+from experiments.pipeline import transforms
+from experiments.pipeline.stream import Stream
 from experiments.recipes import Recipe
 
 # A model and images so small that a step takes milliseconds.
 SMALL = ("--model", "tiny_vit", "--image-size", 16, "--batch-size", 8)
 SMALL += ("--normalization", "imagenet", "--epochs", 2, "--workers", 0)
+PLAIN = Recipe(dataset="imagenet2012", model="mlp", epochs=1, batch_size=8, learning_rate=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +43,10 @@ def streamed(monkeypatch):
     """A recipe of each of them, and the model."""
     model = functools.partial(ViT, patch=4, width=16, depth=1)
     monkeypatch.setitem(models.MODELS, "tiny_vit", model)
-    plain = Recipe(dataset="imagenet2012", model="mlp", epochs=1, batch_size=8, learning_rate=0.1)
-    folders = dataclasses.replace(plain, dataset="pacs", domain="photo", validation=0.2)
-    for name, recipe in {"made": plain, "made_folders": folders}.items():
+    folders = dataclasses.replace(PLAIN, dataset="pacs", domain="photo", validation=0.2)
+    for name, recipe in {"made": PLAIN, "made_folders": folders}.items():
         monkeypatch.setitem(recipes.RECIPES, name, recipe)
-    return plain
+    return PLAIN
 
 
 def run(monkeypatch, sets, out, recipe, *arguments):
@@ -152,18 +155,122 @@ def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypat
 
 
 @pytest.mark.usefixtures("streamed")
-def test_a_streamed_run_is_attacked_and_its_losses_are_not_looked_at(
-    sets, tmp_path, monkeypatch, capsys
-):
+def test_a_streamed_run_is_attacked(sets, tmp_path, monkeypatch):
     path = run(monkeypatch, sets, tmp_path, "made", "--method", "sgd")
     more = ("--data-dir", sets, "--out", tmp_path)
     command(monkeypatch, robustness, path, "--l2", "--linf", 1, "--steps", 1, *more)
     (found,) = read(tmp_path / "robustness" / "robustness.json")["runs"]
     assert found["clean"]["examples"] == 5
     assert found["clean"]["accuracy"] == read(path / "summary.json")["test_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def looked_at(sets, tmp_path_factory):
+    """A run with held-out images and smooth labels, to look at."""
+    arguments = ("--model", "mlp", "--validation", 0.2, "--label-smoothing", 0.3, "--seed", 3)
+    arguments += ("--augmentation", "inception", "flip", "--method", "sgd", "--keep-epochs", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes.RECIPES, "made", PLAIN)
+        return run(patch, sets, tmp_path_factory.mktemp("runs"), "made", *arguments)
+
+
+def losses(trained, indices):
+    """Of some training images, cropped centrally, in float64."""
+    images = [
+        np.asarray(transforms.centre_crop(Image.open(io.BytesIO(made.jpeg(i))), 16))
+        for i in indices
+    ]
+    seen = (np.array(images) - normalization.IMAGENET.mean) / normalization.IMAGENET.std
+    x = seen.reshape(len(seen), -1)
+    params, _ = trained.weights()
+    for layer in range(3):
+        dense = params[f"Dense_{layer}"]
+        x = x @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"], np.float64)
+        x = np.maximum(x, 0) if layer < 2 else x
+    smooth = 0.7 * np.eye(4)[np.array(indices) % 4] + 0.3 / 4
+    return (smooth * (np.log(np.exp(x).sum(1, keepdims=True)) - x)).sum(1)
+
+
+@pytest.mark.parametrize("examples", [None, 5, 100])
+def test_the_loss_of_a_streamed_set_is_that_of_its_cropped_training_images(
+    examples, looked_at, sets
+):
+    trained = Trained(looked_at, sets, workers=0)
+    params, model_state = trained.weights()
+    kept, _ = divided(np.arange(20), 0.2, None, 3)
+    kept = np.sort(kept)
+    if examples == 5:
+        kept = np.random.default_rng(3).choice(kept, 5, replace=False)
+    objective = trained.objective(model_state, training=False, size=3, examples=examples)
+    assert objective.loss(params) == pytest.approx(losses(trained, kept).mean(), rel=1e-5)
+    first = trained.objective(model_state, training=False, size=1, examples=examples)
+    found = [float(first.loss_fn(params, batch)) for batch in first.batches]
+    np.testing.assert_allclose(found, losses(trained, kept), rtol=1e-5)
+
+
+def test_streamed_images_are_decoded_once_and_forgotten_with_the_data(looked_at, sets, monkeypatch):
+    asked, once = [], Stream.once
+
+    def watched(self, **how):
+        asked.append(self.examples)
+        return once(self, **how)
+
+    monkeypatch.setattr(Stream, "once", watched)
+    trained = Trained(looked_at, sets, workers=0)
+    for examples in (5, 5, 4, 4):
+        trained.objective({}, training=False, size=3, examples=examples)
+    assert asked == [5, 4]
+    trained.forget()
+    trained.objective({}, training=False, size=3, examples=4)
+    assert asked == [5, 4, 4]
+
+
+def test_too_many_images_for_the_memory_are_refused(looked_at, sets, monkeypatch):
+    monkeypatch.setattr(analysed, "MOST_BYTES", 16 * 768 - 1)
+    trained = Trained(looked_at, sets, workers=0)
+    said = r"all 16 training images of imagenet2012 would take 0\.0 GB .* --examples 2000"
+    with pytest.raises(cli.UserError, match=said):
+        trained.objective({}, training=False, size=3)
+    trained.objective({}, training=False, size=3, examples=16)
+    monkeypatch.setattr(analysed, "MOST_BYTES", 16 * 768)
+    trained.objective({}, training=False, size=3)
+
+
+def test_a_streamed_run_is_analyzed(looked_at, tmp_path, sets, monkeypatch):
+    arguments = ("--parts", "hessian", "steps", "--k", 1, "--steps", 2, "--probes", 1)
+    arguments += ("--samples", 2, "--examples", 8, "--workers", 0)
+    command(monkeypatch, analyze, looked_at, *arguments, "--data-dir", sets, "--out", tmp_path)
+    (found,) = read(tmp_path / "analysis" / "analysis.json")["runs"]
+    assert np.isfinite(found["parts"]["hessian"]["evaluation"]["eigenvalues"]).all()
+    (epoch,) = found["parts"]["steps"]["epochs"]  # the second, trained once more
+    lines = (looked_at / "metrics.jsonl").read_text().splitlines()
+    trained = json.loads(lines[1])
+    assert [row["step"] for row in epoch["rows"]] == [3, 4]
+    for name in ("loss", "accuracy"):
+        mean = np.mean([row[name] for row in epoch["rows"]])
+        assert mean == pytest.approx(trained[f"train_{name}"], rel=1e-6)
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_corrupt_image_is_not_looked_at(skip, tmp_path, monkeypatch, capsys):
+    images = [made.jpeg(i) for i in range(15)] + [made.jpeg(15)[:100]]
+    made.imagenet(tmp_path, train=images, validation=4, classes=4)
+    arguments = (tmp_path, tmp_path / "out", "made", "--method", "sgd", "--model", "mlp")
+    path = run(monkeypatch, *arguments, "--skip-corrupt")
+    arguments = [path, "--parts", "hessian", "--k", 1, "--steps", 2, "--probes", 1, "--samples", 2]
+    arguments += ["--workers", 0, "--data-dir", tmp_path, "--out", tmp_path / "out"]
+    if skip:
+        command(monkeypatch, analyze, *arguments, "--skip-corrupt")
+        assert "run: 1 images left out that cannot be decoded" in capsys.readouterr().out
+        trained = Trained(path, tmp_path, workers=0, skip_corrupt=True)
+        batches = trained.objective({}, training=False, size=8).batches
+        assert sum(len(labels) for _, labels in batches) == 15
+        return
     with pytest.raises(SystemExit):
-        command(monkeypatch, analyze, path, "--parts", "hessian", *more)
-    assert "imagenet2012, which is streamed" in " ".join(capsys.readouterr().err.split())
+        command(monkeypatch, analyze, *arguments)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"run, hessian: record 15 of imagenet2012.*--skip-corrupt", said)
 
 
 @pytest.mark.usefixtures("streamed")

@@ -16,8 +16,8 @@ from experiments.analysis.trained import Trained
 _MARKS = ("name", "group", "seed", "fingerprint")
 
 
-def opened(paths: Sequence[Path], data_dir: Path) -> list[Trained]:
-    """The runs of these folders.
+def opened(paths: Sequence[Path], data_dir: Path, **how: Any) -> list[Trained]:
+    """The runs of these folders; how they read a streamed set is as for `Trained`.
 
     Raises:
       UserError: there is none, two have the same name, or one is no folder of a run.
@@ -27,7 +27,7 @@ def opened(paths: Sequence[Path], data_dir: Path) -> list[Trained]:
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
-    return [Trained(path, data_dir) for path in paths]
+    return [Trained(path, data_dir, **how) for path in paths]
 
 
 def page(out: Path, name: str) -> Path:

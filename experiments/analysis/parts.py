@@ -25,7 +25,8 @@ class Measures:
     """How closely to look."""
 
     examples: int | None = None
-    """Training images to look at, drawn from the run's seed; all where left out."""
+    """Training images to look at, drawn from the run's seed; all where left out. Those of a
+    streamed set are decoded into memory."""
     batch_size: int = 500
     """Images at a time; batch norm in training mode takes its statistics of them."""
     modes: tuple[Literal["evaluation", "training"], ...] = ("evaluation", "training")

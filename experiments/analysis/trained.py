@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import augment, cli, models, runs, streams
+from experiments import augment, cli, feeds, models, runs, streams
 from experiments.analysis.objective import AnalysisError, Objective
 from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.data import Data, Split
+from experiments.data import CorruptedError, Data, Split
 from experiments.recipes.base import Recipe
+
+# Of all images of a streamed set, where no number of them is asked for.
+MOST_BYTES = 2 * 10**9
 
 
 class Trained:
@@ -31,16 +35,33 @@ class Trained:
       seed: what its random numbers follow from.
       checkpoints: its checkpoints.
       steps: of these, ascending.
+      corrupt: training images of a streamed set that could not be decoded to look at them.
     """
 
-    def __init__(self, path: Path, data_dir: Path):
+    def __init__(
+        self,
+        path: Path,
+        data_dir: Path,
+        *,
+        workers: int | None = None,
+        skip_corrupt: bool = False,
+    ):
         """Reads all but the weights and the data.
+
+        Args:
+          path: the folder.
+          data_dir: the TFDS directory.
+          workers: processes that decode a streamed set; None for one for each core.
+          skip_corrupt: whether its images that cannot be decoded are left out.
 
         Raises:
           UserError: it is no folder of a run, or holds no checkpoint.
         """
         path = path.resolve()
         self.path, self._data_dir = path, data_dir
+        self._how = {"workers": workers, "skip_corrupt": skip_corrupt}
+        self.corrupt: list[str] = []
+        self._decoded: dict[int | None, Split] = {}
         try:
             self.config = json.loads((path / "config.json").read_text())
             names = {field.name for field in dataclasses.fields(Recipe)} - {"method"}
@@ -119,11 +140,12 @@ class Trained:
     @functools.cached_property
     def data(self) -> Data:
         """Its data set, with its noise."""
-        return cli.load(self.recipe, self.seed, self._data_dir)
+        return cli.load(self.recipe, self.seed, self._data_dir, **self._how)
 
     def forget(self) -> None:
         """Lets go of the data, which are read again where they are needed."""
         self.__dict__.pop("data", None)
+        self._decoded.clear()
 
     @property
     def epochs(self) -> dict[int, float]:
@@ -178,7 +200,8 @@ class Trained:
     ) -> Objective:
         """The cross-entropy on its training set, with its labels, their noise and smoothing.
 
-        Without augmentation, mixup and weight decay: those are of training alone.
+        Without augmentation, mixup and weight decay: those are of training alone. Images of a
+        streamed set are decoded with a central crop.
 
         Args:
           model_state: the batch statistics.
@@ -189,17 +212,9 @@ class Trained:
           on_pass: called after each pass over the examples.
 
         Raises:
-          UserError: the set is streamed.
+          UserError: images of a streamed set cannot be decoded, or are too many for the memory.
         """
-        if not isinstance(self.data.train, Split):
-            raise cli.UserError(
-                f"{self.path} was trained on {self.recipe.dataset}, which is streamed, and only "
-                "losses of sets in memory are looked at: pass another run."
-            )
-        train, classes = self.data.train, self.data.classes
-        chosen = np.arange(len(train.labels))
-        if examples is not None and examples < len(chosen):
-            chosen = np.random.default_rng(self.seed).choice(chosen, examples, replace=False)
+        chosen, classes = self._chosen(examples), self.data.classes
         model = self._model(dtype)
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), model_state)
         mean, std = (jnp.asarray(a, dtype) for a in (self.data.mean, self.data.std))
@@ -216,8 +231,30 @@ class Trained:
             smooth = optax.smooth_labels(one_hot, self.recipe.label_smoothing)
             return optax.softmax_cross_entropy(logits, smooth).mean()
 
-        on_device = (jnp.asarray(train.images[chosen]), jnp.asarray(train.labels[chosen]))
+        on_device = tuple(map(jnp.asarray, chosen))
         return Objective.divided(loss_fn, on_device, size, on_pass=on_pass)
+
+    def _chosen(self, examples):
+        """So many training images drawn from the seed, or all; those of a stream are kept."""
+        train = self.data.train
+        chosen = np.arange(train.examples)
+        if examples is not None and examples < len(chosen):
+            chosen = np.random.default_rng(self.seed).choice(chosen, examples, replace=False)
+        if isinstance(train, Split):
+            return Split(train.images[chosen], train.labels[chosen])
+        if examples not in self._decoded:
+            bytes_of_all = train.examples * math.prod(train.shape)
+            if examples is None and bytes_of_all > MOST_BYTES:
+                raise cli.UserError(
+                    f"all {train.examples:,} training images of {self.recipe.dataset} would take "
+                    f"{bytes_of_all / 1e9:,.1f} GB of memory: pass such as --examples 2000."
+                )
+            try:
+                self._decoded = {examples: feeds.decoded(train.part(chosen))}
+            except CorruptedError as error:
+                raise cli.UserError(str(error)) from error
+            self.corrupt = list(train.corrupt)
+        return self._decoded[examples]
 
     def _model(self, dtype):
         return models.make(
