@@ -349,7 +349,7 @@ def _notes(found):
         counts = sorted({one["examples"] for one in figures})
         said = [f"{' or '.join(f'{count:,}' for count in counts)} images"]
         if group.of > 1:
-            said.insert(0, f"the mean over {len(group.sets)} of the {group.of} sets of it")
+            said = [f"the mean over {len(group.sets)} of its {group.of} sets, of {said[0]} each"]
         if left_out := max(one["left_out"] for one in figures):
             said.append(f"{left_out:,} without a right class left out")
         if corrupt := max(len(one["corrupt"]) for one in figures):

@@ -383,7 +383,7 @@ def test_the_table_has_mean_and_deviation_and_the_papers_figure(world, run, monk
     own = read(world[1] / "sam" / "summary.json")["test_accuracy"]
     assert sam[2] == f"{100 * own:.2f}"
     assert f"- {REAL}: 8 images; 4 without a right class left out" in text
-    assert "- imagenet2012_corrupted: the mean over 2 of the 75 sets of it; 4 images" in text
+    assert "- imagenet2012_corrupted: the mean over 2 of its 75 sets, of 4 images each" in text
 
 
 def test_the_papers_figures_are_of_finished_runs_of_its_protocol():
