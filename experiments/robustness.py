@@ -88,6 +88,10 @@ class Options:
     attack: tyro.conf.OmitArgPrefixes[Attack] = dataclasses.field(default_factory=Attack)
     batch_size: int = 500
     """Images at a time; the figures do not depend on it."""
+    workers: int | None = None
+    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
+    skip_corrupt: bool = False
+    """Pass over streamed images that cannot be decoded."""
     data_dir: Path = data.DATA_DIR
     """The TFDS directory."""
     out: Path = Path("runs")
@@ -101,7 +105,8 @@ class Options:
 def main(options: Options) -> None:
     """Runs the command."""
     _check(options)
-    trained = kept.opened(options.runs, options.data_dir)
+    how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
+    trained = kept.opened(options.runs, options.data_dir, **how)
     path = kept.page(options.out, options.name)
     config = dataclasses.asdict(options.attack)
     about = [{**kept.about(run), "attacked": {}} for run in trained]
@@ -142,6 +147,8 @@ def _check(options):
         value = getattr(options.attack, name)
         if value is not None and value < 1:
             raise cli.UserError(f"--{name} must be at least 1, got {value}.")
+    if options.workers is not None and options.workers < 0:
+        raise cli.UserError(f"--workers must be at least 0, got {options.workers}.")
     if options.batch_size < 1:
         raise cli.UserError(f"--batch-size must be at least 1, got {options.batch_size}.")
     for norm in NORMS:

@@ -806,7 +806,11 @@ if __name__ == "__main__":
     # where the tests run in the background, Ctrl-C is ignored unless told otherwise
     signal.signal(signal.SIGINT, signal.default_int_handler)
     records = TfdsRecords("imagenet2012", "train", data_dir=sys.argv[1])
-    batches = Stream(records, size=8, classes=1000, workers=2).batches(seed=0, batch_size=8)
+    stream = Stream(records, size=8, classes=1000, workers=2)
+    if sys.argv[2] == "read":
+        print(sum(raw.valid.sum() for raw in stream.once(batch_size=8)))
+        sys.exit()
+    batches = stream.batches(seed=0, batch_size=8)
     print(next(batches).valid.sum(), flush=True)
     if sys.argv[2] == "interrupted":
         while True:
@@ -844,6 +848,13 @@ def test_a_program_that_leaves_its_workers_running_ends(program):
     process = program("left")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "8\n", "")
+
+
+def test_a_program_that_reads_a_stream_to_its_end_leaves_no_shared_memory(program, data_dir):
+    """Python would warn of it."""
+    out, err = program("read").communicate(timeout=60)
+    assert int(out) == len(TfdsRecords("imagenet2012", "train", data_dir=data_dir))
+    assert err == ""
 
 
 def test_ctrl_c_ends_a_program_and_its_workers_say_nothing(program):

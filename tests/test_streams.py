@@ -158,7 +158,7 @@ def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypat
 def test_a_streamed_run_is_attacked(sets, tmp_path, monkeypatch):
     path = run(monkeypatch, sets, tmp_path, "made", "--method", "sgd")
     more = ("--data-dir", sets, "--out", tmp_path)
-    command(monkeypatch, robustness, path, "--l2", "--linf", 1, "--steps", 1, *more)
+    command(monkeypatch, robustness, path, "--l2", "--linf", 1, "--steps", 1, "--workers", 0, *more)
     (found,) = read(tmp_path / "robustness" / "robustness.json")["runs"]
     assert found["clean"]["examples"] == 5
     assert found["clean"]["accuracy"] == read(path / "summary.json")["test_accuracy"]

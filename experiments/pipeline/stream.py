@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import copy
 import functools
+import gc
 import itertools
 import math
 from multiprocessing import parent_process, resource_tracker, util
@@ -279,6 +280,9 @@ def _put_together(plan, maker, workers, wanted, ready):
     finally:
         if hasattr(pieces, "close"):
             pieces.close()
+        del pieces
+        if workers:
+            gc.collect()  # Grain's iterator is part of a cycle, and holds shared memory
 
 
 class _Plan:
