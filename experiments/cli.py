@@ -162,17 +162,14 @@ class Options:
         """The weights to begin with.
 
         Raises:
-          UserError: their file cannot be read.
+          WeightsError: their file cannot be read.
         """
         if self.weights is None:
             return None
         recipe = RECIPES[known("recipe", self.recipe, RECIPES)]
         # What the user has said of the images counts.
         expected = None if self.normalization else recipe.normalization
-        try:
-            return Weights.of(self.weights, expected)
-        except WeightsError as error:
-            raise UserError(f"--weights: {error}") from error
+        return Weights.of(self.weights, expected)
 
     @property
     def digest(self) -> str | None:
@@ -370,7 +367,8 @@ def run(main: Callable[[Any], None], options: type) -> None:
         )
         _leave(1)
     except (UserError, data.CorruptedError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        option = "--weights: " if isinstance(error, WeightsError) else ""
+        print(f"error: {option}{error}", file=sys.stderr)
         if jax.distributed.is_initialized():
             _leave(2)  # the shutdown would wait for the others, who wait for this process
         sys.exit(2)

@@ -52,7 +52,10 @@ class Weights(NamedTuple):
         loaded = pretrained.load(self.path, params, model_state, model=model, new_head=True)
         source = loaded.source
         if source.sha256 != self.sha256:
-            raise WeightsError(f"{self.path} has changed: begin again once it is whole.")
+            raise WeightsError(
+                f"{self.path} has changed since this command began: start it again once the file "
+                "is whole."
+            )
         if self.normalization not in (None, *_names(source.moments)):
             expected = " or ".join(_names(source.moments))
             raise WeightsError(

@@ -500,6 +500,14 @@ def broken(state):
     return state
 
 
+def test_a_length_that_is_free_is_told_as_any(tmp_path):
+    state = vit_state()
+    state["encoder.pos_embedding"] = state["encoder.pos_embedding"][:, :, :64]
+    path = save(tmp_path / "vit.npz", state)
+    with pytest.raises(WeightsError, match=r"is \(1, 5, 64\) and must be \(1, any, 128\)"):
+        load(path)
+
+
 def test_all_differences_are_told_at_once(tmp_path):
     path = save(tmp_path / "vit.npz", broken(vit_state()))
     with pytest.raises(WeightsError, match="Differences: 5") as caught:
@@ -737,7 +745,7 @@ def test_a_file_of_pytorch_that_is_cut_off_or_no_state_dict_is_refused(tmp_path)
         path.write_bytes(buffer.getvalue()[: int(share * len(buffer.getvalue()))])
         with pytest.raises(WeightsError, match=r"cannot be read as \.pth"):
             load(path)
-    for other in (torch.zeros(3), {"epoch": 3}, [torch.zeros(3)]):
+    for other in (torch.zeros(3), {"epoch": 3}, {0: torch.zeros(3)}, [torch.zeros(3)]):
         torch.save(other, path)
         with pytest.raises(WeightsError, match="more than tensors by name"):
             load(path)

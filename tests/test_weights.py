@@ -16,7 +16,9 @@ from experiments import compare, models, recipes, sweep, train
 from experiments.analysis.trained import Trained
 from experiments.checkpoints import Checkpoints
 from experiments.models.vit import ViT
+from experiments.pretrained import WeightsError
 from experiments.recipes import RECIPES, Recipe
+from experiments.weights import Weights
 
 CLASSES = 4
 # Of images of 16 in patches of 4, for the model below.
@@ -171,7 +173,9 @@ def test_a_file_that_does_not_fit_is_told_before_training(
     with pytest.raises(SystemExit) as error:
         run("--weights", path, module=module)
     assert error.value.code == 2
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --weights: {path}")
+    assert said in err
     assert not (tmp_path / "run").exists()
 
 
@@ -179,7 +183,8 @@ def test_a_file_that_does_not_fit_is_told_before_training(
     ("arguments", "said"),
     [
         ((), "begins with pretrained weights, a tiny model's: pass their file by --weights."),
-        (("--weights", "nowhere.npz"), "--weights: nowhere.npz cannot be read: No such file"),
+        (("--weights", "nowhere.npz"), "error: --weights: nowhere.npz cannot be read: No such"),
+        (("--weights", "no.npz", "--mesh", "data=2"), "error: --weights: no.npz cannot be read"),
     ],
 )
 def test_a_missing_file_is_told_in_one_line(arguments, said, run, capsys):
@@ -189,6 +194,16 @@ def test_a_missing_file_is_told_in_one_line(arguments, said, run, capsys):
     err = capsys.readouterr().err
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_file_that_changes_after_the_command_began_is_told(tmp_path):
+    path, _ = file(tmp_path)
+    weights = Weights.of(path, None)
+    file(tmp_path, classes=7)
+    model = models.make("tiny_vit", CLASSES)
+    state = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)), train=False)
+    with pytest.raises(WeightsError, match="has changed since this command began: start it again"):
+        weights.onto(model, state["params"], {})
 
 
 def test_weights_of_other_images_are_refused_unless_the_user_insists(

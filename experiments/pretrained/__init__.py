@@ -190,11 +190,11 @@ def _value(entry, arrays, dtype):
     sources, wrong = [], []
     for name in entry.sources:
         if name not in arrays:
-            wrong.append(f"missing: {name} {entry.shape}")
+            wrong.append(f"missing: {name} {entry.wanted}")
             continue
         array = arrays[name]
         if not entry.fits(array.shape):
-            wrong.append(f"shape: {name} is {array.shape} and must be {entry.shape}")
+            wrong.append(f"shape: {name} is {array.shape} and must be {entry.wanted}")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             wrong.append(f"type: {name} is {array.dtype} and must be floating-point")
         else:

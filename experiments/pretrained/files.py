@@ -21,7 +21,7 @@ WRAPPERS = ("model", "state_dict")  # under which training scripts put a state d
 HOW = "pass a .safetensors, .npz, .pth, .pt or .bin file"
 
 
-class WeightsError(ValueError):
+class WeightsError(Exception):
     """Weights cannot be read or do not fit the model; the message says all that is wrong."""
 
 
@@ -109,7 +109,9 @@ def _torch(data):
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()
+    ):
         raise WeightsError(
             "it holds more than tensors by name: save the model's state_dict() alone."
         )

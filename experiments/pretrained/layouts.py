@@ -25,6 +25,11 @@ class Entry(NamedTuple):
     shape: Shape
     convert: Callable[..., np.ndarray]
 
+    @property
+    def wanted(self) -> str:
+        """The shape of each source in words."""
+        return str(self.shape).replace("-1", "any")
+
     def fits(self, shape: Shape) -> bool:
         """Whether a source may have this shape."""
         return len(shape) == len(self.shape) and all(
