@@ -149,14 +149,6 @@ class Options:
             )
         return recipe
 
-    def is_unchanged(self, recipe: Recipe, method: str) -> bool:
-        """Whether this is the recipe as it stands for a method, with its own settings."""
-        return (
-            recipe == RECIPES[self.recipe].of(method)
-            and not getattr(self, "set", ())
-            and (self.weights is None) == (recipe.pretrained is None)
-        )
-
     @functools.cached_property
     def begins_with(self) -> Weights | None:
         """The weights to begin with.

@@ -1,6 +1,6 @@
 """The runs that `experiments.train` left under a folder, and how each differs from its recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import json
@@ -58,13 +58,10 @@ class Run:
     def differences(self) -> tuple[str, ...]:
         """Where it differs from its recipe as that stands now, in words.
 
-        A field that the config lacks is younger than the run, and has its default. Which weights a
-        recipe begins with it says in words: that there are some is compared.
-
         Raises:
           KeyError: a field that has no default is missing.
         """
-        return tuple(_differences(self.config))
+        return tuple(differences(self.config))
 
     @property
     def label(self) -> str:
@@ -137,7 +134,21 @@ def _read(path):
     return run
 
 
-def _differences(config):
+def differences(config: Mapping[str, Any]) -> Iterator[str]:
+    """Where a run differs from its recipe as that stands now, in words.
+
+    A field that the config lacks is younger than the run, and has its default. Which weights a
+    recipe begins with it says in words: that there are some is compared.
+
+    Args:
+      config: what was asked for, as `experiments.train` writes it.
+
+    Yields:
+      Such as "epochs 200 → 2".
+
+    Raises:
+      KeyError: a field that has no default is missing.
+    """
     if config["recipe"] not in RECIPES:
         yield "no recipe of this name"
         return

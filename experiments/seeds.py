@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from experiments import cli, fit, interrupt, plots, processes, runs, watch
 from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.collected import differences
 from experiments.feeds import Feed, feed
 from experiments.mesh import Layout
 from experiments.pipeline.stream import Stream
@@ -389,7 +390,7 @@ class Group:
             "test_accuracy_last_ten": statistics.fmean(accuracies[-10:]),
             "paper": None if then else recipe.paper.get(method),
             "paper_reports": recipe.reports,
-            "papers_protocol": self.options.is_unchanged(recipe, method),
+            "papers_protocol": not any(differences(run.config())),
             "seconds": run.seconds,
             "label_noise": recipe.label_noise,
             "flipped": data.flipped,

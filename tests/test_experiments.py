@@ -414,6 +414,27 @@ def test_the_papers_best_epoch_stands_beside_our_best():
     assert last["test accuracy in the paper"] == "96.00 %"
 
 
+@pytest.mark.parametrize(
+    ("options", "protocol"),
+    [
+        ((), True),
+        (("--set", "rho=0.05"), True),
+        (("--set", "rho=0.1"), False),
+        (("--switch-at", 1, "--then", "sgd"), False),
+        (("--mesh", "data=2", "--perturbation", "device"), False),
+    ],
+)
+def test_the_papers_protocol_is_the_recipe_and_no_more(
+    options, protocol, monkeypatch, tmp_path, data_dir
+):
+    settings = {"sam": {"rho": 0.05}}
+    made = Recipe("digits", "mlp", 2, batch_size=512, learning_rate=0.1, width=8, settings=settings)
+    monkeypatch.setitem(recipes.RECIPES, "made", made)
+    where = ("--data-dir", data_dir, "--out", tmp_path, "--name", "run")
+    command(monkeypatch, train, "made", *where, *options)
+    assert read(tmp_path / "run" / "summary.json")["papers_protocol"] is protocol
+
+
 def test_a_diverged_run_keeps_its_metrics_and_writes_no_summary(
     monkeypatch, tmp_path, data_dir, capsys
 ):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-from pathlib import Path
 
 import jax
 import made
@@ -103,26 +102,21 @@ def test_on_a_mesh_every_device_begins_with_them(run, sets, tmp_path):
     np.testing.assert_array_equal(params["positions"], state["encoder.pos_embedding"])
 
 
-def test_the_papers_protocol_has_weights_where_the_recipe_has(monkeypatch):
-    without, given = (train.Options("made", weights=path) for path in (None, Path("w.npz")))
-    assert given.is_unchanged(RECIPE, "sam")
-    assert not without.is_unchanged(RECIPE, "sam")
-    plain = dataclasses.replace(RECIPE, pretrained=None)
-    monkeypatch.setitem(recipes.RECIPES, "made", plain)
-    assert without.is_unchanged(plain, "sam")
-    assert not given.is_unchanged(plain, "sam")
-
-
-def test_a_run_without_weights_begins_with_the_seeds(run, monkeypatch):
+def test_a_run_without_weights_begins_with_the_seeds(run, monkeypatch, tmp_path):
     monkeypatch.setitem(recipes.RECIPES, "made", dataclasses.replace(RECIPE, pretrained=None))
     folder = run()
-    assert read(folder / "summary.json")["weights"] is None
+    summary = read(folder / "summary.json")
+    assert summary["weights"] is None
+    assert summary["papers_protocol"]
     assert read(folder / "config.json")["weights"] is None
+    told = read(run("--weights", file(tmp_path)[0], "--overwrite") / "summary.json")
+    assert told["weights"] is not None
+    assert not told["papers_protocol"]
 
 
 def test_it_goes_on_with_the_same_file_alone(run, tmp_path, capsys):
     path, _ = file(tmp_path)
-    run("--weights", path)
+    assert read(run("--weights", path) / "summary.json")["papers_protocol"]
     again, _ = file(tmp_path, name="copied.safetensors")
     run("--weights", again, "--resume")  # the bytes count, and it is finished
     other, _ = file(tmp_path, classes=7, name="other.safetensors")
