@@ -164,7 +164,8 @@ def differences(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _changes(fields, {**{k: defaults[k] for k in fields.keys() - held.keys()}, **held})
     yield from _changes(recipe.settings.get(method, {}), config["method_kwargs"])
     for start, then, settings in config.get("then") or ():
-        yield f"then {then} {_said(settings)} from epoch {start}"
+        with_settings = f"{then} {_said(settings)}" if settings else then
+        yield f"then {with_settings} from epoch {start}"
     if (recipe.pretrained is None) != (config.get("weights") is None):
         yield "weights pretrained → none" if recipe.pretrained else "weights none → pretrained"
     if (devices := config.get("device_perturbations")) is not None:

@@ -176,7 +176,10 @@ def _mean(values):
 
 
 def _listed(pairs: Sequence[tuple[Run, str]]) -> list[str]:
-    """A line for each group of runs that are no cell, and for each that did not come to its end."""
+    """A line for each group of runs that are no cell, and for each that did not come to its end.
+
+    A group has a seed once, and one file of weights.
+    """
     groups, lines = {}, []
     for run, note in pairs:
         if run.summary is None:
@@ -187,9 +190,15 @@ def _listed(pairs: Sequence[tuple[Run, str]]) -> list[str]:
             )
             continue
         # Whatever a recipe was that is gone, its runs may differ in anything.
-        key = run.label + note if run.recipe in RECIPES else run.path
-        groups.setdefault(key, (run.label + note, []))[1].append(run.accuracy)
-    ended = [f"{label}: {_ours(_mean(found), len(found))}" for label, found in groups.values()]
+        origin = run.weights if run.recipe in RECIPES else run.path
+        label = run.label + note
+        while run.seed in groups.setdefault((label, origin), {}):
+            label += ", again"
+        groups[label, origin][run.seed] = run.accuracy
+    ended = [
+        f"{label}: {_ours(_mean(by_seed.values()), len(by_seed))}"
+        for (label, _), by_seed in groups.items()
+    ]
     return ended + lines
 
 

@@ -1,4 +1,7 @@
-"""Every recipe trains: two steps of its own method, narrow, on made images of its set's format."""
+"""Every recipe trains and resumes: two steps of its own method, narrow, on made images.
+
+The images are of the format of its set.
+"""
 
 import made
 import numpy as np

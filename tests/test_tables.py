@@ -304,6 +304,7 @@ def test_a_run_at_other_options_is_told_and_not_counted(made, found):
     made(AE, "sam", 3, 0.4, set=("rho=0.2",), name="rho")
     made(AE, "sam", 4, 0.3, augmentation=(), dtype="bfloat16", name="plain")
     made(AE, "sgd", 5, 0.2, switch_at=160, then="sam", then_set=("rho=0.3",))
+    made(AE, "sgd", 6, 0.1, switch_at=9, then="sgd")
     made("cifar100_resnet18_le_sam", "le_sam", 0, 0.1, set=("budget=0.2",))
     held = found()
     assert held["filled"] == 0
@@ -313,6 +314,7 @@ def test_a_run_at_other_options_is_told_and_not_counted(made, found):
         f"{AE} sam, epochs 200 → 2: 46.00 ± 1.41 (2)",
         f"{AE} sam, rho 0.05 → 0.2: 40.00 (1)",
         f"{AE} sgd, then sam (rho 0.3) from epoch 160: 20.00 (1)",
+        f"{AE} sgd, then sgd from epoch 9: 10.00 (1)",
     ]
     assert others["le_sam"] == [
         "cifar100_resnet18_le_sam le_sam, budget (schedule budget_annealing, budget 0.35, "
@@ -348,6 +350,23 @@ def test_every_trained_field_is_compared(field, made, found):
         assert found("ae_sam")["filled"] == 0
     else:
         assert field in ("settings", "paper", "reports", "method", "epochs_of", "pretrained")
+
+
+def test_other_runs_are_a_mean_over_different_seeds_from_one_file(made, found, tmp_path):
+    for name, accuracy in (("a", 0.40), ("b", 0.50), ("c", 0.60)):
+        made(AE, "sam", 0, accuracy, epochs=2, name=name)
+    made(AE, "sam", 1, 0.44, epochs=2)
+    for i in range(2):
+        weights = tmp_path / f"weights{i}"
+        weights.write_text(str(i))
+        made(AE, "sgd", i, 0.1 * i, weights=weights)
+    assert found("ae_sam")["papers"][0]["other_runs"] == [
+        f"{AE} sam, epochs 200 → 2: 42.00 ± 2.83 (2)",
+        f"{AE} sam, epochs 200 → 2, again: 50.00 (1)",
+        f"{AE} sam, epochs 200 → 2, again, again: 60.00 (1)",
+        f"{AE} sgd, weights none → pretrained: 0.00 (1)",
+        f"{AE} sgd, weights none → pretrained: 10.00 (1)",
+    ]
 
 
 def test_a_method_that_the_tables_do_not_have_is_told(made, found):
