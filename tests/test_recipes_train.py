@@ -9,9 +9,12 @@ import pytest
 import tensorflow_datasets as tfds
 from test_experiments import command, read
 from test_pretrained import resnet_state, save, vit_state
+from test_weights import cut_short
 
 from experiments import data, models, train
+from experiments.checkpoints import Checkpoints
 from experiments.recipes import RECIPES
+from experiments.runs import CHECKPOINTS
 
 # Of the narrowest layers; any other model has 2 channels.
 WIDTHS = {"vit_small": 12, "mlp": 4}
@@ -48,7 +51,7 @@ def mocked(monkeypatch):
         if n not in STREAMED
     ],
 )
-def test_a_recipe_trains_two_steps(name, monkeypatch, tmp_path):
+def test_a_recipe_trains_two_steps_and_resumes(name, monkeypatch, tmp_path):
     recipe = RECIPES[name]
     width = WIDTHS.get(recipe.model, 2)
     arguments = [name, "--epochs", 1, "--batch-size", 4, "--train-examples", 8, "--width", width]
@@ -56,8 +59,17 @@ def test_a_recipe_trains_two_steps(name, monkeypatch, tmp_path):
     if recipe.image_size is not None:
         arguments += ["--image-size", 32, "--warmup-epochs", 0]
     arguments += begun(recipe, width, tmp_path)
-    command(monkeypatch, train, *arguments)
-    summary = read(tmp_path / f"{name}-{recipe.method}-0" / "summary.json")
+    assert_trains(recipe, arguments, tmp_path / f"{name}-{recipe.method}-0", monkeypatch)
+
+
+def assert_trains(recipe, arguments, path, monkeypatch):
+    """A run of two steps that is cut short after the first, and goes on, to its end."""
+    arguments += ["--checkpoint-minutes", 0, "--steps-per-dispatch", 1]
+    with cut_short(monkeypatch):
+        command(monkeypatch, train, *arguments)
+    assert Checkpoints(path / CHECKPOINTS, read_only=True).steps() == [1]
+    command(monkeypatch, train, *arguments, "--resume")
+    summary = read(path / "summary.json")
     assert summary["steps"] == 2
     assert summary["paper"] == recipe.paper.get(recipe.method)
     assert np.isfinite([summary["train_loss"], summary["test_loss"]]).all()
@@ -87,13 +99,9 @@ def streamed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(STREAMED))
-def test_a_streamed_recipe_trains_two_steps(name, streamed, monkeypatch, tmp_path):
+def test_a_streamed_recipe_trains_two_steps_and_resumes(name, streamed, monkeypatch, tmp_path):
     recipe = RECIPES[name]
     arguments = [name, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 4, "--image-size", 32]
     arguments += ["--width", 16, "--workers", 1, "--data-dir", streamed, "--out", tmp_path]
     arguments += ["--train-examples", 8, *begun(recipe, 16, tmp_path)]
-    command(monkeypatch, train, *arguments)
-    summary = read(tmp_path / f"{name}-{recipe.method}-0" / "summary.json")
-    assert summary["steps"] == 2
-    assert summary["paper"] == recipe.paper[recipe.method]
-    assert np.isfinite([summary["train_loss"], summary["test_loss"]]).all()
+    assert_trains(recipe, arguments, tmp_path / f"{name}-{recipe.method}-0", monkeypatch)

@@ -1,5 +1,6 @@
 """Runs that begin with the weights of a file."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -67,6 +68,25 @@ def file(path, classes=CLASSES, name="weights.safetensors", **shapes):
     return save(path / name, state), state
 
 
+class StoppedError(Exception):
+    """What a run is cut short by."""
+
+
+@contextlib.contextmanager
+def cut_short(monkeypatch):
+    """Within it a run ends as its first checkpoint is written."""
+    save = Checkpoints.save
+
+    def save_and_stop(self, step, *rest):
+        save(self, step, *rest)
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(StoppedError):
+            yield
+
+
 def test_a_run_begins_with_the_weights_of_the_file(run, sets, tmp_path):
     """At a learning rate of 0 it ends with them."""
     path, state = file(tmp_path)
@@ -131,19 +151,8 @@ def test_a_run_with_weights_ends_alike_after_an_interruption(run, sets, tmp_path
     arguments = ("--weights", file(tmp_path)[0], "--checkpoint-minutes", 0)
     whole = Trained(run(*arguments), sets).weights()
 
-    class StoppedError(Exception):
-        pass
-
-    save = Checkpoints.save
-
-    def save_and_stop(self, step, *rest):
-        save(self, step, *rest)
-        raise StoppedError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(StoppedError):
-            run(*arguments, "--overwrite")
+    with cut_short(monkeypatch):
+        run(*arguments, "--overwrite")
     cut = Trained(run(*arguments, "--resume"), sets)
     assert cut.summary["steps"] == 2
     jax.tree.map(np.testing.assert_array_equal, cut.weights(), whole)
