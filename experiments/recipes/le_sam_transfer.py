@@ -19,8 +19,8 @@ class LeSamFineTuned(Recipe):
     Decisions:
       The paper says no more. All else is as in the fine-tuning of the paper of ViT (Dosovitskiy et
         al. 2021, Appendix B.1.1): SGD with momentum .9, no weight decay, gradients clipped at a
-        norm of 1, 500 steps of warm-up and a cosine, a new classifier of zeros. Learning rate .01
-        of the four that it searches.
+        norm of 1, a cosine behind the 500 steps of warm-up of its code, a new classifier of zeros.
+        Learning rate .01 of the four that it searches.
       Batch 500 in place of its 512: 80 epochs of 100 steps are 8,000 steps exactly.
       Images of 224, the size that the weights were trained at, resized from 32 on the device after
         a random crop and flip.
