@@ -64,12 +64,10 @@ def test_the_promises_about_flops_and_bytes_are_kept_on_the_mlp():
             assert row[figure] < KNOWN[figure, row["method"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "methods", "batch_size", "width"),
-    [
-        ("small_cnn", tuple(OTHERS), 32, 8),
-        pytest.param("vit_small", ("sam", "asam", "msam"), 4, 48, marks=pytest.mark.slow),
-    ],
+    [("small_cnn", tuple(OTHERS), 32, 8), ("vit_small", ("sam", "asam", "msam"), 4, 48)],
 )
 def test_the_promises_are_kept_on_other_models(model, methods, batch_size, width):
     assert failing(rows(model, methods, batch_size, width)) == set()

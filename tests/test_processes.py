@@ -142,7 +142,8 @@ def waited_for(path, started, step=10):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_run_of_two_processes_survives_the_end_of_one(
     victim,
     train_in,

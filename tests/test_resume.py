@@ -335,6 +335,7 @@ def test_tensorboard_gets_each_epoch(run, tmp_path):
     assert events.read_bytes().count(b"test_accuracy") == 4
 
 
+@pytest.mark.slow
 def test_five_kills_at_random_moments_change_nothing(tmp_path, data_dir):  # noqa: F811
     """SIGKILL between and within checkpoints: none is read half-written, no step is lost."""
     base = [sys.executable, "-m", "experiments.train", *map(str, SHORT), "--method", "ae_looksam"]
