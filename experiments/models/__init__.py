@@ -1,5 +1,7 @@
 """Flax models. Each takes images [B, H, W, C] and returns float32 logits [B, classes].
 
+Residual networks return the features in front of the classifier too: `encoder`.
+
 `convolutional` tells whether a model has convolutions, whose gradients decide on the host on CPU.
 Parameters and batch statistics are float32 whatever the dtype of the computation.
 """
@@ -45,15 +47,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_b16_original": functools.partial(ViT, patch=16, width=768, gelu_approximate=True),
 }
 
+ENCODERS = (ResNet, WideResNet, PyramidNet)
+
 
 def make(
-    name: str, classes: int, *, dtype: Any = jnp.float32, width: int | None = None
+    name: str, classes: int | None, *, dtype: Any = jnp.float32, width: int | None = None
 ) -> nn.Module:
     """The model of a name.
 
     Args:
       name: a key of `MODELS`.
-      classes: the number of classes.
+      classes: the number of classes; of None the module is that of `encoder`, where there is one.
       dtype: of the computation, bfloat16, float32 or float64; parameters and batch statistics are
         made float32, and logits are float32 at least.
       width: channels of the narrowest layer, to which all others are in proportion; the size of a
@@ -74,3 +78,23 @@ def make(
     if width < 1:
         raise ValueError(f"width must be 1 or more, got {width}: pass the channels of a layer.")
     return MODELS[name](classes=classes, dtype=dtype, width=width)
+
+
+def encoder(name: str, *, dtype: Any = jnp.float32, width: int | None = None) -> nn.Module:
+    """The model of a name without its classifier: images [B, H, W, C] to features [B, channels].
+
+    Args:
+      name: of a residual network.
+      dtype: of the computation; features are float32 at least.
+      width: as in `make`.
+
+    Raises:
+      ValueError: as `make`, or the model is no residual network.
+    """
+    model = make(name, None, dtype=dtype, width=width)
+    if not isinstance(model, ENCODERS):
+        kinds = ", ".join(kind.__name__ for kind in ENCODERS)
+        raise ValueError(
+            f"model must give features, as a {kinds} does, got {name!r}: pass such as resnet32."
+        )
+    return model

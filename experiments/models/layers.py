@@ -60,12 +60,14 @@ def pad_channels(x: jax.Array, channels: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * 3 + [(0, channels - x.shape[-1])])
 
 
-def classify(x: jax.Array, classes: int) -> jax.Array:
+def classify(x: jax.Array, classes: int | None) -> jax.Array:
     """Logits [B, classes] of the mean over the positions of features [B, H, W, C].
 
-    Mean and logits are float32 at least, whatever the dtype of the features: they cost next to
-    nothing, and bfloat16 logits would have two or three digits. Weights start from U(±1/√C), biases
-    from 0.
+    For classes of None it is that mean, [B, C]. Mean and logits are float32 at least, whatever the
+    dtype of the features: they cost next to nothing, and bfloat16 logits would have two or three
+    digits. Weights start from U(±1/√C), biases from 0.
     """
     pooled = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    if classes is None:
+        return pooled
     return nn.Dense(classes, kernel_init=TORCH_UNIFORM, name="head")(pooled)

@@ -50,7 +50,7 @@ class PyramidNet(nn.Module):
     a PyramidNet-272 of bottlenecks.
 
     Attributes:
-      classes: the number of classes.
+      classes: the number of classes; None for features [B, C] in place of logits.
       depth: 6n + 2 layers.
       alpha: the channels that all blocks together add to a width of 16; in proportion to another.
       width: channels of the first convolution.
@@ -59,7 +59,7 @@ class PyramidNet(nn.Module):
 
     convolutional: ClassVar[bool] = True
 
-    classes: int
+    classes: int | None
     depth: int = 110
     alpha: int = 270
     width: int = 16

@@ -73,7 +73,7 @@ class ResNet(nn.Module):
     Only the classifier's biases start otherwise, from zero.
 
     Attributes:
-      classes: the number of classes.
+      classes: the number of classes; None for features [B, C] in place of logits.
       blocks: in each stage; from the second on, a stage halves the resolution and doubles the
         channels.
       width: channels of the first convolution and of the first stage's 3x3 convolutions.
@@ -88,7 +88,7 @@ class ResNet(nn.Module):
 
     convolutional: ClassVar[bool] = True
 
-    classes: int
+    classes: int | None
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
     bottleneck: bool = False

@@ -48,7 +48,7 @@ class WideResNet(nn.Module):
     convolutions, which the published 36.5 million parameters of WRN-28-10 include.
 
     Attributes:
-      classes: the number of classes.
+      classes: the number of classes; None for features [B, C] in place of logits.
       depth: 6n + 4 layers.
       factor: channels of the first stage over those of the first convolution.
       width: channels of the first convolution; the stages have factor · width times 1, 2 and 4.
@@ -57,7 +57,7 @@ class WideResNet(nn.Module):
 
     convolutional: ClassVar[bool] = True
 
-    classes: int
+    classes: int | None
     depth: int = 28
     factor: int = 10
     width: int = 16
