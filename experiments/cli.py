@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from experiments import augment, data, interrupt, models, processes, streams
+from experiments import augment, data, interrupt, models, objectives, processes, streams
 from experiments.normalization import NORMALIZATIONS
 from experiments.optimizers import SGD
 from experiments.pretrained import WeightsError
@@ -69,6 +69,8 @@ class Options:
     """Passes over the training set."""
     batch_size: int | None = None
     """Images a step."""
+    objective: Literal["cross_entropy", "glmc"] | None = None
+    """What a step minimizes: cross-entropy, or GLMC's mixtures for long-tailed sets."""
     optimizer: Literal["sgd", "rmsprop", "adamw"] | None = None
     """The base optimizer behind the method."""
     learning_rate: float | None = None
@@ -142,6 +144,10 @@ class Options:
                 f"{recipe.warmup_epochs:g}: pass a shorter warm-up."
             )
         known("model", recipe.model, models.MODELS)
+        try:
+            objectives.make(recipe, classes=2).model()
+        except ValueError as error:
+            raise UserError(_with_options(str(error))) from error
         if recipe.pretrained is not None and self.weights is None:
             raise UserError(
                 f"{self.recipe} begins with pretrained weights, {recipe.pretrained}: pass their "

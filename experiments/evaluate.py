@@ -25,7 +25,7 @@ import numpy as np
 import rich
 import tyro
 
-from experiments import augment, cli, data, feeds, models, runs, streams
+from experiments import augment, cli, data, feeds, runs, streams
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.trained import Trained
 from experiments.othersets import OtherSet, benchmark, expanded
@@ -171,9 +171,7 @@ class Model:
         self._trained, self._options, self._on_batch = trained, options, on_batch
         recipe, found = trained.recipe, trained.data
         params, model_state = trained.last_weights()
-        model = models.make(
-            recipe.model, found.classes, dtype=jnp.dtype(recipe.dtype), width=recipe.width
-        )
+        model = trained.model(recipe.dtype)
         variables = {"params": params, **model_state}
         scale = (jnp.asarray(found.mean), jnp.asarray(found.std))
         self._classes = found.classes

@@ -26,7 +26,7 @@ import optax
 import rich
 import tyro
 
-from experiments import attacks, augment, cli, data, feeds, models, plots, runs
+from experiments import attacks, augment, cli, data, feeds, plots, runs
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
@@ -205,9 +205,8 @@ class Target:
         """
         self._trained, self._options, self._on_batch = trained, options, on_batch
         params, model_state = trained.last_weights()
-        recipe, found = trained.recipe, trained.data
-        model = models.make(recipe.model, found.classes, width=recipe.width)
-        judge, gradient = _functions(model, recipe.image_size)
+        found = trained.data
+        judge, gradient = _functions(trained.model(), trained.recipe.image_size)
         scale = (jnp.asarray(found.mean), jnp.asarray(found.std))
         given = ({"params": params, **model_state}, scale)
         self._judge = functools.partial(judge, *given)

@@ -25,9 +25,10 @@ from experiments.benchmark.bars import ONE_GRADIENT, SKIPPING
 from experiments.benchmark.measure import Program
 from experiments.data import DATA_DIR, Data
 from experiments.mesh import DATA, MODEL, Layout
+from experiments.objectives import Batch
 from experiments.optimizers import SGD
 from experiments.recipes.base import Recipe
-from experiments.training import METRICS, Batch, Trainer
+from experiments.training import METRICS, Trainer
 import sam_optax
 
 NUMBER = 4  # bytes

@@ -117,6 +117,11 @@ def _check(recipe):
             raise ValueError(
                 f"{name} is for sets in memory, and {recipe.dataset} is streamed: leave it away."
             )
+    if recipe.objective != "cross_entropy":
+        raise ValueError(
+            f"objective must be cross_entropy for {recipe.dataset}, which is streamed, got "
+            f"{recipe.objective!r}, which draws examples by their class: pass cross_entropy."
+        )
     if recipe.normalization not in NORMALIZATIONS:
         raise ValueError(
             f"normalization must be {' or '.join(NORMALIZATIONS)} for a streamed set, got "

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
-from experiments import augment, feeds, models
+from experiments import augment, feeds, objectives
 from experiments.data import CorruptedError, Data, Split
 from experiments.feeds import Arrays, Feed
 from experiments.mesh import DATA, Layout, place
@@ -62,13 +62,6 @@ class TrainState(NamedTuple):
     method_state: Any
     base_state: Any
     metrics: dict[str, jax.Array]
-
-
-class Batch(NamedTuple):
-    """Images float32 [B, H, W, C]; labels int32 [B], or soft ones float32 [B, classes]."""
-
-    images: jax.Array
-    labels: jax.Array
 
 
 def _mapped(divided: PartitionSpec) -> TrainState:
@@ -115,20 +108,17 @@ class Trainer:
           weights: what the parameters begin with; None for what the seed draws.
 
         Raises:
-          ValueError, TypeError: the method does not take these settings.
+          ValueError, TypeError: the method does not take these settings, or the objective does not
+            fit the recipe.
         """
         self.layout, self._apart, self._weights = layout, apart, weights
         self.source: Source | None = None  # of the weights, once they are read
         self.recipe = recipe
-        self.classes = data.classes
         self.examples = data.train.examples
         self.steps_per_epoch = self.examples // recipe.batch_size
         self.on_host = on_host
-        # The rest is done by the workers of a streamed set.
-        self._augmentation = [name for name in recipe.augmentation if name in augment.NAMES]
-        self.model = models.make(
-            recipe.model, data.classes, dtype=jnp.dtype(recipe.dtype), width=recipe.width
-        )
+        self._objective = objectives.make(recipe, data.classes)
+        self.model = self._objective.model()
         first, last = epochs or (0, recipe.epochs)
         build = functools.partial(
             optimizer,
@@ -279,8 +269,11 @@ class Trainer:
             raise CorruptedError("no image of the split can be decoded: prepare the set again.")
         return {"loss": loss / count, "accuracy": correct / count}
 
-    def host_step(self, state: TrainState, batch: Batch) -> TrainState:
-        """One step around the method's Python branch; state is donated."""
+    def host_step(self, state: TrainState, batch: Any) -> TrainState:
+        """One step around the method's Python branch, on a batch of the objective's.
+
+        State is donated.
+        """
         updates, state, metrics = self._update(
             state, batch, self._jit_first, self._jit_second, self._jit_losses
         )
@@ -303,22 +296,19 @@ class Trainer:
         return order[:used].reshape(self.steps_per_epoch, -1)
 
     def _batch(self, state, train, order, i):
-        """A batch of a set in memory, augmented."""
+        """A batch of a set in memory, as the objective makes it."""
+        progress = state.step // self.steps_per_epoch / self.recipe.epochs
         indices = self._divided(order[i])
-        return self._prepared(state, train.scale, train.images[indices], train.labels[indices])
+        return self._divided(self._objective.batch(self._key(state), progress, train, indices))
 
     def _prepared(self, state, scale, images, labels):
-        """The batch of these images, augmented on the device; the step draws for it."""
+        """The same of a streamed set's images."""
+        return self._divided(self._objective.prepared(self._key(state), scale, images, labels))
+
+    def _key(self, state):
+        """Of all that is drawn for the batch of a step."""
         key = jax.random.fold_in(jax.random.key(state.seed), AUGMENTATION)
-        key, mix_key = jax.random.split(jax.random.fold_in(key, state.step))
-        recipe = self.recipe
-        images = augment.augment(key, images, *scale, self._augmentation, size=recipe.image_size)
-        if recipe.label_smoothing or recipe.mixup:
-            one_hot = jax.nn.one_hot(labels, self.classes)
-            labels = optax.smooth_labels(one_hot, recipe.label_smoothing)
-        if recipe.mixup:
-            images, labels = augment.mixup(mix_key, images, labels, recipe.mixup)
-        return self._divided(Batch(images, labels))
+        return jax.random.fold_in(key, state.step)
 
     def _divided(self, batch):
         """A batch of which each device has its part, where it can be divided."""
@@ -337,15 +327,7 @@ class Trainer:
 
     def _forward(self, params, model_state, batch):
         variables = {"params": params, **model_state}
-        logits, model_state = self.model.apply(
-            variables, batch.images, train=True, mutable=list(model_state)
-        )
-        if batch.labels.ndim > 1:
-            losses = optax.softmax_cross_entropy(logits, batch.labels)
-            hits = logits.argmax(-1) == batch.labels.argmax(-1)
-        else:
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-            hits = logits.argmax(-1) == batch.labels
+        losses, hits, model_state = self._objective.losses(self.model, variables, batch)
         return losses, (model_state, hits.mean())
 
     def _loss(self, params, model_state, batch):
@@ -370,7 +352,7 @@ class Trainer:
     def _second(self, model_state, batch, params, kept=None):
         """The gradient alone, on the examples kept; its batch statistics are dropped."""
         if kept is not None:
-            batch = Batch(*(a[kept] for a in batch))
+            batch = jax.tree.map(lambda a: a[kept], batch)
             if not self._apart:
                 # Divided again: else every device would take the gradient on all examples kept.
                 batch = self._divided(batch)

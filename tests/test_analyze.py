@@ -219,7 +219,7 @@ def test_labels_are_smoothed_as_in_training(look):
     objective = trained.objective({}, training=False, size=400)
     data = trained.data
     images = (data.train.images.astype(np.float32) - data.mean) / data.std
-    model = trained._model(jnp.float32)
+    model = trained.model()
     logits = model.apply({"params": seen.params}, images, train=False)
     logs = jax.nn.log_softmax(logits)
     of_label = jnp.take_along_axis(logs, data.train.labels[:, None], 1)[:, 0]

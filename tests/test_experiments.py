@@ -26,9 +26,10 @@ from experiments import (
     train,
 )
 from experiments.feeds import arrays
+from experiments.objectives import Batch
 from experiments.optimizers import learning_rate, optimizer
 from experiments.recipes import Recipe
-from experiments.training import AUGMENTATION, Batch, Trainer
+from experiments.training import AUGMENTATION, Trainer
 import sam_optax
 
 SUMMARY_KEYS = {

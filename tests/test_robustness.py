@@ -71,7 +71,7 @@ def target(folder, data_dir):  # noqa: F811
 def by_hand(trained, *, examples=None):
     """Logits of images in [0, 1], and the test split so, without the command's own code."""
     params, state = trained.weights()
-    model, found = trained._model(jnp.float32), trained.data
+    model, found = trained.model(), trained.data
 
     def logits_fn(images):
         seen = (255 * images - found.mean) / found.std

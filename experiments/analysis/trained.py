@@ -8,12 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import augment, cli, feeds, models, runs, streams
+from experiments import augment, cli, feeds, objectives, runs, streams
 from experiments.analysis.objective import AnalysisError, Objective
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.data import CorruptedError, Data, Split
@@ -159,7 +160,7 @@ class Trained:
         Raises:
           UserError: it cannot be read.
         """
-        model = self._model(jnp.float32)
+        model = self.model(jnp.float32)
         shape = augment.shape(self.data.train.shape, self.recipe.image_size)
         image = jnp.zeros((1, *shape), jnp.float32)
         variables = jax.eval_shape(
@@ -201,7 +202,8 @@ class Trained:
         """The cross-entropy on its training set, with its labels, their noise and smoothing.
 
         Without augmentation, mixup and weight decay: those are of training alone. Images of a
-        streamed set are decoded with a central crop.
+        streamed set are decoded with a central crop. Of a run of another objective it is the
+        cross-entropy too, of the logits that are evaluated.
 
         Args:
           model_state: the batch statistics.
@@ -215,7 +217,7 @@ class Trained:
           UserError: images of a streamed set cannot be decoded, or are too many for the memory.
         """
         chosen, classes = self._chosen(examples), self.data.classes
-        model = self._model(dtype)
+        model = self.model(dtype)
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), model_state)
         mean, std = (jnp.asarray(a, dtype) for a in (self.data.mean, self.data.std))
 
@@ -233,6 +235,10 @@ class Trained:
 
         on_device = tuple(map(jnp.asarray, chosen))
         return Objective.divided(loss_fn, on_device, size, on_pass=on_pass)
+
+    def model(self, dtype: Any = jnp.float32) -> nn.Module:
+        """The module that it trained, for computations in a dtype."""
+        return objectives.make(self.recipe, self.data.classes).model(dtype)
 
     def _chosen(self, examples):
         """So many training images drawn from the seed, or all; those of a stream are kept."""
@@ -255,11 +261,6 @@ class Trained:
                 raise cli.UserError(str(error)) from error
             self.corrupt = list(train.corrupt)
         return self._decoded[examples]
-
-    def _model(self, dtype):
-        return models.make(
-            self.recipe.model, self.data.classes, dtype=dtype, width=self.recipe.width
-        )
 
 
 # What may differ between runs of one group.
