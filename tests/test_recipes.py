@@ -41,6 +41,7 @@ R_SAM = ("sgd", "sam", "lpf_sgd", "r_sam")
 IMAGENET = ("sgd", "eigen_sam", "asam", "esam", "friendly_sam", "sam", "le_sam")
 VIT, R_GSAM = ("sgd", "sam", "r_sam"), ("sgd", "sam", "gsam", "r_sam", "r_gsam")
 TRANSFER = ("sgd", "sam", "le_sam")  # Section 5.2 and 6.2
+GLMC = ("sgd", "le_sam")
 WSAM = ("sgd", "sam", "esam", "gsam", "coupled_wsam", "wsam")  # errors
 WSAM_NOISE = ("sgd", "sam", "gsam", "wsam")
 WSAM_DEIT = ("sgd", "sam", "gsam", "wsam")
@@ -76,6 +77,8 @@ HEADLINES = {
     "cifar100_resnet18_r_sam": (R_SAM, "78.9 80.9 80.2 81.4"),
     "cifar100_resnet50_r_sam": (R_SAM, "81.4 83.3 82.1 84.0"),
     "cifar100_wrn28_10_r_sam": (R_SAM, "81.7 84.6 82.6 85.2"),
+    "cifar100_resnet32_lt100_le_sam": (GLMC, "55.9 58.65"),
+    "cifar100_resnet32_lt50_le_sam": (GLMC, "61.1 63.67"),
     "imagenet_resnet50_ae_sam": (AE_SAM, "77.11 77.47 77.25 77.38 77.13 77.43 77.29"),
     "imagenet_resnet50_le_sam": (IMAGENET, "76.02 76.94 76.68 77.02 76.93 76.70 77.41"),
     "imagenet_resnet101_le_sam": (IMAGENET, "77.81 78.96 78.43 79.10 78.72 78.54 79.31"),
@@ -153,6 +156,7 @@ def test_the_name_tells_data_model_and_method(name, recipe):
     assert recipe.normalization in {"data", "imagenet", "half"}
     assert recipe.schedule in {"cosine", "cosine_epoch", "linear", "constant"}
     assert recipe.noise in {"flip", "symmetric"}
+    assert recipe.objective == ("glmc" if recipe.imbalance else "cross_entropy")
 
 
 @each_recipe
@@ -360,6 +364,8 @@ def test_hours_count_gradients_images_and_operations():
     operations = 200 * 390 * 128 * 2 * 3 * 2 * 556e6
     assert cost.hours(recipe, "sam") == pytest.approx(operations / 40e12 / 3600)
     assert cost.hours(recipe, "sgd") == pytest.approx(operations / 40e12 / 3600)  # twice the epochs
+    mixtures = dataclasses.replace(recipe, objective="glmc")
+    assert cost.hours(mixtures, "sam") == pytest.approx(2 * operations / 40e12 / 3600)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def test_a_recipe_trains_two_steps_and_resumes(name, monkeypatch, tmp_path):
     arguments = [name, "--epochs", 1, "--batch-size", 4, "--train-examples", 8, "--width", width]
     arguments += ["--out", tmp_path, *(["--imbalance", 2] if recipe.imbalance else [])]
     if recipe.image_size is not None:
-        arguments += ["--image-size", 32, "--warmup-epochs", 0]
+        arguments += ["--image-size", 32]
+    if recipe.warmup_epochs:
+        arguments += ["--warmup-epochs", 0]
     arguments += begun(recipe, width, tmp_path)
     assert_trains(recipe, arguments, tmp_path / f"{name}-{recipe.method}-0", monkeypatch)
 

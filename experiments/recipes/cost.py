@@ -41,6 +41,9 @@ MACS = {
     ("vit_b16", 224, None): 17.56e9,
 }
 
+# Images of each example that a gradient is of.
+PASSES = {"cross_entropy": 1, "glmc": 2}
+
 # Floating-point operations a second of one GeForce RTX 5090, to estimate by. Table 6 of the LE-SAM
 # paper has 9.06, 55.83 and 88.82 s an epoch with SAM for ResNet-18, WRN-28-10 and PyramidNet-110,
 # which is 37, 56 and 32 · 10¹².
@@ -117,7 +120,7 @@ def hours(recipe: Recipe, method: str) -> float | None:
         return None
     recipe = recipe.of(method)
     gradients = steps(recipe) * recipe.batch_size * gradients_per_step(recipe, method)
-    return gradients * 3 * 2 * macs / RATE / 3600
+    return PASSES[recipe.objective] * gradients * 3 * 2 * macs / RATE / 3600
 
 
 def share_above(lambda_1: float, lambda_2: float) -> float:

@@ -48,6 +48,8 @@ def _data(recipe):
         parts.append(f"{recipe.label_noise:.0%} noise ({recipe.noise})")
     if recipe.imbalance:
         parts.append(f"imbalance {recipe.imbalance:g}")
+    if recipe.objective == "glmc":
+        parts.append("GLMC")
     if recipe.pretrained:
         parts.append(f"weights: {recipe.pretrained}")
     return "; ".join(parts)
