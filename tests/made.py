@@ -97,8 +97,8 @@ def cifar100(data_dir: Path, *, train: int, test: int, classes: int = 100, side:
         split: examples([jpeg(seed + i, (side, side)) for i in range(count)], classes)
         for split, count, seed in (("train", train, 50_000), ("test", test, 60_000))
     }
-    features = _features(classes, (side, side, 3))
-    return set_of_tfds(data_dir, "cifar100", splits, features, version="3.0.2")
+    described = features(classes, (side, side, 3))
+    return set_of_tfds(data_dir, "cifar100", splits, described, version="3.0.2")
 
 
 def imagenet_real(
