@@ -268,9 +268,11 @@ def load(
             train_examples=recipe.train_examples,
         )
     except ValueError as error:
-        raise UserError(_with_options(str(error))) from error
+        raise UserError(_with_options(str(error), recipe.domain)) from error
     except data.NotPreparedError as error:
-        raise UserError(str(error)) from error
+        # Of a set of TFDS the command that prepares it is told, with the directory.
+        option = "" if recipe.domain is None else f"--data-dir {data_dir}: "
+        raise UserError(f"{option}{error}") from error
     except OSError as error:
         raise UserError(f"--data-dir {data_dir} cannot be used: {error}.") from error
     if recipe.normalization == "data":
@@ -332,11 +334,15 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
     return settings
 
 
-def _with_options(message):
-    """A message about an argument such as train_examples, as one about its option."""
+def _with_options(message, domain):
+    """A message about an argument such as train_examples, as one about its option.
+
+    Another, about image folders, is one about the domain of theirs that was asked for.
+    """
     name, space, rest = message.partition(" ")
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    return f"--{name.replace('_', '-')}{space}{rest}" if name in fields else message
+    if name in [field.name for field in dataclasses.fields(Recipe)]:
+        return f"--{name.replace('_', '-')}{space}{rest}"
+    return message if domain is None else f"--domain {domain}: {message}"
 
 
 def parse(value: str) -> Any:

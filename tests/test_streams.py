@@ -281,7 +281,9 @@ def test_a_corrupt_image_is_not_looked_at(skip, tmp_path, monkeypatch, capsys):
         ("made", ("--normalization", "data"), "--normalization must be imagenet or half"),
         ("made", ("--crop-area", 0.5, 0.1, "--augmentation", "inception"), "--crop-area must"),
         ("made", ("--train-examples", 100), "--train-examples must lie in [1, 20]"),
-        ("made_folders", ("--domain", "nowhere"), "has no split 'nowhere'"),
+        ("made_folders", ("--domain", "nowhere"), "error: --domain nowhere: "),
+        ("made_folders", ("--domain", "nowhere"), "has no split 'nowhere', but art_painting"),
+        ("made_folders", ("--label-noise", 0.2), "error: --label-noise is for sets in memory"),
         ("digits", ("--augmentation", "inception"), "lies in memory"),
         ("made", ("--seeds", 0, 1, "--vmap-seeds"), "--vmap-seeds needs a set in memory"),
     ],
@@ -304,5 +306,5 @@ def test_a_streamed_set_needs_a_size_and_has_to_be_there(sets, streamed, tmp_pat
     )
     with pytest.raises(NotPreparedError, match="there is no folder"):
         streams.load(folders, data_dir=tmp_path)
-    with pytest.raises(cli.UserError, match="there is no folder"):
+    with pytest.raises(cli.UserError, match=f"^--data-dir {tmp_path}: there is no folder"):
         cli.load(folders, 0, tmp_path)
