@@ -220,12 +220,17 @@ class Options:
             raise UserError(f"{method}: {error}") from error
 
     def check(
-        self, recipe: Recipe, method: str, settings: Mapping[str, Any], loaded: data.Data
+        self, asked: Iterable[tuple[Recipe, str, Mapping[str, Any]]], loaded: data.Data
     ) -> None:
-        """Raises as the trainer of this method would, before anything is written."""
-        trainer = self.trainer(recipe, method, settings, loaded)
+        """Raises as the trainers of these would, before anything is written.
+
+        Args:
+          asked: recipes of one model, each with a method and its settings.
+          loaded: a set of theirs.
+        """
+        trainers = [self.trainer(*one, loaded) for one in asked]
         if self.weights is not None:
-            trainer.init(loaded.train.shape, seed=0)
+            trainers[0].init(loaded.train.shape, seed=0)
 
 
 def load(

@@ -60,8 +60,7 @@ def main(options: Options) -> None:
     config["weights"] = options.digest
     name = options.name or f"{options.recipe}-comparison"
     data = [options.load(recipe, seed) for seed in range(options.seeds)]
-    for method in names:
-        options.check(recipe, method, settings[method], data[0])
+    options.check([(recipe, method, settings[method]) for method in names], data[0])
     path = runs.folder(options.out, name, config, overwrite=options.overwrite)
     finished = {"equal epochs": {}}
     for method in names:

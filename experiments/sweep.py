@@ -58,8 +58,8 @@ def main(options: Options) -> None:
     config = _config(options, recipe)
     seeds = range(1000, 1000 + options.seeds)
     data = {seed: options.load(recipe, seed) for seed in seeds}
-    for cell_recipe, kwargs in cells.values():
-        options.check(cell_recipe, options.method, kwargs, data[seeds[0]])
+    asked = [(cell_recipe, options.method, kwargs) for cell_recipe, kwargs in cells.values()]
+    options.check(asked, data[seeds[0]])
     name = options.name or f"{options.recipe}-{options.method}-sweep"
     path = runs.path_of(options.out, name)
     with runs.locked(path):

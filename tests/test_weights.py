@@ -220,11 +220,15 @@ def test_weights_of_other_images_are_refused_unless_the_user_insists(
     assert read(run("--weights", path, "--normalization", "half") / "summary.json")["weights"]
 
 
-def test_a_comparison_begins_with_them(run, tmp_path):
+def test_a_comparison_begins_with_them(run, tmp_path, monkeypatch):
+    """They are read once to be checked, and once for each run."""
     path, _ = file(tmp_path)
+    read_them, onto = [], Weights.onto
+    monkeypatch.setattr(Weights, "onto", lambda *a: read_them.append(a) or onto(*a))
     arguments = ("--weights", path, "--methods", "sam", "--seeds", 2)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert read(run(*arguments, module=compare) / "config.json")["weights"] == sha256
+    assert len(read_them) == 1 + 2 * 2  # sgd and sam
 
 
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.pretrained])
