@@ -216,7 +216,7 @@ def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequenc
         "the runs.",
         "",
         f"Shared: learning rate {config['learning_rate']}, momentum {config['momentum']}, weight "
-        f"decay {config['weight_decay']}, batch {config['batch_size']}.",
+        f"decay {config['weight_decay']}, batch {config['batch_size']}{_weights(config)}.",
         "",
         "Settings: "
         + "; ".join(
@@ -227,6 +227,11 @@ def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequenc
         "",
     ]
     return "\n".join(lines)
+
+
+def _weights(config):
+    digest = config.get("weights")
+    return f", pretrained weights {digest[:12]}" if digest else ""
 
 
 def _mean(results, key):

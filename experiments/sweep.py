@@ -241,7 +241,8 @@ def _fixed(config):
     shared = {name: config[name] for name in (*SHARED, "batch_size", "epochs")}
     noise = {"label_noise": config["label_noise"]} if config["label_noise"] else {}
     alone = {name: values[0] for name, values in over.items() if len(values) == 1}
-    fixed = {**config["method_kwargs"], **shared, **noise, **alone}
+    weights = {"weights": config["weights"][:12]} if config["weights"] else {}
+    fixed = {**config["method_kwargs"], **shared, **noise, **weights, **alone}
     return {name: value for name, value in fixed.items() if len(over.get(name, ())) < 2}
 
 

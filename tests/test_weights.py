@@ -227,8 +227,19 @@ def test_a_comparison_begins_with_them(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Weights, "onto", lambda *a: read_them.append(a) or onto(*a))
     arguments = ("--weights", path, "--methods", "sam", "--seeds", 2)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert read(run(*arguments, module=compare) / "config.json")["weights"] == sha256
+    folder = run(*arguments, module=compare)
+    assert read(folder / "config.json")["weights"] == sha256
+    assert f"batch 8, pretrained weights {sha256[:12]}." in (folder / "table.md").read_text()
     assert len(read_them) == 1 + 2 * 2  # sgd and sam
+
+
+def test_a_sweep_begins_with_them(run, tmp_path):
+    path, _ = file(tmp_path)
+    arguments = ("--weights", path, "--over", "rho=0.1", "--seeds", 1, "--validation", 0)
+    folder = run(*arguments, module=sweep)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read(folder / "config.json")["weights"] == sha256
+    assert f", weights {sha256[:12]}" in (folder / "sweep.md").read_text()
 
 
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.pretrained])
