@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import copy
+import dataclasses
 import functools
 import gc
 import itertools
@@ -17,6 +18,7 @@ import weakref
 
 from absl import flags
 import grain
+from grain.multiprocessing import SharedMemoryArray
 import numpy as np
 
 from experiments.data import CorruptedError
@@ -211,7 +213,9 @@ class Stream:
         return part
 
     def _run(self, plan):
-        return _Batches(plan, self._maker(plan=plan), self.workers, self.corrupt)
+        return _Batches(
+            plan, self._maker(plan=plan, shared=self.workers > 0), self.workers, self.corrupt
+        )
 
 
 class _Batches(Iterator[Raw]):
@@ -270,11 +274,12 @@ def _put_together(plan, maker, workers, wanted, ready):
             if not found:
                 ready.put(None)
                 return
-            parts, corrupt = zip(*found, strict=True)
+            images, told = zip(*found, strict=True)
+            labels, valid = ([getattr(t, k) for t in told] for k in ("labels", "valid"))
             # copied: the shared memory of a piece goes with it
-            batch = Raw(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-            ready.put((batch, list(itertools.chain(*corrupt))))
-            del found, parts, batch
+            batch = Raw(*map(np.concatenate, (images, labels, valid)))
+            ready.put((batch, [name for t in told for name in t.corrupt]))
+            del found, images, batch
     except Exception as error:  # the caller's to raise
         ready.put(error)
     finally:
@@ -317,17 +322,39 @@ class _Plan:
         return epoch, np.where(places < self.examples, places, -1)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What a piece has beside its images; no tree to Grain, which so sends it as one object."""
+
+    labels: np.ndarray
+    valid: np.ndarray
+    corrupt: list[str]
+
+
 class _Maker:
     """Makes a piece of a plan: reads, decodes, augments."""
 
-    def __init__(self, *, plan, records, indices, size, classes, **how):
+    def __init__(self, *, plan, shared, records, indices, size, classes, **how):
         self.seed, self.records, self.indices = plan.seed, records, indices
         self.size, self.classes, self.how = size, classes, how
+        self.shared = shared
 
     def __call__(self, piece):
-        """(epoch, places) -> the images, labels and validity; the names of what is corrupt."""
+        """(epoch, places) -> the images; labels, validity and the names of what is corrupt."""
         epoch, places = piece
-        images = np.zeros((len(places), self.size, self.size, 3), np.uint8)
+        shape = (len(places), self.size, self.size, 3)
+        if not self.shared:
+            images = np.zeros(shape, np.uint8)
+            return images, self._fill(images, epoch, places)
+        # Zeros too; a worker writes to the memory that it hands over, whose reader lets go of it.
+        images = SharedMemoryArray(shape, np.uint8)
+        try:
+            return images, self._fill(images, epoch, places)
+        except BaseException:
+            images.unlink_on_del()  # there will be no reader
+            raise
+
+    def _fill(self, images, epoch, places):
         several = self.records.several
         labels = np.zeros((len(places), self.classes) if several else len(places), np.int32)
         valid, corrupt = np.zeros(len(places), bool), []
@@ -344,7 +371,7 @@ class _Maker:
             else:
                 labels[i] = record.label
             valid[i] = not several or bool(record.label)
-        return Raw(images, labels.astype(np.uint8) if several else labels, valid), tuple(corrupt)
+        return _Told(labels.astype(np.uint8) if several else labels, valid, corrupt)
 
     def _image(self, epoch, place, corrupt):
         """The image at a place, and its record; of a corrupt one the next good one's, or None."""
