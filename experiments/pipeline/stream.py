@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import copy
-import dataclasses
 import functools
-import gc
 import itertools
 import math
 from multiprocessing import parent_process, resource_tracker, util
@@ -274,20 +272,15 @@ def _put_together(plan, maker, workers, wanted, ready):
             if not found:
                 ready.put(None)
                 return
-            images, told = zip(*found, strict=True)
-            labels, valid = ([getattr(t, k) for t in told] for k in ("labels", "valid"))
             # copied: the shared memory of a piece goes with it
-            batch = Raw(*map(np.concatenate, (images, labels, valid)))
-            ready.put((batch, [name for t in told for name in t.corrupt]))
-            del found, images, batch
+            batch = Raw(*map(np.concatenate, zip(*(piece.raw for piece in found), strict=True)))
+            ready.put((batch, [name for piece in found for name in piece.corrupt]))
+            del found, batch
     except Exception as error:  # the caller's to raise
         ready.put(error)
     finally:
         if hasattr(pieces, "close"):
             pieces.close()
-        del pieces
-        if workers:
-            gc.collect()  # Grain's iterator is part of a cycle, and holds shared memory
 
 
 class _Plan:
@@ -322,13 +315,27 @@ class _Plan:
         return epoch, np.where(places < self.examples, places, -1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Told:
-    """What a piece has beside its images; no tree to Grain, which so sends it as one object."""
+class _Piece:
+    """What a worker hands over: a piece of a batch, and the names of what is corrupt in it.
 
-    labels: np.ndarray
-    valid: np.ndarray
-    corrupt: list[str]
+    Its images lie in shared memory, whose name is gone as soon as the receiver has opened it: so
+    none is left, whoever ends when. As this is no tree to Grain, Grain leaves it as it is; it would
+    copy the images once more, and let go of each name some time later.
+    """
+
+    def __init__(self, raw, corrupt):
+        self.raw, self.corrupt = raw, corrupt
+
+    @classmethod
+    def received(cls, metadata, rest, corrupt):
+        """The piece in the process that it was sent to."""
+        images = SharedMemoryArray.from_metadata(metadata)
+        images.shm.unlink()
+        return cls(Raw(images, *rest), corrupt)
+
+    def __reduce__(self):
+        images, *rest = self.raw
+        return _Piece.received, (images.metadata, rest, self.corrupt)
 
 
 class _Maker:
@@ -340,21 +347,19 @@ class _Maker:
         self.shared = shared
 
     def __call__(self, piece):
-        """(epoch, places) -> the images; labels, validity and the names of what is corrupt."""
+        """(epoch, places) -> what is there."""
         epoch, places = piece
         shape = (len(places), self.size, self.size, 3)
         if not self.shared:
-            images = np.zeros(shape, np.uint8)
-            return images, self._fill(images, epoch, places)
-        # Zeros too; a worker writes to the memory that it hands over, whose reader lets go of it.
-        images = SharedMemoryArray(shape, np.uint8)
+            return self._filled(np.zeros(shape, np.uint8), epoch, places)
+        images = SharedMemoryArray(shape, np.uint8)  # zeros too
         try:
-            return images, self._fill(images, epoch, places)
+            return self._filled(images, epoch, places)
         except BaseException:
-            images.unlink_on_del()  # there will be no reader
+            images.unlink_on_del()  # nobody will receive it
             raise
 
-    def _fill(self, images, epoch, places):
+    def _filled(self, images, epoch, places):
         several = self.records.several
         labels = np.zeros((len(places), self.classes) if several else len(places), np.int32)
         valid, corrupt = np.zeros(len(places), bool), []
@@ -371,7 +376,8 @@ class _Maker:
             else:
                 labels[i] = record.label
             valid[i] = not several or bool(record.label)
-        return _Told(labels.astype(np.uint8) if several else labels, valid, corrupt)
+        labels = labels.astype(np.uint8) if several else labels
+        return _Piece(Raw(images, labels, valid), corrupt)
 
     def _image(self, epoch, place, corrupt):
         """The image at a place, and its record; of a corrupt one the next good one's, or None."""
