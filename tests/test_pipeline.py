@@ -808,6 +808,9 @@ if __name__ == "__main__":
     records = TfdsRecords("imagenet2012", "train", data_dir=sys.argv[1])
     stream = Stream(records, size=8, classes=1000, workers=2)
     if sys.argv[2] == "read":
+        closed = stream.batches(seed=0, batch_size=8)
+        next(closed)
+        closed.close()
         print(sum(raw.valid.sum() for raw in stream.once(batch_size=8)))
         sys.exit()
     batches = stream.batches(seed=0, batch_size=8)
@@ -850,7 +853,9 @@ def test_a_program_that_leaves_its_workers_running_ends(program):
     assert (process.returncode, out, err) == (0, "8\n", "")
 
 
-def test_a_program_that_reads_a_stream_to_its_end_leaves_no_shared_memory(program, data_dir):
+def test_a_program_that_closes_a_stream_or_reads_it_to_its_end_leaves_no_shared_memory(
+    program, data_dir
+):
     """Python would warn of it."""
     out, err = program("read").communicate(timeout=60)
     assert int(out) == len(TfdsRecords("imagenet2012", "train", data_dir=data_dir))

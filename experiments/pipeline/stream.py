@@ -325,17 +325,25 @@ class _Piece:
 
     def __init__(self, raw, corrupt):
         self.raw, self.corrupt = raw, corrupt
+        self._named = isinstance(raw.images, SharedMemoryArray)
 
     @classmethod
     def received(cls, metadata, rest, corrupt):
         """The piece in the process that it was sent to."""
         images = SharedMemoryArray.from_metadata(metadata)
         images.shm.unlink()
-        return cls(Raw(images, *rest), corrupt)
+        piece = cls(Raw(images, *rest), corrupt)
+        piece._named = False
+        return piece
 
     def __reduce__(self):
+        self._named = False  # the receiver's to remove
         images, *rest = self.raw
         return _Piece.received, (images.metadata, rest, self.corrupt)
+
+    def __del__(self):
+        if self._named:  # it was not sent, as where the stream is closed
+            self.raw.images.unlink_on_del()
 
 
 class _Maker:
