@@ -147,7 +147,7 @@ class Options:
         try:
             objectives.make(recipe, classes=2).model()
         except ValueError as error:
-            raise UserError(_with_options(str(error))) from error
+            raise UserError(_with_options(str(error), recipe.domain)) from error
         if recipe.pretrained is not None and self.weights is None:
             raise UserError(
                 f"{self.recipe} begins with pretrained weights, {recipe.pretrained}: pass their "
