@@ -1,8 +1,10 @@
 """Images from disk: each transform by hand, and the stream whatever makes it."""
 
+import gc
 import io
 import itertools
 import math
+from multiprocessing.shared_memory import SharedMemory
 import os
 from pathlib import Path
 import pickle
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 
+from grain.multiprocessing import SharedMemoryArray
 import made
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -860,6 +863,30 @@ def test_a_program_that_closes_a_stream_or_reads_it_to_its_end_leaves_no_shared_
     out, err = program("read").communicate(timeout=60)
     assert int(out) == len(TfdsRecords("imagenet2012", "train", data_dir=data_dir))
     assert err == ""
+
+
+@pytest.mark.parametrize("broken", [(), (1,)])
+def test_a_piece_that_is_not_sent_leaves_no_shared_memory(broken, monkeypatch):
+    """Whether it was made, or a record of it is broken."""
+    names = []
+
+    def named(*arguments):
+        array = SharedMemoryArray(*arguments)
+        names.append(array.metadata.name)
+        return array
+
+    monkeypatch.setattr(stream, "SharedMemoryArray", named)
+    plan = stream._Plan(2, 2, 0, 1)
+    maker = plain(Held(2, broken=broken))._maker(plan=plan, shared=True)
+    if broken:
+        with pytest.raises(CorruptedError, match="record 1"):
+            maker(plan[0])
+    else:
+        assert maker(plan[0]).raw.valid.all()
+    gc.collect()
+    (name,) = names
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
 
 
 def test_ctrl_c_ends_a_program_and_its_workers_say_nothing(program):

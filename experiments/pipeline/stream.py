@@ -323,18 +323,15 @@ class _Piece:
     copy the images once more, and let go of each name some time later.
     """
 
-    def __init__(self, raw, corrupt):
-        self.raw, self.corrupt = raw, corrupt
-        self._named = isinstance(raw.images, SharedMemoryArray)
+    def __init__(self, raw, corrupt, named=False):
+        self.raw, self.corrupt, self._named = raw, corrupt, named
 
     @classmethod
     def received(cls, metadata, rest, corrupt):
         """The piece in the process that it was sent to."""
         images = SharedMemoryArray.from_metadata(metadata)
         images.shm.unlink()
-        piece = cls(Raw(images, *rest), corrupt)
-        piece._named = False
-        return piece
+        return cls(Raw(images, *rest), corrupt)
 
     def __reduce__(self):
         self._named = False  # the receiver's to remove
@@ -342,7 +339,7 @@ class _Piece:
         return _Piece.received, (images.metadata, rest, self.corrupt)
 
     def __del__(self):
-        if self._named:  # it was not sent, as where the stream is closed
+        if self._named:  # it was not sent, as where a record is broken or the stream is closed
             self.raw.images.unlink_on_del()
 
 
@@ -357,35 +354,29 @@ class _Maker:
     def __call__(self, piece):
         """(epoch, places) -> what is there."""
         epoch, places = piece
-        shape = (len(places), self.size, self.size, 3)
-        if not self.shared:
-            return self._filled(np.zeros(shape, np.uint8), epoch, places)
-        images = SharedMemoryArray(shape, np.uint8)  # zeros too
-        try:
-            return self._filled(images, epoch, places)
-        except BaseException:
-            images.unlink_on_del()  # nobody will receive it
-            raise
-
-    def _filled(self, images, epoch, places):
-        several = self.records.several
-        labels = np.zeros((len(places), self.classes) if several else len(places), np.int32)
-        valid, corrupt = np.zeros(len(places), bool), []
+        count, several = len(places), self.records.several
+        array = SharedMemoryArray if self.shared else np.zeros  # zeros both
+        labels = ((count, self.classes), np.uint8) if several else (count, np.int32)
+        raw = Raw(
+            images=array((count, self.size, self.size, 3), np.uint8),
+            labels=np.zeros(*labels),
+            valid=np.zeros(count, bool),
+        )
+        made = _Piece(raw, [], named=self.shared)
         for i, place in enumerate(places):
             if place < 0:
                 continue
-            image, record = self._image(epoch, int(place), corrupt)
+            image, record = self._image(epoch, int(place), made.corrupt)
             if image is None:
                 continue
-            images[i] = image
+            raw.images[i] = image
             self._check_label(record)
             if several:
-                labels[i, list(record.label)] = 1
+                raw.labels[i, list(record.label)] = 1
             else:
-                labels[i] = record.label
-            valid[i] = not several or bool(record.label)
-        labels = labels.astype(np.uint8) if several else labels
-        return _Piece(Raw(images, labels, valid), corrupt)
+                raw.labels[i] = record.label
+            raw.valid[i] = not several or bool(record.label)
+        return made
 
     def _image(self, epoch, place, corrupt):
         """The image at a place, and its record; of a corrupt one the next good one's, or None."""
