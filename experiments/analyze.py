@@ -15,14 +15,14 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jinja2
 import rich
 import tyro
 
-from experiments import cli, data, runs
+from experiments import cli, runs
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.parts import Look, Measures
 
@@ -30,30 +30,15 @@ Part = Literal["hessian", "sharpness", "gradients", "landscape", "steps"]
 TABLED = ("hessian", "sharpness")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(kept.Options):
     """Look at trained models."""
 
-    runs: Annotated[
-        tuple[Path, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN", help="Folders that experiments.train wrote."),
-    ]
     parts: tuple[Part, ...] = ("hessian", "sharpness", "gradients", "landscape", "steps")
     """What to measure. Courses are drawn always."""
     measures: tyro.conf.OmitArgPrefixes[Measures] = dataclasses.field(default_factory=Measures)
-    workers: int | None = None
-    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
-    skip_corrupt: bool = False
-    """Pass over streamed images that cannot be decoded, and tell how many there were."""
-    data_dir: Path = data.DATA_DIR
-    """The TFDS directory."""
-    out: Path = Path("runs")
-    """The folder of all results."""
     name: str = "analysis"
     """The page's folder inside --out."""
-    overwrite: bool = False
-    """Replace an analysis of the same name, whatever its options."""
 
 
 def main(options: Options) -> None:
@@ -61,8 +46,7 @@ def main(options: Options) -> None:
     _check(options)
     if options.measures.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
-    trained = kept.opened(options.runs, options.data_dir, **how)
+    trained = kept.opened(options)
     config = dataclasses.asdict(options.measures)
     path = kept.page(options.out, options.name)
     about = [{**kept.about(run), "rows": run.rows, "parts": {}, "seconds": {}} for run in trained]
@@ -119,8 +103,6 @@ def _check(options):
         if getattr(measures, name) is not None and getattr(measures, name) < 1:
             raise cli.UserError(f"--{name} must be at least 1, got {getattr(measures, name)}.")
     cli.positive("span", measures.span)
-    if options.workers is not None and options.workers < 0:
-        raise cli.UserError(f"--workers must be at least 0, got {options.workers}.")
 
 
 def _measure(options, trained, found, kept_in):

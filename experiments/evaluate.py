@@ -15,7 +15,6 @@ more sets too. Runs that differ in their seeds alone are one row, mean ± deviat
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from pathlib import Path
 import statistics
 from typing import Annotated, Any, NamedTuple
 
@@ -32,15 +31,10 @@ from experiments.othersets import OtherSet, benchmark, expanded
 from experiments.recipes.r_sam import ELSEWHERE
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(kept.Options):
     """Evaluate trained models on other test sets than their own."""
 
-    runs: Annotated[
-        tuple[Path, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN", help="Folders that experiments.train wrote."),
-    ]
     on: Annotated[
         tuple[str, ...],
         tyro.conf.arg(metavar="SET", help="Sets of TFDS, each prepared under --data-dir."),
@@ -49,24 +43,14 @@ class Options:
     """The first images of each set, for a quick look; all where left out."""
     batch_size: int = 500
     """Images at a time; the figures do not depend on it."""
-    workers: int | None = None
-    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
-    skip_corrupt: bool = False
-    """Pass over streamed images that cannot be decoded, and tell how many there were."""
-    data_dir: Path = data.DATA_DIR
-    """The TFDS directory."""
-    out: Path = Path("runs")
-    """The folder of all results."""
     name: str = "evaluation"
     """The folder of the table inside --out."""
-    overwrite: bool = False
-    """Replace a result of the same name, whatever its options."""
 
 
 def main(options: Options) -> None:
     """Runs the command."""
     _check(options)
-    trained = kept.opened(options.runs, options.data_dir)
+    trained = kept.opened(options)
     asked = _asked(options, trained)
     path = kept.page(options.out, options.name)
     config = {"examples": options.examples}
@@ -92,7 +76,7 @@ def _check(options):
     """Raises where an option makes no sense, before anything is read."""
     if not options.on:
         raise cli.UserError("--on needs the name of a set or more, such as --on imagenet_r.")
-    for name, least in (("examples", 1), ("batch_size", 1), ("workers", 0)):
+    for name, least in (("examples", 1), ("batch_size", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             option = f"--{name.replace('_', '-')}"

@@ -16,8 +16,7 @@ import functools
 import itertools
 import json
 import math
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ import optax
 import rich
 import tyro
 
-from experiments import attacks, augment, cli, data, feeds, plots, runs
+from experiments import attacks, augment, cli, feeds, plots, runs
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
@@ -72,15 +71,10 @@ class Attack:
         return 2.5 / self.steps if given is None else given
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(kept.Options):
     """Attack trained models."""
 
-    runs: Annotated[
-        tuple[Path, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN", help="Folders that experiments.train wrote."),
-    ]
     linf: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     """Radii of L∞, in 1/255 of the range of a pixel; none to leave the norm out."""
     l2: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -88,25 +82,14 @@ class Options:
     attack: tyro.conf.OmitArgPrefixes[Attack] = dataclasses.field(default_factory=Attack)
     batch_size: int = 500
     """Images at a time; the figures do not depend on it."""
-    workers: int | None = None
-    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
-    skip_corrupt: bool = False
-    """Pass over streamed images that cannot be decoded."""
-    data_dir: Path = data.DATA_DIR
-    """The TFDS directory."""
-    out: Path = Path("runs")
-    """The folder of all results."""
     name: str = "robustness"
     """The folder of the tables inside --out."""
-    overwrite: bool = False
-    """Replace a result of the same name, whatever its options."""
 
 
 def main(options: Options) -> None:
     """Runs the command."""
     _check(options)
-    how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
-    trained = kept.opened(options.runs, options.data_dir, **how)
+    trained = kept.opened(options)
     path = kept.page(options.out, options.name)
     config = dataclasses.asdict(options.attack)
     about = [{**kept.about(run), "attacked": {}} for run in trained]
@@ -147,8 +130,6 @@ def _check(options):
         value = getattr(options.attack, name)
         if value is not None and value < 1:
             raise cli.UserError(f"--{name} must be at least 1, got {value}.")
-    if options.workers is not None and options.workers < 0:
-        raise cli.UserError(f"--workers must be at least 0, got {options.workers}.")
     if options.batch_size < 1:
         raise cli.UserError(f"--batch-size must be at least 1, got {options.batch_size}.")
     for norm in NORMS:

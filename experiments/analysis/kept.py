@@ -1,14 +1,16 @@
 """The runs that a command looks at, and what it has measured of them, kept as each part ends."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 from pathlib import Path
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+import tyro
 
-from experiments import cli, runs
+from experiments import cli, data, runs
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
 
@@ -16,18 +18,44 @@ from experiments.analysis.trained import Trained
 _MARKS = ("name", "group", "seed", "fingerprint")
 
 
-def opened(paths: Sequence[Path], data_dir: Path, **how: Any) -> list[Trained]:
-    """The runs of these folders; how they read a streamed set is as for `Trained`.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What commands about trained runs have in common."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN", help="Folders that experiments.train wrote."),
+    ]
+    _: dataclasses.KW_ONLY
+    workers: int | None = None
+    """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
+    skip_corrupt: bool = False
+    """Pass over streamed images that cannot be decoded, and tell how many there were."""
+    data_dir: Path = data.DATA_DIR
+    """The TFDS directory."""
+    out: Path = Path("runs")
+    """The folder of all results."""
+    overwrite: bool = False
+    """Replace a result of the same name, whatever its options."""
+
+
+def opened(options: Options) -> list[Trained]:
+    """The runs that a command is given.
 
     Raises:
-      UserError: there is none, two have the same name, or one is no folder of a run.
+      UserError: there is none, two have the same name, one is no folder of a run, or the number of
+        workers is negative.
     """
-    if not paths:
+    if not options.runs:
         raise cli.UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
-    names = [path.resolve().name for path in paths]
+    if options.workers is not None and options.workers < 0:
+        raise cli.UserError(f"--workers must be at least 0, got {options.workers}.")
+    names = [path.resolve().name for path in options.runs]
     if len(set(names)) < len(names):
         raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
-    return [Trained(path, data_dir, **how) for path in paths]
+    how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
+    return [Trained(path, options.data_dir, **how) for path in options.runs]
 
 
 def page(out: Path, name: str) -> Path:
