@@ -26,6 +26,19 @@ def x64():
         yield
 
 
+@pytest.fixture
+def refused(run, capsys):
+    """Runs a module's command by its fixture `run`, which is to fail, and gives what it says."""
+
+    def refused(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
 def pytest_configure(config):
     """Keeps compiled programs from run to run, in pytest's own cache."""
     if hasattr(config, "cache"):

@@ -144,19 +144,6 @@ def run(world, monkeypatch, tmp_path):
     return run
 
 
-@pytest.fixture
-def refused(run, capsys):
-    """Runs the command, which is to fail, and gives what it says."""
-
-    def refused(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            run(*arguments)
-        assert stop.value.code == 2
-        return " ".join(capsys.readouterr().err.split())
-
-    return refused
-
-
 def by_hand(world, name, one, *, restricted=True):
     """Which images of a set a run is right on, of those with a right class, in plain NumPy."""
     sets, out, held = world

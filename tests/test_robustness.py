@@ -45,19 +45,6 @@ def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
 
 
 @pytest.fixture
-def refused(run, capsys):
-    """Runs the command, which is to fail, and gives what it says."""
-
-    def refused(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            run(*arguments)
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    return refused
-
-
-@pytest.fixture
 def target(folder, data_dir):  # noqa: F811
     """A run under attack."""
 

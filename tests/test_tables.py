@@ -48,27 +48,14 @@ def found(tmp_path):
 
 
 @pytest.fixture
-def shown(monkeypatch, tmp_path, capsys):
-    """What the command prints."""
+def run(monkeypatch, tmp_path, capsys):
+    """Runs the command, and gives what it prints."""
 
-    def shown(*arguments):
+    def run(*arguments):
         command(monkeypatch, tables, "--runs", tmp_path / "runs", *arguments)
         return capsys.readouterr().out
 
-    return shown
-
-
-@pytest.fixture
-def refused(shown, capsys):
-    """Runs the command, which is to fail, and gives what it says."""
-
-    def refused(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            shown(*arguments)
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    return refused
+    return run
 
 
 def table(found, title):
@@ -151,11 +138,11 @@ def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(made, found):
     assert single["ours"]["deviation"] is None
 
 
-def test_a_cell_is_read_at_a_glance(made, shown):
+def test_a_cell_is_read_at_a_glance(made, run):
     for seed, accuracy in enumerate((0.9651, 0.9672, 0.9659)):
         made(AE, "ae_sam", seed, accuracy)
     made(AE, "sgd", 0, 0.95)
-    lines = [line.split() for line in shown("--paper", "ae_sam").splitlines()]
+    lines = [line.split() for line in run("--paper", "ae_sam").splitlines()]
     first = lines.index(["ERM", "paper", "95.41", "96.34", "96.62", "86.69"])
     assert lines[first + 1] == ["ours", "95.00", "(1)", "—", "—", "—"]
     assert lines[first + 2] == ["gap", "-0.41"]
@@ -275,11 +262,11 @@ def test_an_average_is_over_the_recipes_of_the_seeds_that_all_have(averaged, mad
     assert averages(found("wsam"))["coupled_wsam"] == {"paper": None, "ours": None, "gap": None}
 
 
-def test_there_is_no_average_without_all_recipes(averaged, made, shown, found):
+def test_there_is_no_average_without_all_recipes(averaged, made, run, found):
     made(NOISE, "sgd", 0)
     made(averaged["clean"], "sgd", 1)
     assert averages(found("wsam"))["sgd"]["ours"] is None
-    lines = [line.split() for line in shown().splitlines()]
+    lines = [line.split() for line in run().splitlines()]
     assert ["noise", "clean", "avg"] in lines
     assert ["SGD", "paper", "88.06", "95.68", "91.87"] in lines
     assert ["C", "paper", "n/a", "96.42", "n/a"] in lines
@@ -419,7 +406,7 @@ def test_runs_of_recipes_that_no_table_has_are_told(made, found):
         ("config.json", None, "FileNotFoundError"),
     ],
 )
-def test_a_damaged_run_is_named_on_one_line_and_passed_over(file, text, said, made, shown, found):
+def test_a_damaged_run_is_named_on_one_line_and_passed_over(file, text, said, made, run, found):
     path = made(AE, "sam", 0)
     made(AE, "sgd", 0)
     (path / file).unlink()
@@ -431,7 +418,7 @@ def test_a_damaged_run_is_named_on_one_line_and_passed_over(file, text, said, ma
     assert line.startswith(f"{path} (")
     assert said in line
     assert "\n" not in line
-    assert "Damaged, and passed over:" in shown()
+    assert "Damaged, and passed over:" in run()
 
 
 def test_a_config_that_lacks_a_field_without_default_is_damaged(made, found):
@@ -478,8 +465,8 @@ def test_checkpoints_are_not_searched(made, found):
 # The command
 
 
-def test_without_runs_every_table_is_shown_with_its_gaps(shown):
-    out = shown()
+def test_without_runs_every_table_is_shown_with_its_gaps(run):
+    out = run()
     for _, declared in every():
         assert f"\n{declared.title} (" in out
     assert re.search(r"filled 0 of \d+ cells", out)
@@ -490,13 +477,13 @@ def test_without_runs_every_table_is_shown_with_its_gaps(shown):
     assert max(map(len, out.splitlines())) <= 100
 
 
-def test_filled_tables_are_within_100_columns(made, shown):
+def test_filled_tables_are_within_100_columns(made, run):
     """Two seeds in every cell, whose deviation has one digit before the point."""
     cells = {(r, m) for _, one in every() for r in one.columns.values() for m in one.rows}
     for recipe, method in cells:
         for seed, accuracy in ((0, 0.44), (1, 0.56)):
             made(recipe, method, seed, accuracy)
-    lines = shown().splitlines()
+    lines = run().splitlines()
     assert max(map(len, lines)) <= 100
     count = sum(len(one.columns) * len(one.rows) for _, one in every())
     averages = sum(len(one.rows) for _, one in every() if one.average)
@@ -504,8 +491,8 @@ def test_filled_tables_are_within_100_columns(made, shown):
     assert lines[-1] == f"filled {count} of {count} cells"
 
 
-def test_papers_are_chosen_by_name(shown):
-    out = shown("--paper", "samar", "r_sam")
+def test_papers_are_chosen_by_name(run):
+    out = run("--paper", "samar", "r_sam")
     assert PAPERS["samar"].title in out
     assert PAPERS["r_sam"].title in out
     assert PAPERS["wsam"].title not in out
@@ -522,13 +509,13 @@ def test_mistakes_are_one_line(refused, made, tmp_path):
     assert "cannot be written" in refused("--out", file / "inner")
 
 
-def test_the_tables_are_written_with_all_numbers(made, shown, found, tmp_path):
+def test_the_tables_are_written_with_all_numbers(made, run, found, tmp_path):
     for seed, accuracy in enumerate((0.9651, 0.9673)):
         made(AE, "ae_sam", seed, accuracy)
     made(AE, "sam", 0, 0.45, epochs=2)
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     out = tmp_path / "new" / "docs"
-    assert f"written to {out}/" in shown("--paper", "ae_sam", "--out", out)
+    assert f"written to {out}/" in run("--paper", "ae_sam", "--out", out)
     assert sorted(path.name for path in out.iterdir()) == ["tables.json", "tables.md"]
     held = read(out / "tables.json")
     assert held["runs"][0] == {
@@ -561,7 +548,7 @@ def test_the_tables_are_written_with_all_numbers(made, shown, found, tmp_path):
     assert after == before
 
 
-def test_a_run_that_train_wrote_is_read(monkeypatch, shown, tmp_path, data_dir):  # noqa: F811
+def test_a_run_that_train_wrote_is_read(monkeypatch, run, tmp_path, data_dir):  # noqa: F811
     short = ("--epochs", 1, "--width", 8, "--batch-size", 512, "--method", "sgd")
     where = ("--data-dir", data_dir, "--out", tmp_path / "runs")
     command(monkeypatch, train, "digits", *short, *where)
@@ -569,4 +556,4 @@ def test_a_run_that_train_wrote_is_read(monkeypatch, shown, tmp_path, data_dir):
     assert (
         "  digits sgd, epochs 100 → 1, batch_size 64 → 512, width none → 8: "
         f"{100 * accuracy:.2f} (1)\n"
-    ) in shown()
+    ) in run()
