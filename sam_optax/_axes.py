@@ -1,5 +1,7 @@
 """Mapped axes of devices, and what may differ along them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -14,4 +16,5 @@ def names(axis_name: AxisName) -> tuple[str, ...]:
 
 def varying(x: Any) -> frozenset[str]:
     """The axes of `jax.shard_map` along which x may differ, as far as it keeps count of them."""
-    return jax.typeof(x).manual_axis_type.varying
+    axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
+    return axes

@@ -1,5 +1,7 @@
 """Clear errors for hyperparameters out of range."""
 
+from __future__ import annotations
+
 import numbers
 from typing import Any
 
@@ -19,7 +21,8 @@ def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> No
         or_schedule = " or an Optax schedule (a function of the step)" if schedule else ""
         raise TypeError(f"{name} must be a number{or_schedule}, got {value!r}.")
     low, high = map(float, bounds[1:-1].split(","))
-    above = value >= low if bounds[0] == "[" else value > low
+    # numbers.Real is typed with < and <= alone.
+    above = value >= low if bounds[0] == "[" else value > low  # type: ignore[operator]
     below = value <= high if bounds[-1] == "]" else value < high
     if not (above and below):
         raise ValueError(

@@ -4,14 +4,25 @@ Every function of a part takes `step`, the link's own step count (int32, from 0)
 schedules are evaluated at, and accepts the extra arguments of the update.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, TypeVar
 
 import jax
 import optax
 
 # A number, or a function of the link's own step count.
 Schedulable = optax.ScalarOrSchedule
+
+# A tree of arrays: parameters, updates or a state, which Optax's types do not tell apart.
+Tree = optax.Params
+
+# A gradient as a function of the parameters.
+GradFn = Callable[[Tree], Tree]
+
+# The state of one part.
+State = TypeVar("State")
 
 
 class Start(NamedTuple):
@@ -41,7 +52,7 @@ class When(NamedTuple):
     """
 
     init: Callable[[optax.Params], Any]
-    update: Callable[..., tuple[Any, Any]]
+    update: Callable[..., tuple[jax.typing.ArrayLike, Any]]
 
 
 class Combine(NamedTuple):
@@ -57,6 +68,17 @@ class Combine(NamedTuple):
     init: Callable[[optax.Params], Any]
     fresh: Callable[..., tuple[optax.Updates, Any]]
     stale: Callable[..., tuple[optax.Updates, Any]]
+
+
+def transformation(
+    init: Callable[[Tree], State],
+    update: Callable[Concatenate[Tree, State, ...], tuple[Tree, State]],
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that knows its state, and may ask for extra arguments.
+
+    Optax's types give it any tree for a state, and let it ask for nothing.
+    """
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 
 
 def value_at(hyperparameter: Schedulable, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

@@ -4,23 +4,35 @@ XLA for CPU compiles a convolution's gradient inside a conditional or a loop to 
 for CPU, what needs such a gradient is taken always, its loops unrolled, and selected.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 import warnings
 
 import jax
 import optax
 
 from sam_optax import _axes
+from sam_optax._contracts import GradFn, Tree
+
+T = TypeVar("T")
+
+
+class Repeat(Protocol):
+    """How a function is applied n times."""
+
+    def __call__(self, n: int, function: Callable[[T], T], x: T) -> T:
+        """function(... function(x))."""
 
 
 def branch(
     fire: jax.typing.ArrayLike,
-    yes: Callable[..., Any],
-    no: Callable[[], Any],
-    gradient: Callable[[optax.Params], optax.Updates],
-    point: optax.Params,
-) -> Any:
+    yes: Callable[[GradFn, Repeat], T],
+    no: Callable[[], T],
+    gradient: GradFn,
+    point: Tree,
+) -> T:
     """yes(gradient, repeat) where fire is true, else no().
 
     Args:
@@ -38,11 +50,13 @@ def branch(
     _check_equal(fire)
     gradient = jax.jit(gradient)  # traced once, for the branches and for the look inside
 
-    def conditional(fire):
-        return jax.lax.cond(fire, lambda: yes(gradient, _loop), no)
+    def conditional(fire: jax.Array) -> T:
+        taken: T = jax.lax.cond(fire, lambda: yes(gradient, _loop), no)
+        return taken
 
-    def select(fire):
-        return optax.tree.where(fire, yes(gradient, _unroll), no())
+    def select(fire: jax.Array) -> T:
+        taken: T = optax.tree.where(fire, yes(gradient, _unroll), no())
+        return taken
 
     if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):
         return conditional(fire)
@@ -54,10 +68,11 @@ def branch(
             "then taken on the host.",
             stacklevel=2,
         )
-    return jax.lax.platform_dependent(fire, cpu=select, default=conditional)
+    taken: T = jax.lax.platform_dependent(fire, cpu=select, default=conditional)
+    return taken
 
 
-def _check_equal(fire):
+def _check_equal(fire: jax.Array) -> None:
     """Raises where `shard_map` does not know fire to be equal on all devices."""
     if axes := _axes.varying(fire):
         names = sorted(axes, key=str)
@@ -72,22 +87,23 @@ def _check_equal(fire):
         )
 
 
-def _loop(n, function, x):
+def _loop(n: int, function: Callable[[T], T], x: T) -> T:
     """Function, n times, compiled once."""
-    return jax.lax.fori_loop(0, n, lambda _, x: function(x), x)
+    last: T = jax.lax.fori_loop(0, n, lambda _, x: function(x), x)
+    return last
 
 
-def _unroll(n, function, x):
+def _unroll(n: int, function: Callable[[T], T], x: T) -> T:
     """Function, n times, one after the other."""
     for _ in range(n):
         x = function(x)
     return x
 
 
-def _has_convolution(jaxpr):
+def _has_convolution(jaxpr: Any) -> bool:
     """Whether a convolution is anywhere in the jaxpr."""
 
-    def is_jaxpr(node):
+    def is_jaxpr(node: Any) -> bool:
         return hasattr(node, "eqns") or hasattr(node, "jaxpr")
 
     for equation in jaxpr.eqns:

@@ -1,8 +1,10 @@
 """One step of every sharpness-aware method: four slots, one second gradient, one decision."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,14 @@ import optax
 from sam_optax import _axes, _checks, _decision, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
-from sam_optax._contracts import Combine, Start, When
+from sam_optax._axes import AxisName
+from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
 
-GradFn = Callable[[optax.Params], optax.Updates]
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+Extra = dict[str, Any]  # the extra arguments of an update
+
+ARRAYS = get_args(jax.typing.ArrayLike)
 
 
 class SharpnessAwareState(NamedTuple):
@@ -108,9 +115,9 @@ def sharpness_aware(
 
     piece = _Pieces()
 
-    def init(params):
+    def init(params: Tree) -> SharpnessAwareState:
         piece.see()
-        _check_params(params)
+        params = _checked(params)
         if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(params)):
             raise TypeError(
                 "complex parameters are not supported: split them by "
@@ -128,18 +135,24 @@ def sharpness_aware(
     # The pieces of a step. Outside jit each is compiled on its own.
 
     @piece
-    def decide(grad_fn, first, state, params, extra):
+    def decide(
+        grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
+    ) -> tuple[jax.typing.ArrayLike, SharpnessAwareState]:
         del grad_fn
         fire, when_state = when.update(first, state.when, params, **extra)
         return fire, state._replace(when=when_state)
 
     @piece
-    def ascend(grad_fn, first, state, params, extra):
+    def ascend(
+        grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
+    ) -> tuple[Tree, SharpnessAwareState]:
         engine = {"grad_fn": grad_fn, "offset": _offset(state, params)}
         epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
         return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
 
-    def join(first, second, state, params, extra):
+    def join(
+        first: Tree, second: Tree | None, state: SharpnessAwareState, params: Tree, extra: Extra
+    ) -> tuple[Tree, Any]:
         if second is None:
             joined = combine.stale(first, state.combine, params, **extra)
         else:
@@ -147,30 +160,53 @@ def sharpness_aware(
         direction, combine_state = joined
         return _tree.cast_like(direction, first), combine_state
 
-    def finish(fire, joined, state, params, extra):
+    def finish(
+        fire: jax.typing.ArrayLike,
+        joined: tuple[Tree, Any],
+        state: SharpnessAwareState,
+        params: Tree,
+        extra: Extra,
+    ) -> tuple[Tree, SharpnessAwareState]:
         direction, combine_state = joined
         start_state = start.update(direction, state.start, params, **extra)
         return direction, state._replace(
-            steps=optax.safe_increment(state.steps),
+            # An array stays one, which Optax does not say.
+            steps=optax.safe_increment(state.steps),  # type: ignore[arg-type]
             ascents=jnp.where(fire, optax.safe_increment(state.ascents), state.ascents),
             start=start_state,
             combine=combine_state,
         )
 
     @piece
-    def conclude(grad_fn, first, second, state, params, extra):
+    def conclude(
+        grad_fn: GradFn,
+        first: Tree,
+        second: Tree | None,
+        state: SharpnessAwareState,
+        params: Tree,
+        extra: Extra,
+    ) -> tuple[Tree, SharpnessAwareState]:
         del grad_fn
         joined = join(first, second, state, params, extra)
         return finish(second is not None, joined, state, params, extra)
 
     @piece
-    def skip(grad_fn, first, state, params, extra):
+    def skip(
+        grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
+    ) -> tuple[Tree, SharpnessAwareState]:
         _, state = ascend.plain(grad_fn, first, state, params, extra)
         return conclude.plain(grad_fn, first, None, state, params, extra)
 
-    def update(updates, state, params=None, *, grad_fn=None, **extra):
+    def update(
+        updates: Tree,
+        state: SharpnessAwareState,
+        params: Tree | None = None,
+        *,
+        grad_fn: GradFn | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, SharpnessAwareState]:
         piece.see()
-        _check_params(params)
+        params = _checked(params)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
         if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
             raise ValueError(
@@ -179,26 +215,27 @@ def sharpness_aware(
                 "loss(p, batch)))."
             )
         extra = {**extra, "step": state.steps}
-        gradient = functools.partial(_gradient, grad_fn, updates)
+        # Without a grad_fn it is never called.
+        gradient = functools.partial(_gradient, grad_fn, updates)  # type: ignore[arg-type]
         first = updates if taken else gradient(_offset_params(state, params))
         if start.samples > 1:
             first = _average_samples(first, gradient, start.samples, state, params)
         if perturb is None:
             return conclude(gradient, first, None, state, params, extra)
         if certain:
-            fire = True
+            fire: jax.typing.ArrayLike = True
         else:
             fire, state = decide(gradient, first, state, params, extra)
         if isinstance(fire, jax.core.Tracer):
-            asked = []
+            asked: list[Tree] = []
 
-            def watched(p):
+            def watched(p: Tree) -> Tree:
                 asked.append(p)
                 return gradient(p)
 
             point, after = ascend(watched, first, state, params, extra)
 
-            def second(gradient):
+            def second(gradient: GradFn) -> Tree:
                 # The point is made again where it is needed, so that a step without a second
                 # gradient neither makes nor holds it; unless it took gradients to make.
                 here = point if asked else ascend(gradient, first, state, params, extra)[0]
@@ -217,7 +254,7 @@ def sharpness_aware(
             return conclude(gradient, first, gradient(point), state, params, extra)
         return skip(gradient, first, state, params, extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
@@ -241,7 +278,7 @@ def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Par
       ValueError: more than one sharpness-aware method is inside.
     """
 
-    def is_ours(node):
+    def is_ours(node: object) -> bool:
         return isinstance(node, SharpnessAwareState)
 
     states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]
@@ -253,7 +290,7 @@ def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Par
     return _offset_params(states[0], params) if states else params
 
 
-def average(axis_name: _axes.AxisName) -> optax.GradientTransformation:
+def average(axis_name: AxisName) -> optax.GradientTransformation:
     """The mean of the updates over devices, as a link.
 
     Behind a sharpness-aware link that is fed local gradients it gives m-sharpness, a perturbation
@@ -276,15 +313,16 @@ def average(axis_name: _axes.AxisName) -> optax.GradientTransformation:
         already, as where it has summed its gradients.
     """
 
-    def mean(updates, params):
+    def mean(updates: Tree, params: Tree | None) -> Tree:
         del params
         _check_local(updates, axis_name)
-        return jax.lax.pmean(updates, axis_name)
+        averaged: Tree = jax.lax.pmean(updates, axis_name)
+        return averaged
 
     return optax.stateless(mean)
 
 
-def _check_local(updates, axis_name):
+def _check_local(updates: Tree, axis_name: AxisName) -> None:
     """Raises where `shard_map` knows of a leaf that it is equal along an axis."""
     for name in _axes.names(axis_name):
         if not _axes.varying(jax.lax.axis_index(name)):
@@ -314,68 +352,75 @@ class _Pieces:
     at.
     """
 
-    def __init__(self):
-        self._seen = self._kept = False
+    def __init__(self) -> None:
+        self._seen = self.kept = False
 
-    def see(self):
+    def see(self) -> None:
         """Tells that init or update is called."""
-        self._kept, self._seen = self._seen, True
+        self.kept, self._seen = self._seen, True
 
-    def __call__(self, function):
-        """function(grad_fn, *args, extra), compiled.
+    def __call__(
+        self, function: Callable[Concatenate[GradFn, Args], Result]
+    ) -> _Piece[Args, Result]:
+        """function(grad_fn, *args), compiled."""
+        return _Piece(self, function)
 
-        A piece stays uncompiled where it calls grad_fn, which is a new closure over a batch at each
-        step, or where an extra argument is no array.
-        """
 
-        def ask(params):
+class _Piece(Generic[Args, Result]):
+    """function(grad_fn, *args), compiled.
+
+    It stays uncompiled where it calls grad_fn, which is a new closure over a batch at each step, or
+    where an extra argument is no array.
+    """
+
+    def __init__(self, link: _Pieces, plain: Callable[Concatenate[GradFn, Args], Result]) -> None:
+        def ask(params: Tree) -> NoReturn:
             raise _AsksForGradientError
 
-        compiled = jax.jit(functools.partial(function, ask))
+        self._link, self.plain = link, plain
+        self._compiled: Callable[Args, Result] | None = jax.jit(functools.partial(plain, ask))
 
-        @functools.wraps(function)
-        def call(grad_fn, *args):
-            nonlocal compiled
-            if self._kept and compiled and _are_concrete(args):
-                try:
-                    return compiled(*args)
-                except _AsksForGradientError:
-                    compiled = None
-            return function(grad_fn, *args)
-
-        call.plain = function
-        return call
+    def __call__(self, grad_fn: GradFn, *args: Args.args, **kwargs: Args.kwargs) -> Result:
+        if self._link.kept and self._compiled and _are_concrete((args, kwargs)):
+            try:
+                return self._compiled(*args, **kwargs)
+            except _AsksForGradientError:
+                self._compiled = None
+        return self.plain(grad_fn, *args, **kwargs)
 
 
-def _are_concrete(args):
+def _are_concrete(args: object) -> bool:
     """Whether the leaves are arrays or numbers, and none is traced."""
     kinds = set(map(type, jax.tree.leaves(args)))
     traced = any(issubclass(kind, jax.core.Tracer) for kind in kinds)
-    return not traced and all(issubclass(kind, jax.typing.ArrayLike) for kind in kinds)
+    return not traced and all(issubclass(kind, ARRAYS) for kind in kinds)
 
 
-def _offset(state, params, *sample):
+def _offset(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree | None:
     """δ0, or None where the first gradient is taken at the parameters."""
     return state.start.offset(params, *sample) if hasattr(state.start, "offset") else None
 
 
-def _offset_params(state, params, *sample):
+def _offset_params(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree:
     """The parameters at which the first gradient, or a further sample of it, is taken."""
     offset = _offset(state, params, *sample)
     return params if offset is None else _tree.add(params, offset)
 
 
-def _average_samples(first, gradient, samples, state, params):
+def _average_samples(
+    first: Tree, gradient: GradFn, samples: int, state: SharpnessAwareState, params: Tree
+) -> Tree:
     """The mean of the first gradient over the samples of a start; `first` is number 0."""
     further = [gradient(_offset_params(state, params, i)) for i in range(1, samples)]
     mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
     return _tree.cast_like(mean, first)
 
 
-def _gradient(grad_fn, like, params):
+def _gradient(grad_fn: GradFn, like: Tree, params: Tree) -> Tree:
     """grad_fn(params), checked and cast to be exchangeable with `like`."""
     gradient = grad_fn(params)
-    expected, got = jax.tree.structure(like), jax.tree.structure(gradient)
+    expected: object = jax.tree.structure(like)
+    got: object = jax.tree.structure(gradient)
     if got != expected:
         raise ValueError(
             "grad_fn must return the gradient alone, with the structure of updates: use jax.grad, "
@@ -384,7 +429,9 @@ def _gradient(grad_fn, like, params):
     return _tree.cast_like(gradient, like)
 
 
-def _check_parts(perturb, start, when, combine, updates_at):
+def _check_parts(
+    perturb: object, start: object, when: object, combine: object, updates_at: str
+) -> None:
     """Raises where a slot holds what does not belong there."""
     _checks.choice("updates_at", updates_at, ("params", "gradient_point"))
     if perturb is None:
@@ -406,15 +453,15 @@ def _check_parts(perturb, start, when, combine, updates_at):
             )
 
 
-def _check_params(params):
-    """Raises where the parameters are missing or masked."""
+def _checked(params: Tree | None) -> Tree:
+    """The parameters, if they are there and none is masked."""
     if params is None:
         raise ValueError(
             "a sharpness-aware update needs the parameters: call update(grads, opt_state, params, "
             "grad_fn=grad_fn)."
         )
 
-    def is_masked(node):
+    def is_masked(node: object) -> bool:
         return isinstance(node, optax.MaskedNode)
 
     if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
@@ -424,3 +471,4 @@ def _check_params(params):
             "optax.set_to_zero(), frozen), sam_optax.perturb.ball(rho))), and leave this link "
             "outside optax.masked and optax.partition."
         )
+    return params

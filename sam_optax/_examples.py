@@ -1,15 +1,22 @@
 """The second gradient on the examples that the perturbation hurts most."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 import inspect
 import math
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sam_optax import _checks
+from sam_optax._contracts import Tree, transformation
 from sam_optax._engine import SharpnessAwareState
 from sam_optax.perturb import EigenBallState
+
+T = TypeVar("T")
 
 
 def select_examples(
@@ -61,21 +68,21 @@ def select_examples(
         )
     link = optax.with_extra_args_support(link)
 
-    def init(params):
+    def init(params: Tree) -> optax.OptState:
         state = link.init(params)
         _check_state(state)
         return state
 
     def update(
-        updates,
-        state,
-        params=None,
+        updates: Tree,
+        state: optax.OptState,
+        params: Tree | None = None,
         *,
-        grad_fn=None,
-        example_loss_fn=None,
-        example_losses=None,
-        **extra,
-    ):
+        grad_fn: Callable[..., Tree] | None = None,
+        example_loss_fn: Callable[..., jax.Array] | None = None,
+        example_losses: jax.Array | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, optax.OptState]:
         if gamma == 1 and example_loss_fn is None:
             return link.update(updates, state, params, grad_fn=grad_fn, **extra)
         if grad_fn is None or example_loss_fn is None:
@@ -88,7 +95,7 @@ def select_examples(
             )
         _check_takes_indices(grad_fn)
 
-        def second(point):
+        def second(point: Tree) -> Tree:
             if gamma == 1:
                 losses = _checked(jax.eval_shape(example_loss_fn, params))
                 return grad_fn(point, jnp.arange(losses.shape[0]))
@@ -100,14 +107,14 @@ def select_examples(
 
         return link.update(updates, state, params, grad_fn=second, **extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
-def _check_state(state):
+def _check_state(state: optax.OptState) -> None:
     """Raises unless the link takes grad_fn for nothing but its second gradient."""
 
-    def has(node_type):
-        def is_node(node):
+    def has(node_type: type[T]) -> list[T]:
+        def is_node(node: object) -> bool:
             return isinstance(node, node_type)
 
         return [n for n in jax.tree.leaves(state, is_leaf=is_node) if is_node(n)]
@@ -126,7 +133,7 @@ def _check_state(state):
         )
 
 
-def _checked(losses):
+def _checked(losses: T) -> T:
     """The losses, if they are one for each example."""
     shape = getattr(losses, "shape", None)
     if shape is None or len(shape) != 1 or shape[0] == 0:
@@ -138,14 +145,15 @@ def _checked(losses):
     return losses
 
 
-def _replicated(x):
+def _replicated(x: jax.Array) -> jax.Array:
     """x on every device of an explicit mesh, since top_k cannot sort what is sharded."""
     if any(axis is not None for axis in jax.typeof(x).sharding.spec):
-        return jax.sharding.reshard(x, jax.sharding.PartitionSpec(None))
+        replicated: jax.Array = jax.sharding.reshard(x, jax.sharding.PartitionSpec(None))
+        return replicated
     return x
 
 
-def _check_takes_indices(grad_fn):
+def _check_takes_indices(grad_fn: Callable[..., Tree]) -> None:
     """Raises unless grad_fn(params, indices) is a call that its signature allows."""
     try:
         inspect.signature(grad_fn).bind(None, None)

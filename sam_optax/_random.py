@@ -1,6 +1,8 @@
 """Random keys that a checkpoint can hold and that every backend reads alike."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 import functools
 import numbers
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 
 from sam_optax import _threefry
+from sam_optax._contracts import Tree
 
 IMPLEMENTATION = "threefry2x32"
 
@@ -41,8 +44,8 @@ def key_data(key: Key, stream: int | None = None) -> jax.Array:
     return data if stream is None else jax.random.key_data(fold(data, stream))
 
 
-def _key_data(key):
-    if isinstance(key, numbers.Integral) or (key.shape == () and not _is_typed(key)):
+def _key_data(key: Key) -> jax.Array:
+    if not isinstance(key, jax.Array) or (key.shape == () and not _is_typed(key)):
         key = jax.random.key(key, impl=IMPLEMENTATION)
     if not _is_typed(key):
         return jnp.array(key)
@@ -60,42 +63,49 @@ def fold(data: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
 # Compiled once, also for a caller outside jit, who would trace and compile the loop at each call.
 @functools.partial(jax.jit, static_argnums=0)
 def draw_like(
-    sampler: Callable[..., jax.Array], data: jax.Array, count: jax.typing.ArrayLike, tree: Any
-) -> Any:
+    sampler: Callable[..., jax.Array], data: jax.Array, count: jax.typing.ArrayLike, tree: Tree
+) -> Tree:
     """A tree like `tree` from key number `count`; float32 at least, float64 leaves in float64."""
 
-    def sample(key, shape, dtype, *, out_sharding):
+    def sample(
+        key: jax.Array,
+        shape: Sequence[int],
+        dtype: jax.typing.DTypeLike,
+        out_sharding: jax.sharding.Sharding,
+    ) -> jax.Array:
         dtype = jnp.promote_types(dtype, jnp.float32)
         return sampler(key, shape, dtype, out_sharding=out_sharding)
 
     tree = jax.tree.map(jnp.asarray, tree)
-    return jax.lax.platform_dependent(
+    drawn: Tree = jax.lax.platform_dependent(
         fold(data, count),
         cpu=lambda key: _random_like_on_cpu(key, tree, sample),
         default=lambda key: optax.tree.random_like(key, tree, sample),
     )
+    return drawn
 
 
-def _random_like_on_cpu(key, tree, sample):
+def _random_like_on_cpu(key: jax.Array, tree: Tree, sample: Callable[..., jax.Array]) -> Tree:
     """The numbers of `optax.tree.random_like`, the leaves of a shape drawn at once.
 
     For each draw XLA for CPU compiles a kernel of its own, which takes as long as a layer of a
     model.
     """
     leaves, structure = jax.tree.flatten(tree)
-    alike = {}
+    alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         alike.setdefault((leaf.shape, leaf.dtype, jax.typeof(leaf).sharding), []).append(i)
-    drawn = {}
+    drawn: dict[int, jax.Array] = {}
     for (shape, dtype, sharding), indices in alike.items():
         draw = functools.partial(sample, shape=shape, dtype=dtype, out_sharding=sharding)
         # Number i of a split is the key folded with i; XLA takes minutes over a gather from one.
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(indices))
         drawn |= zip(indices, _once(jax.vmap(draw), keys), strict=True)
-    return jax.tree.unflatten(structure, [drawn[i] for i in range(len(leaves))])
+    drawn_tree: Tree = jax.tree.unflatten(structure, [drawn[i] for i in range(len(leaves))])
+    return drawn_tree
 
 
-def _once(function, keys):
+def _once(function: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
     """function(keys), computed once.
 
     XLA for CPU would copy cheap arithmetic, and a draw is hundreds of operations of it, into
@@ -107,12 +117,13 @@ def _once(function, keys):
     # Zeros that vary over the mapped axes over which the keys do, as `shard_map` wants them.
     zeros = jnp.zeros(like.shape, like.dtype, device=like.sharding) + (turns - 1).astype(like.dtype)
 
-    def turn(i, drawn):
+    def turn(i: jax.Array, drawn: jax.Array) -> jax.Array:
         del i, drawn
         return function(jax.random.wrap_key_data(data, impl=_threefry.PRNG))
 
-    return jax.lax.fori_loop(0, turns.astype(jnp.int32), turn, zeros)
+    drawn: jax.Array = jax.lax.fori_loop(0, turns.astype(jnp.int32), turn, zeros)
+    return drawn
 
 
-def _is_typed(key):
+def _is_typed(key: jax.Array) -> bool:
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

@@ -5,6 +5,9 @@ for CPU to a loop through memory, which costs ten times as much, and more than a
 model.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 import math
 
 import jax
@@ -16,7 +19,7 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
-def _rounds(key, x, y):
+def _rounds(key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Twenty rounds on two words, uint32 arrays of one shape."""
     words = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(PARITY))
     x, y = x + words[0], y + words[1]
@@ -29,7 +32,7 @@ def _rounds(key, x, y):
     return x, y
 
 
-def _number(shape):
+def _number(shape: Sequence[int]) -> jax.Array:
     """The number of each element, in an array that a partitioner can divide along any axis."""
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     iotas = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
@@ -37,7 +40,7 @@ def _number(shape):
     return sum((np.uint32(s) * i for s, i in zip(strides, iotas, strict=True)), number)
 
 
-def _bits(key, bit_width, shape):
+def _bits(key: jax.Array, bit_width: int, shape: Sequence[int]) -> jax.Array:
     if bit_width not in (32, 64) or math.prod(shape) > 2**32:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
         return jax.random.bits(key, shape, jnp.dtype(f"uint{bit_width}"))
@@ -48,16 +51,16 @@ def _bits(key, bit_width, shape):
     return high.astype(jnp.uint64) << np.uint64(32) | low.astype(jnp.uint64)
 
 
-def _split(key, shape):
+def _split(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     number = _number(shape)
     return jnp.stack(_rounds(key, jnp.zeros_like(number), number), axis=-1)
 
 
-def _seed(seed):
+def _seed(seed: jax.typing.ArrayLike) -> jax.Array:
     return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
 
 
-def _fold_in(key, data):
+def _fold_in(key: jax.Array, data: jax.typing.ArrayLike) -> jax.Array:
     return jnp.stack(_rounds(key, *_seed(data)))
 
 

@@ -1,15 +1,20 @@
 """Global inner products and norms over whole pytrees, in float32 at least."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from sam_optax._contracts import Tree
 
 # The smallest norm that is divided by: unit(0) is 0 and not NaN.
 TINY = 1e-12
+
+# It says of its result that it is a tree.
+_map: Callable[..., Tree] = jax.tree.map
 
 
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
@@ -18,34 +23,34 @@ def widen(x: jax.typing.ArrayLike) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def combine(function: Callable[..., jax.Array], *trees: Any) -> Any:
+def combine(function: Callable[..., jax.Array], *trees: Tree) -> Tree:
     """function, leaf by leaf, of the widened leaves."""
-    return jax.tree.map(lambda *leaves: function(*map(widen, leaves)), *trees)
+    return _map(lambda *leaves: function(*map(widen, leaves)), *trees)
 
 
-def vdot(a: Any, b: Any) -> jax.Array:
+def vdot(a: Tree, b: Tree) -> jax.Array:
     """⟨a, b⟩ over all leaves."""
     products = jax.tree.leaves(combine(lambda x, y: jnp.sum(x * y), a, b))
     return sum(products, jnp.zeros([], jnp.float32))
 
 
-def norm(a: Any) -> jax.Array:
+def norm(a: Tree) -> jax.Array:
     """‖a‖ over all leaves."""
     return jnp.sqrt(vdot(a, a))
 
 
-def unit_scale(a: Any) -> jax.Array:
+def unit_scale(a: Tree) -> jax.Array:
     """1 / max(‖a‖, TINY), the factor that makes `a` a unit vector."""
     return 1 / jnp.maximum(norm(a), TINY)
 
 
-def towards(a: Any, length: jax.typing.ArrayLike) -> Any:
+def towards(a: Tree, length: jax.typing.ArrayLike) -> Tree:
     """length · unit(a)."""
     scale = length * unit_scale(a)
     return combine(lambda x: scale * x, a)
 
 
-def along(a: Any, b: Any) -> jax.Array:
+def along(a: Tree, b: Tree) -> jax.Array:
     """⟨a, unit(b)⟩ / ‖b‖, the share c with which c b is the part of `a` along b; 0 where b = 0.
 
     It ends in a division, which XLA computes once: a bare sum over the leaves it would repeat in
@@ -55,28 +60,28 @@ def along(a: Any, b: Any) -> jax.Array:
     return vdot(a, towards(b, 1.0)) / jnp.maximum(norm(b), TINY)
 
 
-def reject(a: Any, b: Any) -> Any:
+def reject(a: Tree, b: Tree) -> Tree:
     """The part of `a` orthogonal to `b`: a − ⟨a, unit(b)⟩ unit(b), and `a` where b = 0."""
     share = along(a, b)
     return combine(lambda x, y: x - share * y, a, b)
 
 
-def add(params: optax.Params, delta: Any) -> optax.Params:
+def add(params: Tree, delta: Tree) -> Tree:
     """params + delta, each leaf in the dtype of the parameters."""
-    return jax.tree.map(lambda p, d: p + d.astype(jnp.result_type(p)), params, delta)
+    return _map(lambda p, d: p + d.astype(jnp.result_type(p)), params, delta)
 
 
-def cast_like(tree: Any, reference: Any) -> Any:
+def cast_like(tree: Tree, reference: Tree) -> Tree:
     """tree in the dtypes of reference."""
 
-    def cast(x, r):
+    def cast(x: jax.Array, r: jax.typing.ArrayLike) -> jax.Array:
         # result_type, which only numbers need, takes longer than a small gradient
         return x if x.dtype == getattr(r, "dtype", None) else x.astype(jnp.result_type(r))
 
-    return jax.tree.map(cast, tree, reference)
+    return _map(cast, tree, reference)
 
 
-def scalar(value: jax.typing.ArrayLike, params: optax.Params) -> jax.Array:
+def scalar(value: jax.typing.ArrayLike, params: Tree | None) -> jax.Array:
     """A new scalar in the dtype of the statistics: float32, or float64 for float64 params."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
     return jnp.array(value, functools.reduce(jnp.promote_types, dtypes, jnp.float32))

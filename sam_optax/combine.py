@@ -4,17 +4,20 @@ g is the first gradient, g' the second. Sums and norms are taken in float32 at l
 returns the direction in the dtype of the gradient.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _axes, _checks, _tree
-from sam_optax._contracts import Combine, Schedulable, value_at
+from sam_optax import _checks, _tree
+from sam_optax._axes import AxisName
+from sam_optax._contracts import Combine, Schedulable, State, Tree, value_at
 
 
-def _hand_on_first(first, state, params, **extra):
+def _hand_on_first(first: Tree, state: State, params: Tree, **extra: Any) -> tuple[Tree, State]:
     """The stale step of the base optimizer alone: d = g."""
     del params, extra
     return first, state
@@ -30,7 +33,9 @@ def perturbed() -> Combine:
       Foret et al., Sharpness-Aware Minimization, 2021, Equation 3.
     """
 
-    def fresh(first, second, state, params, **extra):
+    def fresh(
+        first: Tree, second: Tree, state: State, params: Tree, **extra: Any
+    ) -> tuple[Tree, State]:
         del first, params, extra
         return second, state
 
@@ -56,7 +61,7 @@ def mix(
     delta: float = 0.01,
     *,
     ratio: str = "clean",
-    axis_name: _axes.AxisName | None = None,
+    axis_name: AxisName | None = None,
 ) -> Combine:
     """d = (1 − λ_k) g + λ_k g', with λ_k led by the ratio of consecutive gradient norms.
 
@@ -90,10 +95,12 @@ def mix(
     _checks.interval("delta", delta, "[0, 0.5]", schedule=False)
     _checks.choice("ratio", ratio, ("clean", "perturbed"))
 
-    def init(params):
+    def init(params: Tree) -> MixState:
         return MixState(_tree.scalar(lambda_0, params), _tree.scalar(0, params))
 
-    def fresh(first, second, state, params, *, step, **extra):
+    def fresh(
+        first: Tree, second: Tree, state: MixState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, MixState]:
         del extra
         lambda_k = state.lambda_k
         direction = _tree.combine(lambda g, h: (1 - lambda_k) * g + lambda_k * h, first, second)
@@ -152,14 +159,18 @@ def weigh(gamma: Schedulable, base: optax.GradientTransformation | None = None) 
         )
     base = optax.with_extra_args_support(base)
 
-    def init(params):
+    def init(params: Tree) -> WeighState:
         return WeighState(base.init(params))
 
-    def stale(first, state, params, **extra):
+    def stale(
+        first: Tree, state: WeighState, params: Tree, **extra: Any
+    ) -> tuple[Tree, WeighState]:
         direction, base_state = base.update(first, state.base, params, **extra)
         return direction, WeighState(base_state)
 
-    def fresh(first, second, state, params, *, step, **extra):
+    def fresh(
+        first: Tree, second: Tree, state: WeighState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, WeighState]:
         direction, state = stale(first, state, params, step=step, **extra)
         gamma_t = value_at(gamma, step)
         weight = gamma_t / (1 - gamma_t)
@@ -186,7 +197,9 @@ def extrapolate(alpha: Schedulable) -> Combine:
     """
     _checks.interval("alpha", alpha, "[0, inf)")
 
-    def fresh(first, second, state, params, *, step, **extra):
+    def fresh(
+        first: Tree, second: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, State]:
         del params, extra
         weight = value_at(alpha, step)
         return _tree.combine(lambda g, h: h - weight * g, first, second), state
@@ -216,7 +229,9 @@ def surrogate_gap(alpha: Schedulable) -> Combine:
     """
     _checks.interval("alpha", alpha, "[0, inf)")
 
-    def fresh(first, second, state, params, *, step, **extra):
+    def fresh(
+        first: Tree, second: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, State]:
         del params, extra
         weight = value_at(alpha, step)
         rejected = _tree.reject(first, second)
@@ -236,7 +251,9 @@ def renormalize() -> Combine:
       (SSAM), 2024.
     """
 
-    def fresh(first, second, state, params, **extra):
+    def fresh(
+        first: Tree, second: Tree, state: State, params: Tree, **extra: Any
+    ) -> tuple[Tree, State]:
         del params, extra
         length = _tree.norm(first)
         # Where ‖g‖² and ‖g'‖² overflow, 0 and not NaN.
@@ -278,10 +295,12 @@ def reuse(alpha: Schedulable) -> Combine:
     """
     _checks.interval("alpha", alpha, "[0, inf)")
 
-    def init(params):
+    def init(params: Tree) -> ReuseState:
         return ReuseState(v=optax.tree.zeros_like(params))
 
-    def fresh(first, second, state, params, **extra):
+    def fresh(
+        first: Tree, second: Tree, state: ReuseState, params: Tree, **extra: Any
+    ) -> tuple[Tree, ReuseState]:
         del params, extra
         rejected = _tree.reject(second, first)
         # Where g' is parallel to g, what is left is rounding, and unit(v) would magnify it.
@@ -292,7 +311,9 @@ def reuse(alpha: Schedulable) -> Combine:
         v = _tree.combine(lambda r: jnp.where(remainder > rounding, r, 0), rejected)
         return second, ReuseState(v=_tree.cast_like(v, state.v))
 
-    def stale(first, state, params, *, step, **extra):
+    def stale(
+        first: Tree, state: ReuseState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, ReuseState]:
         del params, extra
         scale = value_at(alpha, step) * _tree.norm(first) * _tree.unit_scale(state.v)
         return _tree.combine(lambda g, v: g + scale * v, first, state.v), state

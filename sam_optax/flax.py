@@ -3,17 +3,20 @@
 It needs Flax, which the package itself does not: `pip install "sam_optax[flax]"`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import dataclasses
 import difflib
 import functools
-from typing import Any
+from typing import Any, Self
 
 from flax import nnx
 from flax.training import train_state
 import jax
 import optax
 
+from sam_optax._contracts import Tree
 from sam_optax._engine import gradient_point
 
 
@@ -34,7 +37,7 @@ class TrainState(train_state.TrainState):
       1
     """
 
-    def apply_gradients(self, *, grads: optax.Updates, **kwargs: Any) -> "TrainState":
+    def apply_gradients(self, *, grads: optax.Updates, **kwargs: Any) -> Self:
         """Updates `step`, `params` and `opt_state`.
 
         Args:
@@ -58,13 +61,14 @@ class TrainState(train_state.TrainState):
                     f"{name!r} is no field of {type(self).__name__}: did you mean {near[0]!r}? "
                     "Arguments for the optimizer must not look so much like a field."
                 )
-        update = self.tx.update
+        update: Callable[..., tuple[Tree, Tree]] = self.tx.update
         if isinstance(self.tx, optax.GradientTransformation):  # and not such as optax.MultiSteps
             update = optax.with_extra_args_support(self.tx).update
         tx = optax.GradientTransformation(self.tx.init, functools.partial(update, **extra))
         # Flax's own method, so that what it does besides (float8 parameters) stays as it is.
-        forwarding = super(TrainState, self.replace(tx=tx))
-        return forwarding.apply_gradients(grads=grads, **replaced).replace(tx=self.tx)
+        forwarding: Any = super(TrainState, self.replace(tx=tx))
+        state: Self = forwarding.apply_gradients(grads=grads, **replaced)
+        return state.replace(tx=self.tx)
 
     def gradient_point(self) -> optax.Params:
         """Where the first gradient is taken; see `sam_optax.gradient_point`.
@@ -98,10 +102,10 @@ def nnx_pure_fn(
       `pure_fn(params, *more)`, for an `nnx.State` of pure arrays such as `nnx.Optimizer` passes to
       Optax; `more` follows args.
     """
-    graphdef, _, rest = nnx.split(model, wrt, ...)
-    rest = nnx.as_pure(rest)
+    graphdef, *states = nnx.split(model, wrt, ...)
+    rest = nnx.as_pure(states[1])
 
-    def pure_fn(params, *more):
+    def pure_fn(params: nnx.State[Any, Any], *more: Any) -> Any:
         return function(nnx.merge(graphdef, params, rest), *args, *more, **kwargs)
 
     return pure_fn
@@ -140,8 +144,9 @@ def nnx_grad_fn(
     """
     pure_fn = nnx_pure_fn(loss_fn, model, *args, wrt=wrt, **kwargs)
 
-    def loss(params, *more):
+    def loss(params: nnx.State[Any, Any], *more: Any) -> jax.Array:
         result = pure_fn(params, *more)
-        return result[0] if has_aux else result
+        value: jax.Array = result[0] if has_aux else result
+        return value
 
     return jax.grad(loss)

@@ -9,6 +9,8 @@ radius, budget, weight or threshold may be an Optax schedule of the link's own s
 type says so.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import math
 from typing import Any
@@ -1074,7 +1076,7 @@ def wsam(
     return sharpness_aware(perturb, combine=weigh(gamma, base))
 
 
-def _kernel_power(noise_scale):
+def _kernel_power(noise_scale: str) -> float:
     """The exponent of the kernel norm in the standard deviation."""
     powers = {"std": 1.0, "variance": 0.5}
     if noise_scale not in powers:

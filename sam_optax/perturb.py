@@ -6,6 +6,8 @@ count), `offset` (δ0, or None where the first gradient is taken at the paramete
 comes in float32 at least and is added in the parameters' dtype.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from sam_optax import _checks, _decision, _random, _tree
-from sam_optax._contracts import Schedulable, value_at
+from sam_optax._contracts import GradFn, Schedulable, State, Tree, transformation, value_at
+from sam_optax._random import Key
 
 
 def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
@@ -36,11 +39,13 @@ def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
     """
     _checks.interval("rho", rho, "[0, inf)")
 
-    def update(first, state, params=None, *, step, **extra):
+    def update(
+        first: Tree, state: State, params: Tree | None = None, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, State]:
         del params, extra
         return _tree.towards(first, value_at(rho, step)), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return transformation(optax.init_empty_state, update)
 
 
 def adaptive_ball(
@@ -75,20 +80,22 @@ def adaptive_ball(
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("eta", eta, "[0, inf)")
 
-    def update(first, state, params, *, step, **extra):
+    def update(
+        first: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, State]:
         del extra
         scale = value_at(eta, step)
 
-        def normalizer(is_weight, w):
+        def normalizer(is_weight: jax.Array, w: jax.Array) -> jax.Array:
             return jnp.where(is_weight, jnp.abs(w) + scale, jnp.ones_like(w))
 
         t = _tree.combine(normalizer, _weight_mask(weights, params), params)
         return _ellipsoid(first, t, value_at(rho, step)), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return transformation(optax.init_empty_state, update)
 
 
-def _weight_mask(weights, params):
+def _weight_mask(weights: Callable[[tuple[Any, ...]], bool] | Any, params: Tree) -> Any:
     """A boolean for each leaf of the parameters."""
     if weights is None:
         return jax.tree_util.tree_map_with_path(_is_weight, params)
@@ -103,7 +110,7 @@ def _weight_mask(weights, params):
         ) from error
 
 
-def _chosen(weights, path):
+def _chosen(weights: Callable[[tuple[Any, ...]], bool], path: tuple[Any, ...]) -> bool:
     """What the function says of one leaf."""
     chosen = weights(path)
     if not isinstance(chosen, bool):
@@ -114,7 +121,7 @@ def _chosen(weights, path):
     return chosen
 
 
-def _is_weight(path, w):
+def _is_weight(path: tuple[Any, ...], w: jax.typing.ArrayLike) -> bool:
     """Whether a leaf is a kernel, an embedding or the scale of a normalisation layer."""
     last = path[-1] if path else None
     name = getattr(last, "key", getattr(last, "name", None))
@@ -146,16 +153,18 @@ def fisher_ball(rho: Schedulable, eta: Schedulable = 1.0) -> optax.GradientTrans
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("eta", eta, "[0, inf)")
 
-    def update(first, state, params=None, *, step, **extra):
+    def update(
+        first: Tree, state: State, params: Tree | None = None, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, State]:
         del params, extra
         weight = value_at(eta, step)
         root = _tree.combine(lambda g: jax.lax.rsqrt(1 + weight * jnp.square(g)), first)
         return _ellipsoid(first, root, value_at(rho, step)), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return transformation(optax.init_empty_state, update)
 
 
-def _ellipsoid(first, axes, rho):
+def _ellipsoid(first: Tree, axes: Tree, rho: jax.typing.ArrayLike) -> Tree:
     """ρ axes² g / ‖axes g‖: the steepest ascent where ‖ε / axes‖ ≤ ρ."""
     ascent = _tree.combine(jnp.multiply, axes, first)
     return _tree.combine(jnp.multiply, axes, _tree.towards(ascent, rho))
@@ -201,10 +210,17 @@ def loss_ball(
     if rho_max is not None:
         _checks.interval("rho_max", rho_max, "[0, inf)")
 
-    def init(params):
+    def init(params: Tree) -> LossBallState:
         return LossBallState(rho=_tree.scalar(0, params))
 
-    def update(first, state, params=None, *, step, **extra):
+    def update(
+        first: Tree,
+        state: LossBallState,
+        params: Tree | None = None,
+        *,
+        step: jax.Array,
+        **extra: Any,
+    ) -> tuple[Tree, LossBallState]:
         del state, extra
         n = jnp.sqrt(_tree.vdot(first, first) + 1e-12)
         rho = value_at(budget, step) / n
@@ -213,7 +229,7 @@ def loss_ball(
         epsilon = _tree.combine(lambda g: rho / n * g, first)
         return epsilon, LossBallState(rho=_tree.scalar(rho, params))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def noisy_ball(
@@ -240,7 +256,15 @@ def noisy_ball(
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("lambda_", lambda_, "[0, inf)")
 
-    def update(first, state, params=None, *, step, offset=None, **extra):
+    def update(
+        first: Tree,
+        state: State,
+        params: Tree | None = None,
+        *,
+        step: jax.Array,
+        offset: Tree | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, State]:
         del params, extra
         weight = value_at(lambda_, step)
         if normalize_gradient:
@@ -250,7 +274,7 @@ def noisy_ball(
             ascent = _tree.combine(jnp.add, offset, ascent)
         return _tree.towards(ascent, value_at(rho, step)), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return transformation(optax.init_empty_state, update)
 
 
 class EigenBallState(NamedTuple):
@@ -272,7 +296,7 @@ def eigen_ball(
     period: int = 100,
     power_iterations: int = 5,
     *,
-    key: _random.Key = 0,
+    key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """ε = ρ (ĝ + α sign⟨g, v⟩ reject(v, ĝ)), ĝ = unit(g), v the top eigenvector of the Hessian.
 
@@ -309,14 +333,22 @@ def eigen_ball(
     _checks.whole("power_iterations", power_iterations, 1)
     _random.check(key)
 
-    def init(params):
+    def init(params: Tree) -> EigenBallState:
         return EigenBallState(_random.key_data(key, stream=1), optax.tree.zeros_like(params))
 
-    def update(first, state, params, *, step, grad_fn, **extra):
+    def update(
+        first: Tree,
+        state: EigenBallState,
+        params: Tree,
+        *,
+        step: jax.Array,
+        grad_fn: GradFn,
+        **extra: Any,
+    ) -> tuple[Tree, EigenBallState]:
         del extra
 
-        def estimate(gradient, repeat):
-            def iterate(v):
+        def estimate(gradient: GradFn, repeat: _decision.Repeat) -> Tree:
+            def iterate(v: Tree) -> Tree:
                 _, product = jax.jvp(gradient, (params,), (v,))
                 return _tree.cast_like(_tree.towards(product, 1.0), v)
 
@@ -330,11 +362,11 @@ def eigen_ball(
         epsilon = _lean(first, v, value_at(rho, step), value_at(alpha, step))
         return epsilon, state._replace(v=v)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 @jax.jit  # one program on the host path, where the rest runs op by op because of grad_fn
-def _lean(first, v, rho, alpha):
+def _lean(first: Tree, v: Tree, rho: jax.typing.ArrayLike, alpha: jax.typing.ArrayLike) -> Tree:
     """ρ (ĝ + α sign⟨g, v⟩ reject(v, ĝ))."""
     ascent = _tree.towards(first, 1.0)
     weight = alpha * jnp.sign(_tree.along(v, first))
@@ -355,14 +387,14 @@ class EmaState(NamedTuple):
     m: optax.Updates
 
 
-def _init_ema(params):
+def _init_ema(params: Tree) -> EmaState:
     return EmaState(optax.tree.zeros_like(params))
 
 
-def _moved(m, first, share, step):
+def _moved(m: Tree, first: Tree, share: jax.typing.ArrayLike, step: jax.Array) -> Tree:
     """m + share (g − m), and g itself at step 0; in the dtype of m."""
 
-    def move(m, g):
+    def move(m: jax.Array, g: jax.Array) -> jax.Array:
         return jnp.where(step == 0, g, (1 - share) * m + share * g)
 
     return _tree.cast_like(_tree.combine(move, m, first), m)
@@ -387,12 +419,14 @@ def ema(theta: Schedulable) -> optax.GradientTransformationExtraArgs:
     """
     _checks.interval("theta", theta, "[0, 1]")
 
-    def update(first, state, params=None, *, step, **extra):
+    def update(
+        first: Tree, state: EmaState, params: Tree | None = None, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, EmaState]:
         del params, extra
         m = _moved(state.m, first, value_at(theta, step), step)
         return m, EmaState(m)
 
-    return optax.GradientTransformationExtraArgs(_init_ema, update)
+    return transformation(_init_ema, update)
 
 
 def subtract_ema(
@@ -419,7 +453,9 @@ def subtract_ema(
     _checks.interval("sigma", sigma, "[0, inf)")
     _checks.interval("decay", decay, "[0, 1]")
 
-    def update(first, state, params=None, *, step, **extra):
+    def update(
+        first: Tree, state: EmaState, params: Tree | None = None, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, EmaState]:
         del params, extra
         weight, share = value_at(sigma, step), 1 - value_at(decay, step)
         noise = _tree.combine(lambda g, m: g - weight * m, first, state.m)
@@ -428,7 +464,7 @@ def subtract_ema(
         after = _tree.combine(lambda g, n: jnp.where(jnp.isnan(n), n, g), first, noise)
         return noise, EmaState(_moved(state.m, after, share, step))
 
-    return optax.GradientTransformationExtraArgs(_init_ema, update)
+    return transformation(_init_ema, update)
 
 
 class RandomCoordinatesState(NamedTuple):
@@ -442,7 +478,7 @@ class RandomCoordinatesState(NamedTuple):
 
 
 def random_coordinates(
-    beta: float, *, key: _random.Key = 0, mask: str = "coordinate"
+    beta: float, *, key: Key = 0, mask: str = "coordinate"
 ) -> optax.GradientTransformationExtraArgs:
     """x ↦ m x / β, m ~ Bernoulli(β) for each coordinate or each tensor.
 
@@ -467,7 +503,14 @@ def random_coordinates(
     _checks.choice("mask", mask, ("coordinate", "tensor"))
     _random.check(key)
 
-    def update(x, state, params=None, *, step, **extra):
+    def update(
+        x: Tree,
+        state: RandomCoordinatesState,
+        params: Tree | None = None,
+        *,
+        step: jax.Array,
+        **extra: Any,
+    ) -> tuple[Tree, RandomCoordinatesState]:
         del params, extra
         like = (
             x if mask == "coordinate" else jax.tree.map(lambda leaf: jnp.zeros([], leaf.dtype), x)
@@ -475,6 +518,6 @@ def random_coordinates(
         uniform = _random.draw_like(jax.random.uniform, state.key_data, step, like)
         return _tree.combine(lambda x, u: jnp.where(u < beta, x / beta, 0), x, uniform), state
 
-    return optax.GradientTransformationExtraArgs(
+    return transformation(
         lambda params: RandomCoordinatesState(_random.key_data(key, stream=2)), update
     )

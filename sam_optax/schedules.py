@@ -1,8 +1,11 @@
 """Schedules of radii, budgets and thresholds, in steps of the link's own count."""
 
+from __future__ import annotations
+
 import math
 import numbers
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -98,7 +101,7 @@ def budget_annealing(
     _checks.whole("warmup", warmup, 0)
     _checks.whole("steps_per_epoch", steps_per_epoch, 1)
 
-    def schedule(step):
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         index = jnp.asarray(jnp.asarray(step) // steps_per_epoch, float)
         value = jnp.where(index < warmup, budget * index / max(warmup, 1), budget)
         if anneal_from >= total:
@@ -140,7 +143,7 @@ def linear_threshold(lambda_1: float, lambda_2: float, total_steps: int) -> opta
             f"{lambda_2!r}: between them the threshold is undefined."
         )
 
-    def schedule(step):
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         share = jnp.minimum(jnp.asarray(step, float) / total_steps, 1)
         # 0 · inf would be NaN: a term of weight 0 is 0.
         last = jnp.where(share > 0, share * lambda_1, 0)

@@ -1,16 +1,19 @@
 """Where the first gradient is taken: at params + offset."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sam_optax import _checks, _random, _tree
-from sam_optax._contracts import Schedulable, Start, value_at
+from sam_optax._contracts import Schedulable, Start, Tree, value_at
+from sam_optax._random import Key
 
 
-def _following(hyperparameter, step, params):
+def _following(hyperparameter: Schedulable, step: jax.Array, params: Tree) -> jax.Array:
     """The hyperparameter at the step after this one, whose offset the state has to fix."""
     return _tree.scalar(value_at(hyperparameter, optax.safe_increment(step)), params)
 
@@ -48,9 +51,7 @@ def _kernel_norm(w: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(w), axis=axes, keepdims=True))
 
 
-def noise(
-    gamma: Schedulable, *, key: _random.Key = 0, power: float = 1.0, samples: int = 1
-) -> Start:
+def noise(gamma: Schedulable, *, key: Key = 0, power: float = 1.0, samples: int = 1) -> Start:
     r"""δ0 ~ N(0, σ_j²) in each kernel j, with σ_j = γ ‖w_j‖^power and the norms of the current w.
 
     Args:
@@ -81,7 +82,7 @@ def noise(
     _checks.whole("samples", samples, 1)
     _random.check(key)
 
-    def init(params):
+    def init(params: Tree) -> NoiseState:
         return NoiseState(
             key_data=_random.key_data(key),
             draw=jnp.zeros([], jnp.int32),
@@ -89,7 +90,9 @@ def noise(
             power=_tree.scalar(power, params),
         )
 
-    def update(direction, state, params, *, step, **extra):
+    def update(
+        direction: Tree, state: NoiseState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> NoiseState:
         del direction, extra
         # The number of the draw may wrap around: it only names a key.
         return state._replace(draw=state.draw + samples, gamma=_following(gamma, step, params))
@@ -138,11 +141,13 @@ def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("decay", decay, "[0, 1)", schedule=False)
 
-    def init(params):
+    def init(params: Tree) -> MomentumState:
         rho_0 = _tree.scalar(value_at(rho, 0), params)
         return MomentumState(_tree.combine(jnp.zeros_like, params), rho_0)
 
-    def update(direction, state, params, *, step, **extra):
+    def update(
+        direction: Tree, state: MomentumState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> MomentumState:
         del extra
         velocity = _tree.combine(lambda v, d: decay * v + d, state.velocity, direction)
         velocity = _tree.cast_like(velocity, state.velocity)
@@ -190,11 +195,13 @@ def previous(rho: Schedulable) -> Start:
     """
     _checks.interval("rho", rho, "[0, inf)")
 
-    def init(params):
+    def init(params: Tree) -> PreviousState:
         rho_0 = _tree.scalar(value_at(rho, 0), params)
         return PreviousState(optax.tree.zeros_like(params), rho_0)
 
-    def update(direction, state, params, *, step, **extra):
+    def update(
+        direction: Tree, state: PreviousState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> PreviousState:
         del extra
         p = _tree.cast_like(direction, state.previous)
         return PreviousState(p, _following(rho, step, params))

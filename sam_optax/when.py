@@ -4,15 +4,19 @@ What decides must be equal on all devices, or the program hangs: a counter, a sh
 that was averaged.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _axes, _checks, _random, _tree
-from sam_optax._contracts import Schedulable, When, value_at
+from sam_optax import _checks, _random, _tree
+from sam_optax._axes import AxisName
+from sam_optax._contracts import Schedulable, State, Tree, When, value_at
+from sam_optax._random import Key
 
 
 def always() -> When:
@@ -24,7 +28,7 @@ def always() -> When:
     return When(optax.init_empty_state, _fire)
 
 
-def _fire(first, state, params, **extra):
+def _fire(first: Tree, state: State, params: Tree, **extra: Any) -> tuple[bool, State]:
     del first, params, extra
     return True, state
 
@@ -48,7 +52,9 @@ def every(period: int) -> When:
     """
     _checks.whole("period", period, 1)
 
-    def update(first, state, params, *, step, **extra):
+    def update(
+        first: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[jax.Array, State]:
         del first, params, extra
         return step % period == 0, state
 
@@ -65,7 +71,7 @@ class BernoulliState(NamedTuple):
     key_data: jax.Array
 
 
-def bernoulli(probability: Schedulable, *, key: _random.Key = 0) -> When:
+def bernoulli(probability: Schedulable, *, key: Key = 0) -> When:
     """A second gradient with a probability, by a coin that all devices share.
 
     Args:
@@ -86,7 +92,9 @@ def bernoulli(probability: Schedulable, *, key: _random.Key = 0) -> When:
     _checks.interval("probability", probability, "[0, 1]")
     _random.check(key)
 
-    def update(first, state, params, *, step, **extra):
+    def update(
+        first: Tree, state: BernoulliState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[jax.Array, BernoulliState]:
         del first, params, extra
         coin = _random.fold(state.key_data, step)
         # Of one dtype, so that the coins do not depend on that of the probability.
@@ -112,7 +120,7 @@ def adaptive(
     *,
     decay: float = 0.9,
     initial_variance: float = math.exp(-10),
-    axis_name: _axes.AxisName | None = None,
+    axis_name: AxisName | None = None,
 ) -> When:
     """A second gradient where ‖g‖² is large for its recent course: s ≥ μ_t + c_t σ_t.
 
@@ -143,10 +151,12 @@ def adaptive(
     _checks.interval("decay", decay, "[0, 1]", schedule=False)
     _checks.interval("initial_variance", initial_variance, "[0, inf)", schedule=False)
 
-    def init(params):
+    def init(params: Tree) -> AdaptiveState:
         return AdaptiveState(_tree.scalar(0, params), _tree.scalar(initial_variance, params))
 
-    def update(first, state, params, *, step, **extra):
+    def update(
+        first: Tree, state: AdaptiveState, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[jax.Array, AdaptiveState]:
         del extra
         s = _tree.vdot(first, first)
         if axis_name is not None:
