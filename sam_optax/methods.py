@@ -417,7 +417,8 @@ def ae_sam(
       2
 
     References:
-      Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Algorithm 1.
+      Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2304.14647>`_, 2023, Algorithm 1.
       Deviation: ε is normalised, as in the paper's Equation 2; Algorithm 1 prints ε = ρ g.
     """
     threshold = schedules.linear_threshold(lambda_1, lambda_2, total_steps)
@@ -471,7 +472,8 @@ def ae_looksam(
       >>> tx = optax.chain(link, optax.sgd(0.1, momentum=0.9))
 
     References:
-      Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Algorithm 1.
+      Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2304.14647>`_, 2023, Algorithm 1.
       Deviation: ε is normalised, as in `ae_sam`.
     """
     threshold = schedules.linear_threshold(lambda_1, lambda_2, total_steps)
@@ -786,7 +788,7 @@ def r_sam(
       A link of an Optax chain.
 
     Raises:
-      ValueError: rho, gamma or lambda_ is negative, or noise_scale or updates_at is none of the
+      ValueError: rho, gamma or `lambda_` is negative, or noise_scale or updates_at is none of the
         named.
       TypeError: an argument is no number, or key no int or key.
 
@@ -842,8 +844,8 @@ def r_gsam(
       A link of an Optax chain.
 
     Raises:
-      ValueError: rho, gamma, lambda_ or alpha is negative, or noise_scale or updates_at is none of
-        the named.
+      ValueError: rho, gamma, `lambda_` or alpha is negative, or noise_scale or updates_at is none
+        of the named.
       TypeError: an argument is no number, or key no int or key.
 
     Example:
@@ -1020,8 +1022,8 @@ def coupled_wsam(
       [12. 16.]
 
     References:
-      Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
-      Term, 2023, Algorithm 4.
+      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
+      Term <https://arxiv.org/abs/2305.15817>`_, 2023, Algorithm 4.
     """
     return sharpness_aware(ball(rho), combine=weigh(gamma))
 
@@ -1066,8 +1068,9 @@ def wsam(
       ... )
 
     References:
-      Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
-      Term, 2023, Algorithm 2. Deviation: ‖g‖ is bounded below by 1e-12 in place of an added ϵ.
+      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
+      Term <https://arxiv.org/abs/2305.15817>`_, 2023, Algorithm 2. Deviation: ‖g‖ is bounded below
+      by 1e-12 in place of an added ϵ.
     """
     if base is None:
         raise TypeError("base must be an Optax transformation; for the identity use coupled_wsam.")

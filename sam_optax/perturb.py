@@ -53,7 +53,7 @@ def adaptive_ball(
     eta: Schedulable = 0.01,
     weights: Callable[[tuple[Any, ...]], bool] | Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """ε = ρ T² g / ‖T g‖, T = |w| + η in the weights and 1 elsewhere.
+    """ε = ρ T² g / ‖T g‖, T being `|w| + η` in the weights and 1 elsewhere.
 
     The steepest ascent in an ellipsoid, ‖T⁻¹ ε‖ ≤ ρ, that follows the scale of each weight.
 
@@ -246,8 +246,8 @@ def noisy_ball(
       A stateless transformation. Without an offset it is `ball`, where λ > 0.
 
     Raises:
-      ValueError: rho or lambda_ is negative.
-      TypeError: rho or lambda_ is neither a number nor a schedule.
+      ValueError: rho or `lambda_` is negative.
+      TypeError: rho or `lambda_` is neither a number nor a schedule.
 
     References:
       Liu et al., Random Sharpness-Aware Minimization, 2022, Equation 7; the normalised gradient is

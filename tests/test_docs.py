@@ -1,0 +1,111 @@
+"""The documentation: what its blocks are, its commands, and that its tables are the results."""
+
+import functools
+import importlib
+from pathlib import Path
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from reference import METHODS
+import tyro
+
+from experiments import sweep, train
+from experiments.recipes import __main__ as recipes
+import sam_optax
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("**/*.md")) - set(DOCS.glob("_build/**/*")))]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@functools.cache
+def blocks(page):
+    """The fenced blocks of a page: their language or directive, and their lines."""
+    found = re.findall(r"^```(\S+)[^\n]*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [(language, block.splitlines()) for language, block in found]
+
+
+@each_page
+def test_every_block_is_executed_or_understood(page):
+    """Python blocks are doctests, and shell blocks hold the commands of the tests below."""
+    for language, lines in blocks(page):
+        if language == "python":
+            assert all(re.match(r">>> |\.\.\. |[^>]|$", line) for line in lines), lines
+            assert lines[0].startswith(">>> ")
+            assert not lines[-1], "doctest takes the fence for output where no empty line ends it"
+        elif language == "bash":
+            assert all(re.match(r"(\S+ )?(\S*python3? -m|\S+ && )", line) for line in lines), lines
+        else:
+            assert language in ("bibtex", "{eval-rst}", "{toctree}", "{image}", "{include}")
+
+
+def commands(page):
+    """The commands of the experiments that a page tells: the module, and what follows it."""
+    found = re.findall(r"python -m experiments\.([\w.]+)((?:\\\n|[^`\n])*)", page.read_text())
+    lines = [(name.rstrip("."), line.replace("\\\n", " ")) for name, line in found]
+    # Behind spaces stands a remark. A name alone is no command, nor is what leaves … open.
+    lines = [(name, line.split("   ")[0].strip()) for name, line in lines]
+    return [(name, line) for name, line in lines if line and not re.search(r"…|\[|NAME", line)]
+
+
+@each_page
+def test_the_commands_are_understood(page):
+    """Their options, and of train and sweep the recipes, the methods and the settings."""
+    lines = commands(page)
+    text = page.read_text()
+    lines += [("sweep", line) for line in re.findall(r"`(\w+ --method \w+ --over [^`]+)`", text)]
+    for name, line in lines:
+        arguments = shlex.split(line.replace("METHOD", "sam"))
+        if name == "recipes":
+            recipes.main(arguments)
+            continue
+        module = importlib.import_module(f"experiments.{name}")
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"experiments.{name}.__main__")
+        asked = tyro.cli(module.Options, args=arguments)
+        if name == "train":
+            train._plan(asked, None)
+        elif name == "sweep":
+            for axis, values in sweep._axes([a for axes in asked.over for a in axes]).items():
+                cell = [f"{axis}={value}" for value in values]
+                sweep._apply(asked.resolve(), asked.method, cell)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["start.md", "experiments.md"])
+def test_the_commands_on_digits_run(tmp_path, page):
+    """As a new user types them, in the order of the page."""
+    lines = [
+        line for language, block in blocks(DOCS / page) if language == "bash" for line in block
+    ]
+    lines = [line for line in lines if "experiments" in line and " digits " in line]
+    assert lines
+    for line in lines:
+        command = [sys.executable, *shlex.split(line)[1:], "--out", str(tmp_path)]
+        subprocess.run(command, check=True, cwd=ROOT, timeout=600)
+    assert list(tmp_path.iterdir())
+
+
+def test_every_method_has_a_section_with_its_bibtex():
+    text = (DOCS / "methods.md").read_text()
+    assert sorted(re.findall(r"autofunction:: sam_optax\.(\w+)", text)) == sorted(METHODS)
+    sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    keys = {}
+    for section in sections:
+        (name,) = re.findall(r"autofunction:: sam_optax\.(\w+)", section)
+        if "BibTeX: that of [" in section:
+            continue
+        (entry,) = re.findall(r"```bibtex\n(.*?)```", section, re.DOTALL)
+        assert entry.count("{") == entry.count("}")
+        ((key, body),) = re.findall(r"@(?:inproceedings|article)\{(\w+),\n(.*)\}\n", entry, re.S)
+        assert keys.setdefault(key, name) == name
+        fields = dict(re.findall(r"^  (\w+) +(?:=) \{(.*)\},$", body, re.MULTILINE))
+        assert {"author", "title", "year"} < fields.keys()
+        source = " ".join(getattr(sam_optax, name).__doc__.split("References:")[1].split())
+        assert fields["year"] in source
+        assert fields["author"].split(",")[0] in source
+        assert fields.get("url", "") in source
