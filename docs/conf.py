@@ -1,6 +1,5 @@
 """The documentation site: `python -m sphinx --fail-on-warning docs docs/_build`."""
 
-import inspect
 from pathlib import Path
 import types
 
@@ -67,42 +66,18 @@ html_theme_options = {
 
 
 def public_names():
-    """Every public name, and those of the public modules.
-
-    Returns:
-      Full names, such as sam_optax.perturb.ball, of functions and classes.
-    """
-    modules = [sam_optax, sam_optax.flax]
-    modules += [m for m in vars(sam_optax).values() if _is_part(m)]
-    return {
-        f"{module.__name__}.{name}"
-        for module in modules
-        for name in _names(module)
-        if not isinstance(getattr(module, name), types.ModuleType)
-    }
-
-
-def _is_part(module):
-    """Whether a value is one of the modules that hold parts."""
-    return isinstance(module, types.ModuleType) and module.__name__.split(".")[-1] in (
-        sam_optax.__all__
-    )
-
-
-def _names(module):
-    """The names that a module declares, or those of the functions and classes that it defines."""
-    defined = [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and inspect.getmodule(value) is module
-    ]
-    return getattr(module, "__all__", defined)
+    """The full names of what is public, such as sam_optax.perturb.ball."""
+    parts = [value for value in vars(sam_optax).values() if isinstance(value, types.ModuleType)]
+    for module in (sam_optax, sam_optax.flax, *parts):
+        for name in getattr(module, "__all__", ()):
+            if module is not sam_optax.methods and getattr(module, name) not in parts:
+                yield f"{module.__name__}.{name}"
 
 
 def check_api(app, env):
     """Warns of each public name without an entry."""
     documented = env.get_domain("py").objects
-    for name in sorted(public_names() - documented.keys()):
+    for name in sorted(set(public_names()) - documented.keys()):
         logging.getLogger(__name__).warning("%s is public and has no entry in the site", name)
 
 

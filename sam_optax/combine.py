@@ -16,6 +16,19 @@ from sam_optax import _checks, _tree
 from sam_optax._axes import AxisName
 from sam_optax._contracts import Combine, Schedulable, State, Tree, value_at
 
+__all__ = [
+    "MixState",
+    "ReuseState",
+    "WeighState",
+    "extrapolate",
+    "mix",
+    "perturbed",
+    "renormalize",
+    "reuse",
+    "surrogate_gap",
+    "weigh",
+]
+
 
 def _hand_on_first(first: Tree, state: State, params: Tree, **extra: Any) -> tuple[Tree, State]:
     """The stale step of the base optimizer alone: d = g."""

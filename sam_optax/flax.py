@@ -19,6 +19,12 @@ import optax
 from sam_optax._contracts import Tree
 from sam_optax._engine import gradient_point
 
+__all__ = [
+    "TrainState",
+    "nnx_grad_fn",
+    "nnx_pure_fn",
+]
+
 
 class TrainState(train_state.TrainState):
     """Flax's `TrainState`, whose `apply_gradients` gives the optimizer what it needs besides.

@@ -38,6 +38,32 @@ from sam_optax.perturb import (
 from sam_optax.start import momentum, noise, previous
 from sam_optax.when import adaptive, bernoulli, every
 
+__all__ = [
+    "ae_looksam",
+    "ae_sam",
+    "asam",
+    "coupled_wsam",
+    "eigen_sam",
+    "esam",
+    "fisher_sam",
+    "friendly_sam",
+    "gsam",
+    "le_sam",
+    "le_sam_plus",
+    "looksam",
+    "lpf_sgd",
+    "msam",
+    "r_gsam",
+    "r_sam",
+    "s2_sam",
+    "sam",
+    "samar",
+    "ss_sam",
+    "ssam",
+    "vasso",
+    "wsam",
+]
+
 
 def sam(rho: Schedulable = 0.05) -> optax.GradientTransformationExtraArgs:
     r"""Sharpness-aware minimization.

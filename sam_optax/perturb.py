@@ -19,6 +19,22 @@ from sam_optax import _checks, _decision, _random, _tree
 from sam_optax._contracts import GradFn, Schedulable, State, Tree, transformation, value_at
 from sam_optax._random import Key
 
+__all__ = [
+    "EigenBallState",
+    "EmaState",
+    "LossBallState",
+    "RandomCoordinatesState",
+    "adaptive_ball",
+    "ball",
+    "eigen_ball",
+    "ema",
+    "fisher_ball",
+    "loss_ball",
+    "noisy_ball",
+    "random_coordinates",
+    "subtract_ema",
+]
+
 
 def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
     """ε = ρ unit(g): the steepest ascent in a Euclidean ball over the whole tree.

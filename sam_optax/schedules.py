@@ -11,6 +11,12 @@ import optax
 
 from sam_optax import _checks
 
+__all__ = [
+    "budget_annealing",
+    "linear_threshold",
+    "rho_from_learning_rate",
+]
+
 
 def rho_from_learning_rate(
     learning_rate: optax.Schedule, *, rho_max: float, rho_min: float, lr_max: float, lr_min: float

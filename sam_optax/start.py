@@ -12,6 +12,15 @@ from sam_optax import _checks, _random, _tree
 from sam_optax._contracts import Schedulable, Start, Tree, value_at
 from sam_optax._random import Key
 
+__all__ = [
+    "MomentumState",
+    "NoiseState",
+    "PreviousState",
+    "momentum",
+    "noise",
+    "previous",
+]
+
 
 def _following(hyperparameter: Schedulable, step: jax.Array, params: Tree) -> jax.Array:
     """The hyperparameter at the step after this one, whose offset the state has to fix."""

@@ -18,6 +18,15 @@ from sam_optax._axes import AxisName
 from sam_optax._contracts import Schedulable, State, Tree, When, value_at
 from sam_optax._random import Key
 
+__all__ = [
+    "AdaptiveState",
+    "BernoulliState",
+    "adaptive",
+    "always",
+    "bernoulli",
+    "every",
+]
+
 
 def always() -> When:
     """A second gradient at every step.

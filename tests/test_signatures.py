@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import re
 
 import jax.numpy as jnp
 import optax
@@ -9,6 +10,7 @@ import pytest
 from reference import METHODS
 
 import sam_optax
+import sam_optax.flax
 
 SIGNATURES = {
     "sam": "(rho=0.05)",
@@ -76,13 +78,61 @@ PARTS = {
     "schedules.linear_threshold": "(lambda_1, lambda_2, total_steps)",
     "schedules.rho_from_learning_rate": "(learning_rate, *, rho_max, rho_min, lr_max, lr_min)",
 }
+FLAX = {
+    "flax.TrainState.apply_gradients": "(self, *, grads, **kwargs)",
+    "flax.TrainState.gradient_point": "(self)",
+    "flax.nnx_grad_fn": "(loss_fn, model, *args, wrt=<class 'flax.nnx.variablelib.Param'>, "
+    "has_aux=False, **kwargs)",
+    "flax.nnx_pure_fn": "(function, model, *args, wrt=<class 'flax.nnx.variablelib.Param'>, "
+    "**kwargs)",
+}
+FIELDS = {
+    "SharpnessAwareState": "steps ascents start perturb when combine",
+    "Start": "init update samples",
+    "When": "init update",
+    "Combine": "init fresh stale",
+    "start.NoiseState": "key_data draw gamma power",
+    "start.MomentumState": "velocity rho",
+    "start.PreviousState": "previous rho",
+    "perturb.LossBallState": "rho",
+    "perturb.EigenBallState": "key_data v",
+    "perturb.EmaState": "m",
+    "perturb.RandomCoordinatesState": "key_data",
+    "when.BernoulliState": "key_data",
+    "when.AdaptiveState": "mean variance",
+    "combine.MixState": "lambda_k previous_norm",
+    "combine.WeighState": "base",
+    "combine.ReuseState": "v",
+}
+MODULES = ("start", "perturb", "when", "combine", "schedules")
 
 
-@pytest.mark.parametrize("name", SIGNATURES | PARTS)
+@pytest.mark.parametrize("name", SIGNATURES | PARTS | FLAX)
 def test_a_function_has_its_published_signature(name):
     signature = inspect.signature(operator.attrgetter(name)(sam_optax))
     plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-    assert str(inspect.Signature(plain)) == (SIGNATURES | PARTS)[name]
+    assert str(inspect.Signature(plain)) == (SIGNATURES | PARTS | FLAX)[name]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_tuple_has_its_published_fields(name):
+    assert operator.attrgetter(name)(sam_optax)._fields == tuple(FIELDS[name].split())
+
+
+def test_nothing_else_is_public():
+    """What the modules declare is what they define and publish, and stands in the tables above."""
+    declared = {name for name in sam_optax.__all__ if name not in MODULES}
+    for module in (*MODULES, "flax"):
+        declared |= {f"{module}.{name}" for name in getattr(sam_optax, module).__all__}
+    listed = {re.sub(r"(TrainState)\..*", r"\1", name) for name in SIGNATURES | PARTS | FLAX}
+    assert declared == listed | set(FIELDS)
+    assert set(sam_optax.__all__) > set(MODULES)
+    for module in (*MODULES, "flax", "methods"):
+        members = vars(getattr(sam_optax, module))
+        own = {
+            n for n, v in members.items() if getattr(v, "__module__", "") == f"sam_optax.{module}"
+        }
+        assert set(members["__all__"]) == {name for name in own if not name.startswith("_")}
 
 
 def public_functions(module):
@@ -92,15 +142,8 @@ def public_functions(module):
     return {name for name in own if not name.startswith("_")}
 
 
-def test_every_method_and_every_part_is_in_the_table():
+def test_every_method_is_in_the_table():
     assert set(SIGNATURES) == set(METHODS)
-    in_modules = {name for name in PARTS if "." in name}
-    modules = ("start", "perturb", "when", "combine", "schedules")
-    assert in_modules == {
-        f"{module}.{name}"
-        for module in modules
-        for name in public_functions(getattr(sam_optax, module))
-    }
 
 
 INITIAL = {
