@@ -57,7 +57,7 @@ def _key_data(key: Key) -> jax.Array:
 
 def fold(data: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     """The key number `count` of the stream that starts at key data."""
-    return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_threefry.PRNG), count)
+    return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_threefry.prng()), count)
 
 
 # Compiled once, also for a caller outside jit, who would trace and compile the loop at each call.
@@ -119,7 +119,7 @@ def _once(function: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Ar
 
     def turn(i: jax.Array, drawn: jax.Array) -> jax.Array:
         del i, drawn
-        return function(jax.random.wrap_key_data(data, impl=_threefry.PRNG))
+        return function(jax.random.wrap_key_data(data, impl=_threefry.prng()))
 
     drawn: jax.Array = jax.lax.fori_loop(0, turns.astype(jnp.int32), turn, zeros)
     return drawn

@@ -8,10 +8,11 @@ model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 import math
+from typing import Any
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,12 +65,17 @@ def _fold_in(key: jax.Array, data: jax.typing.ArrayLike) -> jax.Array:
     return jnp.stack(_rounds(key, *_seed(data)))
 
 
-PRNG = jax.extend.random.define_prng_impl(
-    key_shape=(2,),
-    seed=_seed,
-    split=_split,
-    random_bits=_bits,
-    fold_in=_fold_in,
-    name="sam_optax_threefry2x32",
-    tag="sam",
-)
+@functools.cache
+def prng() -> Any:
+    """The implementation, for `jax.random.wrap_key_data`."""
+    import jax.extend  # takes longer than all the rest of this package
+
+    return jax.extend.random.define_prng_impl(
+        key_shape=(2,),
+        seed=_seed,
+        split=_split,
+        random_bits=_bits,
+        fold_in=_fold_in,
+        name="sam_optax_threefry2x32",
+        tag="sam",
+    )

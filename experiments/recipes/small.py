@@ -35,6 +35,17 @@ class Digits(Recipe):
         r_gsam={"rho": 0.4, "gamma": 0.02, "lambda_": 100.0, "alpha": 0.4},
         wsam={"rho": 0.6, "gamma": 0.9},
         coupled_wsam={"rho": 0.2, "gamma": 0.7},
+        asam={"rho": 4.0, "eta": 0.01},
+        fisher_sam={"rho": 0.5, "eta": 0.01},
+        ssam={"rho": 0.5},
+        ss_sam={"rho": 0.8, "probability": 0.5},
+        esam={"rho": 0.5, "beta": 0.6, "gamma": 0.5},
+        vasso={"rho": 0.8, "theta": 0.2},
+        friendly_sam={"rho": 0.8, "sigma": 1.0, "decay": 0.9},
+        eigen_sam={"rho": 0.5, "alpha": 0.2},
+        lpf_sgd={"gamma": 0.1},
+        msam={"rho": 2.0},
+        s2_sam={"rho": 0.5},
     )
 
 
