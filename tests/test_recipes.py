@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 import re
 import subprocess
@@ -9,12 +10,15 @@ import sys
 
 import jax.numpy as jnp
 import pytest
+from reference import METHODS
 import test_models
 
 from experiments import models
 from experiments.optimizers import optimizer
 from experiments.recipes import RECIPES, Recipe, __main__, cost, small
 import sam_optax
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 MODELS = {
     "mlp", "cnn", "small_cnn", "small_resnet", "resnet18", "resnet34", "resnet50", "resnet32",
@@ -194,33 +198,14 @@ def test_recipes_are_frozen_and_share_nothing(name, recipe):
     assert dataclasses.replace(recipe, epochs=1).epochs == 1
 
 
-def test_digits_are_as_they_were():
-    digits, cnn = RECIPES["digits"], RECIPES["digits_cnn"]
-    settings = {
-        "sam": {"rho": 0.5},
-        "gsam": {"rho": 0.3, "alpha": 0.4},
-        "looksam": {"rho": 0.4, "alpha": 1.0, "period": 2},
-        "ae_sam": {"rho": 0.8, "lambda_1": -1.0, "lambda_2": 0.0},
-        "ae_looksam": {"rho": 0.5, "alpha": 0.9, "lambda_1": -1.0, "lambda_2": 1.0},
-        "samar": {"rho": 0.8, "gamma": 1.2, "chi": 1.0},
-        "le_sam": {"budget": 0.35, "rho_max": 0.5},
-        "le_sam_plus": {"budget": 0.2, "alpha": 0.3, "rho_max": 0.4},
-        "r_sam": {"rho": 0.6, "gamma": 0.02, "lambda_": 100.0},
-        "r_gsam": {"rho": 0.4, "gamma": 0.02, "lambda_": 100.0, "alpha": 0.4},
-        "wsam": {"rho": 0.6, "gamma": 0.9},
-        "coupled_wsam": {"rho": 0.2, "gamma": 0.7},
-    }
-    plain = Recipe(
-        dataset="digits",
-        model="mlp",
-        epochs=100,
-        batch_size=64,
-        learning_rate=0.02,
-        settings=settings,
-    )
-    assert dataclasses.asdict(digits) == dataclasses.asdict(plain)
-    plain = Recipe(dataset="digits", model="cnn", epochs=20, batch_size=64, learning_rate=0.1)
-    assert dataclasses.asdict(cnn) == dataclasses.asdict(plain)
+def test_digits_have_the_settings_of_their_results():
+    results = json.loads((RESULTS / "digits.json").read_text())
+    methods = {name: given for name, given in results["config"]["methods"].items() if given}
+    assert methods == RECIPES["digits"].settings
+    assert methods.keys() == METHODS.keys()
+    same = ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay")
+    for name in same:
+        assert results["config"][name] == getattr(RECIPES["digits"], name)
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.domain])
@@ -316,7 +301,7 @@ def test_a_name_shows_all_of_a_recipe(capsys, name, recipe):
 def test_the_page_of_benchmarks_has_the_tables_of_every_paper(capsys):
     __main__.main(["--markdown"])
     tables = capsys.readouterr().out
-    page = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text()
+    page = (RESULTS.parent / "benchmarks.md").read_text()
     assert tables in page, "python -m experiments.recipes --markdown prints the new ones"
     for name, recipe in RECIPES.items():
         assert (f"| `{name}` | {recipe.dataset}" in tables) is (name not in small.RECIPES)
