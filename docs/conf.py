@@ -59,6 +59,7 @@ html_show_copyright = False
 html_copy_source = False
 html_theme_options = {
     "show_navbar_depth": 1,
+    "navbar_persistent": [],
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": True,

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 from pathlib import Path
 import re
 import shlex
@@ -109,3 +110,19 @@ def test_every_method_has_a_section_with_its_bibtex():
         assert fields["year"] in source
         assert fields["author"].split(",")[0] in source
         assert fields.get("url", "") in source
+
+
+def test_the_figures_of_choosing_are_those_of_the_results():
+    """A row for every method, with its points over SGD where they were measured."""
+    pattern = r"^\| \[`(\w+)`\]\(methods.md#\S+\) \|.*\| ([^|]*) \| ([^|]*) \|$"
+    page = (DOCS / "choosing.md").read_text()
+    rows = {name: fields for name, *fields in re.findall(pattern, page, re.MULTILINE)}
+    assert rows.keys() == METHODS.keys()
+    for column, result in enumerate(("digits", "mnist")):
+        tables = json.loads((DOCS / "results" / f"{result}.json").read_text())["tables"]
+        measured = {row["method"]: row for row in tables["equal epochs"]}
+        for name in METHODS:
+            row, expected = measured.get(name), ""
+            if row is not None:
+                expected = f"{row['difference_mean']:+.1f} ± {row['difference_error']:.1f}"
+            assert rows[name][column] == expected, (name, result)
