@@ -93,3 +93,18 @@ def test_the_import_brings_in_nothing_that_jax_and_optax_have_not():
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     assert [name for name in brought.stdout.split() if not name.startswith("sam_optax")] == []
+
+
+def test_the_workflows_run_what_is_run_by_hand():
+    """The commands of the README, and sdist and wheel on both ends of the versions."""
+    workflows = ROOT / ".github" / "workflows"
+    jobs = {}
+    for path in workflows.glob("*.yml"):
+        for name, job in yaml.safe_load(path.read_text())["jobs"].items():
+            jobs[name] = [step["run"] for step in job["steps"] if "run" in step]
+    assert "bash .ci/run" in jobs["run"]
+    assert "bash .ci/run" in jobs["build"]  # of what is published
+    assert any("bash .ci/release" in line for line in jobs["release"])
+    built = "sphinx --fail-on-warning --keep-going docs docs/_build"
+    assert any(built in line for line in jobs["docs"])
+    assert built in (ROOT / ".ci" / "run").read_text().replace("--quiet ", "")
