@@ -131,6 +131,7 @@ def test_the_density_has_the_moments_of_its_probes():
         np.testing.assert_allclose(moments, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_density_is_that_of_the_dense_hessian():
     """As a distribution: the share of eigenvalues below each of some bounds, over many probes."""
     objective, params, dense = network()

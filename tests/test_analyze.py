@@ -65,6 +65,7 @@ def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     return run
 
 
+@pytest.mark.slow
 def test_a_run_at_another_size_of_images_is_looked_at_in_that_size(
     tmp_path,
     monkeypatch,
@@ -199,6 +200,7 @@ def test_planes_and_lines_go_where_they_say(look):
     assert ends[1.0] == pytest.approx(objective.loss(other.params), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_modes_of_batch_norm_are_measured_apart(look):
     _, seen = look("cnn", k=1, steps=2, probes=1, samples=2, examples=520, draws=1, radii=(0.1,))
     found = seen.hessian()

@@ -389,7 +389,7 @@ def test_seeds_whose_first_checkpoint_was_cut_short_begin_again(run, tmp_path, m
     assert_same_end(tmp_path / "cut-3", tmp_path / "whole-3")
 
 
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_seeds_of_which_one_lacks_its_results_get_them(seed, run, tmp_path):
     """As after a kill between the two."""
     assert run(*TOGETHER, "--name", "whole") == 0

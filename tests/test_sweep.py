@@ -97,6 +97,7 @@ def test_over_takes_several_settings_and_may_be_repeated(given, run, trained, tm
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_ends_where_a_whole_one_ends(run, tmp_path, data_dir, monkeypatch):  # noqa: F811
     """SIGKILL while it trains, and a line cut in the middle: no finished run is trained again."""
     arguments = (*SHORT, *GRID, "--seeds", 2, "--name")

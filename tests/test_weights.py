@@ -115,6 +115,7 @@ def test_a_classifier_of_other_classes_is_new(run, sets, tmp_path):
     assert read(folder / "summary.json")["weights"]["new_head"]
 
 
+@pytest.mark.slow
 def test_on_a_mesh_every_device_begins_with_them(run, sets, tmp_path):
     path, state = file(tmp_path)
     folder = run("--weights", path, "--learning-rate", 0, "--mesh", "data=2")
