@@ -29,7 +29,7 @@ def test_a_notebook_is_committed_as_it_ran(path):
 
 @each_notebook
 def test_a_notebook_holds_nothing_of_the_machine_it_ran_on(path):
-    """No times, paths and versions, and cells of fixed names: tests/run_notebooks.py writes it so."""
+    """No times, paths and versions, and cells of fixed names, as run_notebooks.py writes it."""
     notebook = json.loads(path.read_text())
     assert notebook["metadata"] == run_notebooks.METADATA
     assert not any(cell["metadata"] for cell in notebook["cells"])
