@@ -325,6 +325,19 @@ def grey_of(pixels):
     return np.round(pixels @ [0.299, 0.587, 0.114])
 
 
+@pytest.mark.parametrize("magnitude", [0, 1, 2.4, 30])
+@pytest.mark.parametrize("name", transforms.OPERATIONS)
+def test_an_operation_takes_every_magnitude(name, magnitude):
+    assert operation(name, image_of(3), magnitude).shape == np.asarray(image_of(3)).shape
+
+
+@pytest.mark.parametrize(("magnitude", "bits"), [(0, 0), (2.4, 0), (2.5, 1), (10, 4), (30, 8)])
+def test_posterize_keeps_so_many_upper_bits(magnitude, bits):
+    kept = np.uint8(256 - (256 >> bits))
+    found = operation("posterize", image_of(3), magnitude)
+    np.testing.assert_array_equal(found, np.asarray(image_of(3)) & kept)
+
+
 def test_colours_are_blends_with_a_degenerate_image():
     image = image_of(4)
     pixels = np.asarray(image).astype(float)
