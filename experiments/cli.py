@@ -20,6 +20,7 @@ import tyro
 from experiments import augment, data, interrupt, models, objectives, processes, streams
 from experiments.normalization import NORMALIZATIONS
 from experiments.optimizers import SGD
+from experiments.pipeline.stream import LostWorkerError
 from experiments.pretrained import WeightsError
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
@@ -375,7 +376,7 @@ def run(main: Callable[[Any], None], options: type) -> None:
             file=sys.stderr,
         )
         _leave(1)
-    except (UserError, data.CorruptedError, WeightsError) as error:
+    except (UserError, data.CorruptedError, WeightsError, LostWorkerError) as error:
         option = "--weights: " if isinstance(error, WeightsError) else ""
         print(f"error: {option}{error}", file=sys.stderr)
         if jax.distributed.is_initialized():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+from multiprocessing import resource_tracker
 import signal
 import sys
 
@@ -44,3 +45,14 @@ def noted() -> Iterator[Callable[[], int]]:
         yield lambda: received[0] if received else 0
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def unseen(*signals: int) -> Iterator[None]:
+    """What this thread starts within never sees these signals, which are the parent's to act on."""
+    resource_tracker.ensure_running()  # where it is not, starting it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -4,6 +4,7 @@ import gc
 import io
 import itertools
 import math
+import multiprocessing
 from multiprocessing.shared_memory import SharedMemory
 import os
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 from experiments.data import CorruptedError, NotPreparedError
 from experiments.pipeline import stream, transforms
 from experiments.pipeline.records import FolderRecords, Record, TfdsRecords
-from experiments.pipeline.stream import Stream
+from experiments.pipeline.stream import LostWorkerError, Stream
 
 SIZE, CLASSES = 16, 1000
 
@@ -814,6 +815,8 @@ def test_a_closed_stream_of_batches_has_no_more():
 
 
 PROGRAM = """
+import gc
+import os
 import signal
 import sys
 from experiments.pipeline.records import TfdsRecords
@@ -825,10 +828,13 @@ if __name__ == "__main__":
     records = TfdsRecords("imagenet2012", "train", data_dir=sys.argv[1])
     stream = Stream(records, size=8, classes=1000, workers=2)
     if sys.argv[2] == "read":
+        gc.disable()  # in a large program a cycle may live long
         closed = stream.batches(seed=0, batch_size=8)
         next(closed)
         closed.close()
+        files = len(os.listdir("/proc/self/fd"))
         print(sum(raw.valid.sum() for raw in stream.once(batch_size=8)))
+        print(len(os.listdir("/proc/self/fd")) - files)
         sys.exit()
     batches = stream.batches(seed=0, batch_size=8)
     print(next(batches).valid.sum(), flush=True)
@@ -870,13 +876,12 @@ def test_a_program_that_leaves_its_workers_running_ends(program):
     assert (process.returncode, out, err) == (0, "8\n", "")
 
 
-def test_a_program_that_closes_a_stream_or_reads_it_to_its_end_leaves_no_shared_memory(
-    program, data_dir
-):
-    """Python would warn of it."""
+def test_a_program_that_closes_a_stream_or_reads_it_to_its_end_leaves_nothing(program, data_dir):
+    """No file open, and no shared memory, of which Python would warn."""
     out, err = program("read").communicate(timeout=60)
-    assert int(out) == len(TfdsRecords("imagenet2012", "train", data_dir=data_dir))
-    assert err == ""
+    read, files = map(int, out.split())
+    assert read == len(TfdsRecords("imagenet2012", "train", data_dir=data_dir))
+    assert (files, err) == (0, "")
 
 
 def is_there(name):
@@ -920,6 +925,18 @@ def test_ctrl_c_ends_a_program_and_its_workers_say_nothing(program):
     _, err = process.communicate(timeout=60)
     assert err.count("Traceback") == err.count("KeyboardInterrupt") == 1
     assert "SpawnProcess" not in err
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told(records):
+    others = set(multiprocessing.active_children())
+    batches = plain(records, workers=1).batches(seed=0, batch_size=8)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    worker.kill()
+    said = r"^a process that decodes images has ended unexpectedly \(SIGKILL\), .* fewer --workers"
+    with pytest.raises(LostWorkerError, match=said):
+        list(itertools.islice(batches, 100))  # what it had made before comes first
 
 
 @pytest.mark.slow

@@ -3,11 +3,15 @@
 import json
 import os
 from pathlib import Path
+import signal
 
+import made
+import numpy as np
 import pytest
 
 from experiments import cli
 from experiments.pipeline import benchmark
+from experiments.pipeline.records import FolderRecords
 
 
 def options(path, **changes):
@@ -53,3 +57,45 @@ def test_a_process_has_memory_and_has_taken_time():
 def test_made_images_are_of_imagenets_size():
     sizes = [len(benchmark.photograph(i)) for i in range(8)]
     assert 90_000 < sum(sizes) / 8 < 130_000
+
+
+class Told:
+    """A connection to a bare process: what it is told, and what it answers."""
+
+    def __init__(self, *told):
+        self._told, self.answers = [*told, None], []
+
+    def recv(self):
+        return self._told.pop(0)
+
+    def send(self, answer):
+        self.answers.append(answer)
+
+
+def test_a_bare_process_names_an_image_that_cannot_be_decoded(tmp_path):
+    folder = tmp_path / "train" / "class"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(made.jpeg(0))
+    (folder / "b.jpg").write_bytes(b"no image")
+    told = Told(("decode", [0]), ("bare", [0, 1]), ("bare", [0]))
+    benchmark.loop(FolderRecords(tmp_path, "train"), 8, told)
+    before, wrong, after = told.answers
+    assert (before, after) == (None, None)
+    assert wrong.startswith(f"train/class/b.jpg in {tmp_path} cannot be decoded (Unidentified")
+
+
+def test_what_a_bare_process_cannot_decode_is_one_line():
+    loops = object.__new__(benchmark.Loops)
+    loops._processes, loops._ends = [], [Told(), Told()]
+    loops._ends[1]._told = ["b.jpg cannot be decoded"]
+    with pytest.raises(cli.UserError, match=r"^b\.jpg cannot be decoded: replace that image"):
+        loops.run("bare", np.arange(2))
+
+
+def test_a_bare_process_does_not_see_ctrl_c():
+    (process,) = benchmark.Loops([], 1, 1)._processes
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    process.kill()
+    process.join()
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    assert blocked == 1 << (signal.SIGINT - 1)

@@ -20,7 +20,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.data import NotPreparedError, divided
 from experiments.models.vit import ViT
 from experiments.pipeline import transforms
-from experiments.pipeline.stream import Stream
+from experiments.pipeline.stream import LostWorkerError, Stream
 from experiments.recipes import Recipe
 
 # A model and images so small that a step takes milliseconds.
@@ -152,6 +152,18 @@ def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypat
         run(monkeypatch, *arguments)
     assert error.value.code == 2
     assert re.search(r"error: record 15 of imagenet2012.*--skip-corrupt", capsys.readouterr().err)
+
+
+def test_a_lost_worker_is_one_line(monkeypatch, capsys):
+    def lost(options):
+        raise LostWorkerError("a process that decodes images has ended: pass fewer --workers.")
+
+    monkeypatch.setattr(train, "_layout", lost)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, train, "digits")
+    assert stop.value.code == 2
+    said = "error: a process that decodes images has ended: pass fewer --workers.\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.usefixtures("streamed")

@@ -15,6 +15,7 @@ import io
 import multiprocessing
 import os
 from pathlib import Path
+import signal
 import tempfile
 import time
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
-from experiments import cli, data, runs
+from experiments import cli, data, interrupt, runs
 from experiments.pipeline import transforms
 from experiments.pipeline.records import TfdsRecords
 from experiments.pipeline.stream import PIECE, Stream
@@ -99,42 +100,54 @@ def photograph(seed: int) -> bytes:
 
 
 def loop(records: TfdsRecords, size: int, connection: Any) -> None:
-    """A bare process: does what it is told of, indices at a time, until it is told nothing."""
+    """A bare process: does what it is told of, indices at a time, until it is told nothing.
+
+    It answers with nothing, or with what is wrong with a record.
+    """
     images = np.empty((PIECE, size, size, 3), np.uint8)
     while (told := connection.recv()) is not None:
         kind, indices = told
+        wrong = None
         for i, index in enumerate(indices):
-            image = transforms.decode(records[index].image)
+            try:
+                image = transforms.decode(records[index].image)
+            except Exception as error:  # Pillow's decoders raise all sorts
+                wrong = f"{records.name(index)} cannot be decoded ({error!r:.200})"
+                break
             if kind == "bare":
                 rng = np.random.default_rng([0, index])
                 image = transforms.random_resized_crop(rng, image, size)
                 images[i % PIECE] = transforms.flip(rng, image)
-        connection.send(len(indices))
+        connection.send(wrong)
 
 
 class Loops:
     """Bare processes that wait for what to do."""
 
     def __init__(self, records: TfdsRecords, size: int, count: int):
-        """Starts them, and has each open its files."""
+        """Starts them."""
         context = multiprocessing.get_context("spawn")
         self._processes, self._ends = [], []
-        for _ in range(count):
-            end, other = context.Pipe()
-            process = context.Process(target=loop, args=(records, size, other), daemon=True)
-            process.start()
-            self._processes.append(process)
-            self._ends.append(end)
-        self.run("bare", np.arange(count))
+        with interrupt.unseen(signal.SIGINT):
+            for _ in range(count):
+                end, other = context.Pipe()
+                process = context.Process(target=loop, args=(records, size, other), daemon=True)
+                process.start()
+                self._processes.append(process)
+                self._ends.append(end)
 
     def run(self, kind: str, indices: np.ndarray) -> tuple[float, float]:
-        """Images a second, in equal shares; the processors' seconds an image."""
+        """Images a second, in equal shares; the processors' seconds an image.
+
+        Raises:
+          UserError: a record cannot be decoded.
+        """
         pids = [process.pid for process in self._processes]
         start, used = time.perf_counter(), spent(pids)
         for i, end in enumerate(self._ends):
             end.send((kind, indices[i :: len(self._ends)].tolist()))
-        for end in self._ends:
-            end.recv()
+        if wrong := [said for said in [end.recv() for end in self._ends] if said]:
+            raise cli.UserError(f"{wrong[0]}: replace that image, or measure another set.")
         seconds = time.perf_counter() - start
         return len(indices) / seconds, (spent(pids) - used) / len(indices)
 
@@ -197,19 +210,19 @@ def measure(records: TfdsRecords, options: Options, workers: int) -> dict[str, A
     """A row: what each way makes in turns, and the medians of the ratios."""
     stream = Stream(records, size=options.size, classes=records.classes, workers=workers)
     rng = np.random.default_rng(0)
-    loops = Loops(records, options.size, workers)
     turns = collections.defaultdict(list)
-    for _ in range(options.rounds):
-        indices = rng.permutation(len(records))[: options.images]
-        turns["decode"].append(loops.run("decode", indices)[0])
-        before = loops.run("bare", indices)
-        for key, value in run_stream(stream, options.batch_size, options.images).items():
-            turns[key].append(value)
-        # before and after, as what else the machine does changes in the seconds between
-        rate, cpu = np.mean([before, loops.run("bare", indices)], axis=0)
-        turns["bare"].append(float(rate))
-        turns["bare_cpu"].append(float(cpu))
-    loops.close()
+    with contextlib.closing(Loops(records, options.size, workers)) as loops:
+        loops.run("bare", np.arange(workers))  # each opens its files
+        for _ in range(options.rounds):
+            indices = rng.permutation(len(records))[: options.images]
+            turns["decode"].append(loops.run("decode", indices)[0])
+            before = loops.run("bare", indices)
+            for key, value in run_stream(stream, options.batch_size, options.images).items():
+                turns[key].append(value)
+            # before and after, as what else the machine does changes in the seconds between
+            rate, cpu = np.mean([before, loops.run("bare", indices)], axis=0)
+            turns["bare"].append(float(rate))
+            turns["bare_cpu"].append(float(cpu))
     ratios = np.divide(turns["stream"], turns["bare"])
     cpu_ratios = np.divide(turns["bare_cpu"], turns["stream_cpu"])
     return {

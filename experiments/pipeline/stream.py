@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 import copy
 import functools
+import gc
 import itertools
 import math
-from multiprocessing import parent_process, resource_tracker, util
+from multiprocessing import parent_process, util
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -19,12 +21,17 @@ import grain
 from grain.multiprocessing import SharedMemoryArray
 import numpy as np
 
+from experiments import interrupt
 from experiments.data import CorruptedError
 from experiments.pipeline import transforms
 from experiments.pipeline.records import Records
 
 AUGMENTATIONS = ("inception", "flip", "jitter", "grayscale")
 PIECE = 32  # images that a worker hands over at once
+
+
+class LostWorkerError(Exception):
+    """A worker process has ended before its work has, as one does that is killed."""
 
 
 class Raw(NamedTuple):
@@ -163,6 +170,7 @@ class Stream:
         Raises:
           ValueError: an argument is out of range, or a label is.
           CorruptedError: a record cannot be decoded, or none of them where they are skipped.
+          LostWorkerError: a worker was killed.
         """
         _check_batch(batch_size, process, processes)
         if not 0 <= seed < 2**32:
@@ -194,6 +202,7 @@ class Stream:
         Raises:
           ValueError: an argument is out of range, or a label is.
           CorruptedError: a record cannot be decoded, and is not to be skipped.
+          LostWorkerError: a worker was killed.
         """
         _check_batch(batch_size, process, processes)
         return self._run(_Plan(self.examples, batch_size, process, processes))
@@ -256,14 +265,12 @@ def _end(thread, wanted):
     thread.join()
 
 
+@interrupt.unseen(signal.SIGINT, signal.SIGTERM)
 def _put_together(plan, maker, workers, wanted, ready):
     """Puts a batch and the names of what is corrupt for each True that is wanted.
 
     None at the end, or else an error.
     """
-    resource_tracker.ensure_running()  # where it is not, starting it would unblock these:
-    # What this thread starts never sees Ctrl-C or SIGTERM, which are the parent's to act on.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     pieces = iter(())
     try:
         pieces = _started(plan, maker, workers)
@@ -277,10 +284,25 @@ def _put_together(plan, maker, workers, wanted, ready):
             ready.put((batch, [name for piece in found for name in piece.corrupt]))
             del found, batch
     except Exception as error:  # the caller's to raise
-        ready.put(error)
+        ready.put(_lost(error) or error)
     finally:
         if hasattr(pieces, "close"):
             pieces.close()
+        del pieces
+        if workers:
+            gc.collect()  # Grain's iterators are cycles, and hold eight open files for each worker
+
+
+def _lost(error):
+    """What to say where Grain says that a worker was killed; else None."""
+    if not (found := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))):
+        return None
+    code = int(found[1])
+    how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    return LostWorkerError(
+        f"a process that decodes images has ended unexpectedly ({how}), as where memory, or shared "
+        "memory in /dev/shm, is short: pass fewer --workers, or 0 for threads."
+    )
 
 
 class _Plan:
