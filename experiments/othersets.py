@@ -39,7 +39,7 @@ def benchmark(name: str) -> list[str]:
 def expanded(names: Sequence[str], data_dir: Path) -> list[str]:
     """Each name once; in place of a benchmark's those of its 75 sets that are prepared, if any."""
     found = []
-    for name in names:
+    for name in (name.rstrip("/") for name in names):  # as a shell completes that of a folder
         found += [one for one in benchmark(name) if data.is_prepared(one, data_dir)] or [name]
     return list(dict.fromkeys(found))
 
@@ -78,6 +78,7 @@ class OtherSet:
         kind = features[label].feature if self.records.several else features[label]
         self.class_names = tuple(kind.names)
         self.shape: tuple[int | None, ...] = features["image"].shape
+        self._of_some_classes = builder.name in OF_SOME_CLASSES
         self._data_dir = data_dir
 
     def places(self, names: Sequence[str]) -> np.ndarray:
@@ -110,7 +111,7 @@ class OtherSet:
     @functools.cached_property
     def among(self) -> np.ndarray:
         """The labels, int, that a prediction is chosen among: all but where some have no image."""
-        if self.name not in OF_SOME_CLASSES:
+        if not self._of_some_classes:
             return np.arange(self.records.classes)
         found = set()
         for i in range(len(self.records)):

@@ -16,7 +16,7 @@ from test_experiments import command, data_dir, read  # noqa: F401
 from experiments import cli, data, evaluate, models, othersets, recipes, train
 from experiments.analysis.trained import Trained
 from experiments.evaluate import Model, grouped, right_classes
-from experiments.othersets import CORRUPTIONS, OtherSet, benchmark
+from experiments.othersets import CORRUPTIONS, OtherSet, benchmark, expanded
 from experiments.pipeline import transforms
 from experiments.recipes import RECIPES, Recipe, r_sam
 
@@ -189,6 +189,14 @@ def test_the_own_test_set_is_a_set_too(run, world):
     path = run(("sgd-1",), "--on", "imagenet2012")
     summary = read(world[1] / "sgd-1" / "summary.json")
     assert figures_of(path, "sgd-1")["imagenet2012"]["accuracy"] == summary["test_accuracy"]
+
+
+def test_a_set_by_its_folder_is_the_same_set(world):
+    sets = world[0]
+    assert expanded((R, R + "/", V2 + "/"), sets) == [R, V2]
+    assert len(expanded(("imagenet2012_corrupted/",), sets)) == 2
+    for name in (R, R + "/", str(sets / R)):
+        assert len(OtherSet(name, sets).among) == 3
 
 
 def test_the_first_examples_alone(world, run):
