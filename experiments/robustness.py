@@ -200,6 +200,10 @@ class Target:
           norm: of the attacks; None for the clean images alone.
           epsilon: their radius, in the unit of its norm.
 
+        Returns:
+          Both, the examples that they are means over, and how many more were left_out, as they
+          could not be decoded.
+
         Raises:
           AnalysisError: a loss is not finite.
         """
@@ -216,7 +220,14 @@ class Target:
             self._on_batch()
         if not math.isfinite(total):
             raise AnalysisError("the loss of an image is not finite, so that no attack climbs it.")
-        return {"accuracy": right / count, "loss": total / count, "examples": count}
+        there = self._trained.data.test.examples
+        left_out = (there if examples is None else min(there, examples)) - count
+        return {
+            "accuracy": right / count,
+            "loss": total / count,
+            "examples": count,
+            "left_out": left_out,
+        }
 
     def _attacked(self, images, labels, places, norm, epsilon):
         """The images as each attack leaves them."""
@@ -358,12 +369,15 @@ def markdown(found: Mapping[str, Any]) -> str:
     for norm in _asked(found):
         lines += [f"Under {NORMS[norm].sign} attacks:", ""]
         lines += [*table.markdown(*_cells(found, norm)), ""]
-    counts = sorted({run["clean"]["examples"] for run in found["runs"] if "clean" in run})
+    clean = [run["clean"] for run in found["runs"] if "clean" in run]
+    counts = sorted({figures["examples"] for figures in clean})
+    left_out = max((figures.get("left_out", 0) for figures in clean), default=0)
+    said = f" ({left_out:,} left out that cannot be decoded)" if left_out else ""
     lines += [
         "Mean ± standard deviation over the seeds, on "
-        f"{' or '.join(f'{count:,}' for count in counts) or 'no'} test images; a radius: the share "
-        "of them that the model is right on, clean and attacked; loss: the mean cross-entropy, "
-        "clean and at the worst that was found. "
+        f"{' or '.join(f'{count:,}' for count in counts) or 'no'} test images{said}; a radius: the "
+        "share of them that the model is right on, clean and attacked; loss: the mean "
+        "cross-entropy, clean and at the worst that was found. "
         f"{_attack(found)}: other attacks may do more harm.",
         "",
         *(f"- {said}" for said in found["weak"]),

@@ -80,7 +80,7 @@ def test_clean_figures_are_those_of_the_run(name, target, folder):
         found = target(name, batch_size).measure(None, None)
         assert found["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-9)
         assert found["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
-        assert found["examples"] == 360
+        assert (found["examples"], found["left_out"]) == (360, 0)
 
 
 @pytest.mark.parametrize(("norm", "told", "epsilon"), [("linf", 8, 8 / 255), ("l2", 0.4, 0.4)])
@@ -153,7 +153,7 @@ def test_images_that_do_not_count_are_left_out(target, monkeypatch):
     counts = np.arange(360) % 300 % 3 > 0
     right = np.asarray(logits_fn(images).argmax(1) == labels)
     assert found["accuracy"] == pytest.approx(right[counts].mean())
-    assert found["examples"] == counts.sum()
+    assert (found["examples"], found["left_out"]) == (counts.sum(), 360 - counts.sum())
     monkeypatch.setattr(feeds, "evaluated", lambda *_: iter(()))
     with pytest.raises(cli.UserError, match="no image of the test split could be decoded"):
         list(in_batches(under._trained, 10, None))
@@ -188,7 +188,10 @@ def test_the_tables_have_a_row_for_each_group_of_seeds(folder, run):
     assert sam[2] == f"{100 * runs[2]['clean']['accuracy']:.2f}"
     assert sam[6] == f"{runs[2]['attacked']['linf'][1]['loss']:.3g}"
     assert f"{100 * runs[2]['attacked']['l2'][0]['accuracy']:.2f}" in l2.splitlines()[-1]
-    assert "on 360 test images" in text
+    assert "on 360 test images;" in text
+    found["runs"][1]["clean"]["left_out"] = 2
+    said = "on 360 test images (2 left out that cannot be decoded);"
+    assert said in robustness.markdown(found)
     assert "PGD with 10 steps of 0.25 ε (L∞), 0.25 ε (L2), 1 random start" in text
     assert (path / "robustness.png").stat().st_size > 10_000
 
