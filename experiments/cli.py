@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Iterable, Mapping
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -20,7 +21,7 @@ import tyro
 from experiments import augment, data, interrupt, models, objectives, processes, streams
 from experiments.normalization import NORMALIZATIONS
 from experiments.optimizers import SGD
-from experiments.pipeline.stream import LostWorkerError
+from experiments.pipeline import stream
 from experiments.pretrained import WeightsError
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
@@ -376,7 +377,7 @@ def run(main: Callable[[Any], None], options: type) -> None:
             file=sys.stderr,
         )
         _leave(1)
-    except (UserError, data.CorruptedError, WeightsError, LostWorkerError) as error:
+    except (UserError, data.CorruptedError, WeightsError, stream.LostWorkerError) as error:
         option = "--weights: " if isinstance(error, WeightsError) else ""
         print(f"error: {option}{error}", file=sys.stderr)
         if jax.distributed.is_initialized():
@@ -401,7 +402,12 @@ def run(main: Callable[[Any], None], options: type) -> None:
 
 
 def _leave(code):
-    """Ends the process at once: the shutdown can crash while a computation still runs."""
+    """Ends the process at once: the shutdown can crash while a computation still runs.
+
+    Streams end before, as Python would warn of what their workers leave.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        stream.close_all()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

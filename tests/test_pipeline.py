@@ -838,6 +838,9 @@ if __name__ == "__main__":
         sys.exit()
     batches = stream.batches(seed=0, batch_size=8)
     print(next(batches).valid.sum(), flush=True)
+    if sys.argv[2] == "left at once":
+        from experiments import cli  # which the workers do not need
+        cli._leave(7)
     if sys.argv[2] == "interrupted":
         while True:
             next(batches)
@@ -870,10 +873,11 @@ def program(tmp_path, data_dir):
 
 
 @pytest.mark.slow
-def test_a_program_that_leaves_its_workers_running_ends(program):
-    process = program("left")
+@pytest.mark.parametrize(("how", "code"), [("left", 0), ("left at once", 7)])
+def test_a_program_that_leaves_its_workers_running_ends(how, code, program):
+    process = program(how)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, "8\n", "")
+    assert (process.returncode, out, err) == (code, "8\n", "")
 
 
 def test_a_program_that_closes_a_stream_or_reads_it_to_its_end_leaves_nothing(program, data_dir):

@@ -225,6 +225,15 @@ class Stream:
         )
 
 
+_open = weakref.WeakSet()
+
+
+def close_all() -> None:
+    """Ends the workers of all streams, as where a program is to leave without its usual end."""
+    for batches in list(_open):
+        batches.close()
+
+
 class _Batches(Iterator[Raw]):
     """The batches of a plan, which a thread puts together ahead of time.
 
@@ -240,6 +249,7 @@ class _Batches(Iterator[Raw]):
         thread.start()
         self._wanted.put(True)
         self._close = weakref.finalize(self, _end, thread, self._wanted)
+        _open.add(self)
 
     def __next__(self):
         if self._ended or not self._close.alive:
