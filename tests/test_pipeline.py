@@ -12,7 +12,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 from grain.multiprocessing import SharedMemoryArray
 import made
@@ -920,6 +922,24 @@ def test_a_piece_that_is_not_sent_leaves_no_shared_memory(broken, monkeypatch):
     while is_there(name):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_worker_without_a_parent_ends_once_its_shared_memory_is_known(monkeypatch):
+    """Where it ended between the two, the memory would stay until the machine is started anew."""
+    ended = threading.Event()
+    monkeypatch.setattr(stream, "parent_process", lambda: SimpleNamespace(join=lambda: None))
+    monkeypatch.setattr(stream.util, "Finalize", lambda *args, **kwargs: None)
+    monkeypatch.setattr(stream.os, "_exit", lambda code: ended.set())
+
+    def slow(*arguments):
+        stream._prepare_worker(0, 1)
+        assert not ended.wait(0.2)
+        return SharedMemoryArray(*arguments)
+
+    monkeypatch.setattr(stream, "SharedMemoryArray", slow)
+    plan = stream._Plan(2, 2, 0, 1)
+    plain(Held(2))._maker(plan=plan, shared=True)(plan[0])
+    assert ended.wait(10)
 
 
 def test_ctrl_c_ends_a_program_and_its_workers_say_nothing(program):

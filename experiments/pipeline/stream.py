@@ -29,6 +29,9 @@ from experiments.pipeline.records import Records
 AUGMENTATIONS = ("inception", "flip", "jitter", "grayscale")
 PIECE = 32  # images that a worker hands over at once
 
+# Held from the making of shared memory until what cleans up behind dead processes knows its name.
+_NAMING = threading.Lock()
+
 
 class LostWorkerError(Exception):
     """A worker process has ended before its work has, as one does that is killed."""
@@ -387,7 +390,7 @@ class _Maker:
         """(epoch, places) -> what is there."""
         epoch, places = piece
         count, several = len(places), self.records.several
-        array = SharedMemoryArray if self.shared else np.zeros  # zeros both
+        array = _shared if self.shared else np.zeros  # zeros both
         labels = ((count, self.classes), np.uint8) if several else (count, np.int32)
         raw = Raw(
             images=array((count, self.size, self.size, 3), np.uint8),
@@ -485,6 +488,11 @@ class _Maker:
             )
 
 
+def _shared(shape, dtype):
+    with _NAMING:
+        return SharedMemoryArray(shape, dtype)
+
+
 def _started(plan, maker, workers):
     """The iterator over the pieces."""
     made = grain.MapDataset.source(plan).map(maker)
@@ -511,7 +519,8 @@ def _prepare_worker(worker, workers):
 
     def wait():
         parent_process().join()
-        os._exit(1)
+        with _NAMING:
+            os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
