@@ -29,6 +29,7 @@ from experiments import attacks, augment, cli, feeds, plots, runs
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
+from experiments.data import CorruptedError
 
 
 class Norm(NamedTuple):
@@ -275,14 +276,14 @@ def in_batches(
       Images in [0, 1], labels, which of them count, and their places in the split.
 
     Raises:
-      UserError: there are several test sets, or none of its images can be read.
+      UserError: there are several test sets, an image cannot be read, or none is left.
     """
     if isinstance(trained.data.test, dict):
         raise cli.UserError(
             f"{trained.path} has a test set for each domain: robustness is measured on one."
         )
     first, counted = 0, 0
-    for images, labels, valid in feeds.evaluated(trained.data.test, size):
+    for images, labels, valid in _read(trained.data.test, size):
         missing = size - len(labels)
         images, labels, valid = (
             np.pad(np.asarray(a), [(0, missing)] + [(0, 0)] * (a.ndim - 1))
@@ -297,6 +298,14 @@ def in_batches(
             break
     if not counted:
         raise cli.UserError("no image of the test split could be decoded: prepare the set again.")
+
+
+def _read(test, size):
+    """The batches of a test split, whose corrupt image is no reason to leave out the other runs."""
+    try:
+        yield from feeds.evaluated(test, size)
+    except CorruptedError as error:
+        raise cli.UserError(str(error)) from error
 
 
 def weak(about: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -181,6 +181,8 @@ def _figures(summary):
             figures["best test accuracy"] = f"{100 * summary['test_accuracy_best']:.2f} %"
             where = f", best{where}"
         figures[f"test accuracy in the paper{where}"] = f"{summary['paper']:.2f} %"
+    if summary.get("corrupt"):
+        figures["images left out that cannot be decoded"] = f"{len(summary['corrupt']):,}"
     return {
         **figures,
         "test loss": f"{summary['test_loss']:.4f}",

@@ -9,6 +9,7 @@ from multiprocessing.shared_memory import SharedMemory
 import os
 from pathlib import Path
 import pickle
+import queue
 import signal
 import subprocess
 import sys
@@ -970,3 +971,9 @@ def test_workers_end_when_their_parent_is_killed(program):
     process.kill()
     # the workers hold the other end of the pipe until they end
     process.communicate(timeout=60)
+
+
+def test_a_thread_that_collects_its_own_stream_does_not_wait_for_itself():
+    wanted = queue.SimpleQueue()
+    stream._end(threading.current_thread(), wanted)
+    assert wanted.get() is False

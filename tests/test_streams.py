@@ -147,6 +147,7 @@ def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypat
         summary = read(run(monkeypatch, *arguments, "--skip-corrupt") / "summary.json")
         (name,) = summary["corrupt"]
         assert "record 15 of imagenet2012" in name
+        assert re.search(r"cannot be decoded │ +1 │", capsys.readouterr().out)
         return
     with pytest.raises(SystemExit) as error:
         run(monkeypatch, *arguments)
@@ -235,6 +236,23 @@ def test_streamed_images_are_decoded_once_and_forgotten_with_the_data(looked_at,
     trained.forget()
     trained.objective({}, training=False, size=3, examples=4)
     assert asked == [5, 4, 4]
+
+
+def test_a_corrupt_test_image_is_told_by_the_attack(looked_at, tmp_path, monkeypatch, capsys):
+    images = [made.jpeg(i) for i in range(5)]
+    images[3] = images[3][:100]
+    made.imagenet(tmp_path, train=20, validation=images, classes=4)
+    arguments = [robustness, looked_at, "--l2", 1, "--linf", "--steps", 1, "--examples", 4]
+    arguments += ["--workers", 0, "--data-dir", tmp_path, "--out", tmp_path]
+    with pytest.raises(SystemExit):
+        command(monkeypatch, *arguments)
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"measured: run, clean: record 3 of imagenet2012.*--skip-corrupt", said)
+    command(monkeypatch, *arguments, "--skip-corrupt")
+    (found,) = read(tmp_path / "robustness" / "robustness.json")["runs"]
+    assert (found["clean"]["examples"], found["clean"]["left_out"]) == (3, 1)
+    text = (tmp_path / "robustness" / "robustness.md").read_text()
+    assert "on 3 test images (1 left out that cannot be decoded);" in text
 
 
 def test_too_many_images_for_the_memory_are_refused(looked_at, sets, monkeypatch):

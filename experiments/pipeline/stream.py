@@ -275,7 +275,8 @@ class _Batches(Iterator[Raw]):
 
 def _end(thread, wanted):
     wanted.put(False)
-    thread.join()
+    if thread is not threading.current_thread():  # which may be the one that collects the garbage
+        thread.join()
 
 
 @interrupt.unseen(signal.SIGINT, signal.SIGTERM)
