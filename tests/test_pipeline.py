@@ -629,6 +629,14 @@ def test_another_seed_is_another_order_and_not_that_of_another_epoch():
     assert len(orders) == 9
 
 
+def test_the_order_is_not_drawn_from_the_numbers_of_the_first_crop():
+    """To NumPy zeros at the end of a seed are none, so that [seed, epoch] has the same ones."""
+    maker = plain(Held(40))._maker(plan=stream._Plan(40, 40, 0, 1, seed=3), shared=False)
+    for epoch in (0, 1):
+        of_crop = np.random.default_rng([3, epoch, 0, 0]).permutation(40)
+        assert (maker._order(epoch) != of_crop).any()
+
+
 def test_the_same_image_is_augmented_anew_in_each_epoch(records):
     training = Stream(records, size=SIZE, classes=CLASSES, indices=[7])
     found = taken(training.batches(seed=1, batch_size=1), 4)

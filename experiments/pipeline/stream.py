@@ -29,6 +29,10 @@ from experiments.pipeline.records import Records
 AUGMENTATIONS = ("inception", "flip", "jitter", "grayscale")
 PIECE = 32  # images that a worker hands over at once
 
+# The last word of the order's seed, where the augmentations have theirs. To NumPy words of 0 at the
+# end are none: [seed, epoch] would draw what the first crop draws, and what divides the set.
+_ORDER = 5
+
 # Held from the making of shared memory until what cleans up behind dead processes knows its name.
 _NAMING = threading.Lock()
 
@@ -475,8 +479,8 @@ class _Maker:
         """
         kept = getattr(self, "_kept", (None, None))
         if kept[0] != epoch:
-            # another word than the augmentations', whose streams have four
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+            rng = np.random.default_rng([self.seed, epoch, 0, _ORDER])
+            order = rng.permutation(self.indices)
             kept = self._kept = (epoch, order)
         return kept[1]
 
