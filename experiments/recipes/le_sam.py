@@ -180,6 +180,8 @@ class LeSamLongTailed(LeSam):
         to epoch, .001 (T + 1) up to .011 in epoch 10, and then has (T − 9)/191 for that share.
       Kernels of convolutions start as in all our residual networks, those of the heads as GLMC's.
       GLMC's code tells the best of the epochs, and so its figure is taken for the best one.
+      Images are normalised by the mean and deviation of the training set, where GLMC's code has
+      fixed numbers, and the last batch of an epoch is left out where it is not whole.
       SAM and LE-SAM have LE-SAM's settings for ResNet-18 on CIFAR-100. The figures of SAM are not
         recorded here.
     """
