@@ -30,7 +30,7 @@ from sam_optax.methods import (
     wsam,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Combine",
