@@ -26,7 +26,8 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 @functools.cache
 def blocks(page):
     """The fenced blocks of a page: their language or directive, and their lines."""
-    found = re.findall(r"^```(\S+)[^\n]*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    fenced = r"^ *(?:```|~~~)(\S*)[^\n]*\n(.*?)^ *(?:```|~~~)$"
+    found = re.findall(fenced, page.read_text(), re.MULTILINE | re.DOTALL)
     return [(language, block.splitlines()) for language, block in found]
 
 
