@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import operator
 from pathlib import Path
 import re
 import shlex
@@ -16,10 +17,12 @@ import tyro
 from experiments import sweep, train
 from experiments.recipes import __main__ as recipes
 import sam_optax
+import sam_optax.flax
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("**/*.md")) - set(DOCS.glob("_build/**/*")))]
+PACKAGE = sorted((ROOT / "sam_optax").glob("*.py"))
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -43,6 +46,13 @@ def test_every_block_is_executed_or_understood(page):
             assert all(re.match(r"(\S+ )?(\S*python3? -m|\S+ && )", line) for line in lines), lines
         else:
             assert language in ("bibtex", "{eval-rst}", "{toctree}", "{image}", "{include}")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *PACKAGE], ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_names_told_exist(page):
+    """Of the package, in pages and docstrings; the site is silent where it cannot link one."""
+    for name in re.findall(r"`sam_optax\.(\w+(?:\.\w+)*)", page.read_text()):
+        operator.attrgetter(name)(sam_optax)
 
 
 def commands(page):
