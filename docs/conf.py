@@ -45,6 +45,7 @@ python_maximum_signature_line_length = 88
 # script; Node comes as a wheel.
 katex_prerender = True
 katex.KATEX_DEFAULT_OPTIONS["throwOnError"] = True
+katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0  # on a busy machine five seconds are few
 katex.NODEJS_BINARY = str(Path(executable.ROOT_DIR) / "bin" / "node")
 _css = Path(__file__).parent / "_static" / "katex" / "katex.min.css"
 if katex.katex_version not in _css.read_text():
