@@ -45,7 +45,8 @@ python_maximum_signature_line_length = 88
 # script; Node comes as a wheel.
 katex_prerender = True
 katex.KATEX_DEFAULT_OPTIONS["throwOnError"] = True
-katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0  # on a busy machine five seconds are few
+# By a port: a socket in a file is there before Node listens, and is asked only once.
+katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
 katex.NODEJS_BINARY = str(Path(executable.ROOT_DIR) / "bin" / "node")
 _css = Path(__file__).parent / "_static" / "katex" / "katex.min.css"
 if katex.katex_version not in _css.read_text():
