@@ -14,17 +14,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
-from grain.multiprocessing import SharedMemoryArray
 import made
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import pytest
 
 from experiments.data import CorruptedError, NotPreparedError
-from experiments.pipeline import stream, transforms
+from experiments.pipeline import blocks, stream, transforms
 from experiments.pipeline.records import FolderRecords, Record, TfdsRecords
 from experiments.pipeline.stream import LostWorkerError, Stream
 
@@ -912,12 +910,12 @@ def test_a_piece_that_is_not_sent_leaves_no_shared_memory(broken, monkeypatch):
     """Whether it was made, or a record of it is broken."""
     names = []
 
-    def named(*arguments):
-        array = SharedMemoryArray(*arguments)
-        names.append(array.metadata.name)
-        return array
+    def named(**arguments):
+        memory = SharedMemory(**arguments)
+        names.append(memory.name)
+        return memory
 
-    monkeypatch.setattr(stream, "SharedMemoryArray", named)
+    monkeypatch.setattr(blocks, "SharedMemory", named)
     plan = stream._Plan(2, 2, 0, 1)
     maker = plain(Held(2, broken=broken))._maker(plan=plan, shared=True)
     if broken:
@@ -927,10 +925,31 @@ def test_a_piece_that_is_not_sent_leaves_no_shared_memory(broken, monkeypatch):
         assert maker(plan[0]).raw.valid.all()
     gc.collect()
     (name,) = names
-    deadline = time.monotonic() + 10  # once workers have run here, Grain removes it in a thread
-    while is_there(name):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert not is_there(name)
+
+
+def test_a_block_is_used_again_once_the_receiver_has_let_go_of_it():
+    """By name it is there until the receiver has opened it, and never after."""
+    plan = stream._Plan(4, 2, 0, 1)
+    maker = plain(Held(4, broken=(3,)), skip_corrupt=True)._maker(plan=plan, shared=True)
+    first = maker(plan[0])
+    sent = pickle.dumps(first)
+    name = first._memory.name
+    assert is_there(name)
+    received = pickle.loads(sent)
+    assert not is_there(name)
+    expected = np.copy(received.raw.images)
+    second = maker(plan[0])  # the first is taken
+    assert second._memory.name != name
+    np.testing.assert_array_equal(received.raw.images, expected)
+    received.let_go()
+    third = maker((None, np.array([3, -1])))  # corrupt, and padding
+    assert third._memory.name == name
+    assert not third.raw.images.any()
+    assert not third.raw.valid.any()
+    again = pickle.loads(pickle.dumps(third))
+    assert again._memory is received._memory
+    stream._opened.forget(maker.stream)
 
 
 def test_a_worker_without_a_parent_ends_once_its_shared_memory_is_known(monkeypatch):
@@ -940,12 +959,12 @@ def test_a_worker_without_a_parent_ends_once_its_shared_memory_is_known(monkeypa
     monkeypatch.setattr(stream.util, "Finalize", lambda *args, **kwargs: None)
     monkeypatch.setattr(stream.os, "_exit", lambda code: ended.set())
 
-    def slow(*arguments):
+    def slow(**arguments):
         stream._prepare_worker(0, 1)
         assert not ended.wait(0.2)
-        return SharedMemoryArray(*arguments)
+        return SharedMemory(**arguments)
 
-    monkeypatch.setattr(stream, "SharedMemoryArray", slow)
+    monkeypatch.setattr(blocks, "SharedMemory", slow)
     plan = stream._Plan(2, 2, 0, 1)
     plain(Held(2))._maker(plan=plan, shared=True)(plan[0])
     assert ended.wait(10)

@@ -14,16 +14,16 @@ import signal
 import sys
 import threading
 from typing import NamedTuple
+import uuid
 import weakref
 
 from absl import flags
 import grain
-from grain.multiprocessing import SharedMemoryArray
 import numpy as np
 
 from experiments import interrupt
 from experiments.data import CorruptedError
-from experiments.pipeline import transforms
+from experiments.pipeline import blocks, transforms
 from experiments.pipeline.records import Records
 
 AUGMENTATIONS = ("inception", "flip", "jitter", "grayscale")
@@ -33,8 +33,7 @@ PIECE = 32  # images that a worker hands over at once
 # end are none: [seed, epoch] would draw what the first crop draws, and what divides the set.
 _ORDER = 5
 
-# Held from the making of shared memory until what cleans up behind dead processes knows its name.
-_NAMING = threading.Lock()
+_opened = blocks.Opened()
 
 
 class LostWorkerError(Exception):
@@ -297,8 +296,9 @@ def _put_together(plan, maker, workers, wanted, ready):
             if not found:
                 ready.put(None)
                 return
-            # copied: the shared memory of a piece goes with it
             batch = Raw(*map(np.concatenate, zip(*(piece.raw for piece in found), strict=True)))
+            for piece in found:
+                piece.let_go()
             ready.put((batch, [name for piece in found for name in piece.corrupt]))
             del found, batch
     except Exception as error:  # the caller's to raise
@@ -307,6 +307,7 @@ def _put_together(plan, maker, workers, wanted, ready):
         if hasattr(pieces, "close"):
             pieces.close()
         del pieces
+        _opened.forget(maker.stream)
         if workers:
             gc.collect()  # Grain's iterators are cycles, and hold eight open files for each worker
 
@@ -358,29 +359,34 @@ class _Plan:
 class _Piece:
     """What a worker hands over: a piece of a batch, and the names of what is corrupt in it.
 
-    Its images lie in shared memory, whose name is gone as soon as the receiver has opened it: so
-    none is left, whoever ends when. As this is no tree to Grain, Grain leaves it as it is; it would
-    copy the images once more, and let go of each name some time later.
+    Its images lie in a block of shared memory. As this is no tree to Grain, Grain leaves it as it
+    is; it would copy the images once more.
     """
 
-    def __init__(self, raw, corrupt, named=False):
-        self.raw, self.corrupt, self._named = raw, corrupt, named
+    def __init__(self, raw, corrupt, memory=None, maker=None):
+        self.raw, self.corrupt, self._memory, self._maker = raw, corrupt, memory, maker
 
     @classmethod
-    def received(cls, metadata, rest, corrupt):
+    def received(cls, stream, name, shape, rest, corrupt):
         """The piece in the process that it was sent to."""
-        images = SharedMemoryArray.from_metadata(metadata)
-        images.shm.unlink()
-        return cls(Raw(images, *rest), corrupt)
+        memory = _opened.get(stream, name)
+        return cls(Raw(blocks.images(memory, shape), *rest), corrupt, memory)
+
+    def let_go(self):
+        """Tells the worker that the images have been copied."""
+        if self._memory is not None:
+            blocks.let_go(self._memory)
 
     def __reduce__(self):
-        self._named = False  # the receiver's to remove
+        maker, self._maker = self._maker, None
+        maker.blocks.sent(self._memory)
         images, *rest = self.raw
-        return _Piece.received, (images.metadata, rest, self.corrupt)
+        name, shape = self._memory.name, images.shape
+        return _Piece.received, (maker.stream, name, shape, rest, self.corrupt)
 
     def __del__(self):
-        if self._named:  # it was not sent, as where a record is broken or the stream is closed
-            self.raw.images.unlink_on_del()
+        if self._maker is not None:  # not sent, as where a record is broken or the stream closed
+            self._maker.blocks.kept(self._memory)
 
 
 class _Maker:
@@ -389,27 +395,21 @@ class _Maker:
     def __init__(self, *, plan, shared, records, indices, size, classes, **how):
         self.seed, self.records, self.indices = plan.seed, records, indices
         self.size, self.classes, self.how = size, classes, how
-        self.shared = shared
+        self.blocks = blocks.Blocks() if shared else None
+        self.stream = uuid.uuid4().hex
 
     def __call__(self, piece):
         """(epoch, places) -> what is there."""
         epoch, places = piece
-        count, several = len(places), self.records.several
-        array = _shared if self.shared else np.zeros  # zeros both
-        labels = ((count, self.classes), np.uint8) if several else (count, np.int32)
-        raw = Raw(
-            images=array((count, self.size, self.size, 3), np.uint8),
-            labels=np.zeros(*labels),
-            valid=np.zeros(count, bool),
-        )
-        made = _Piece(raw, [], named=self.shared)
+        made = self._empty(len(places))
+        raw, several = made.raw, self.records.several
         for i, place in enumerate(places):
-            if place < 0:
-                continue
-            image, record = self._image(epoch, int(place), made.corrupt)
+            image, record = None, None
+            if place >= 0:
+                image, record = self._image(epoch, int(place), made.corrupt)
+            raw.images[i] = 0 if image is None else image
             if image is None:
                 continue
-            raw.images[i] = image
             self._check_label(record)
             if several:
                 raw.labels[i, list(record.label)] = 1
@@ -417,6 +417,16 @@ class _Maker:
                 raw.labels[i] = record.label
             raw.valid[i] = not several or bool(record.label)
         return made
+
+    def _empty(self, count):
+        """A piece of so many images, to be filled."""
+        shape, several = (count, self.size, self.size, 3), self.records.several
+        labels = ((count, self.classes), np.uint8) if several else (count, np.int32)
+        rest = np.zeros(*labels), np.zeros(count, bool)
+        if self.blocks is None:
+            return _Piece(Raw(np.empty(shape, np.uint8), *rest), [])
+        memory = self.blocks.take(shape)
+        return _Piece(Raw(blocks.images(memory, shape), *rest), [], memory, self)
 
     def _image(self, epoch, place, corrupt):
         """The image at a place, and its record; of a corrupt one the next good one's, or None."""
@@ -493,11 +503,6 @@ class _Maker:
             )
 
 
-def _shared(shape, dtype):
-    with _NAMING:
-        return SharedMemoryArray(shape, dtype)
-
-
 def _started(plan, maker, workers):
     """The iterator over the pieces."""
     made = grain.MapDataset.source(plan).map(maker)
@@ -524,7 +529,7 @@ def _prepare_worker(worker, workers):
 
     def wait():
         parent_process().join()
-        with _NAMING:
+        with blocks.NAMING:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
