@@ -1,4 +1,4 @@
-"""The documentation site: `python -m sphinx --fail-on-warning docs docs/_build`."""
+"""The documentation site: `python -m sphinx --fail-on-warning docs docs/_build/html`."""
 
 from pathlib import Path
 import types

@@ -105,6 +105,6 @@ def test_the_workflows_run_what_is_run_by_hand():
     assert "bash .ci/run" in jobs["run"]
     assert "bash .ci/run" in jobs["build"]  # of what is published
     assert any("bash .ci/release" in line for line in jobs["release"])
-    built = "sphinx --fail-on-warning --keep-going docs docs/_build"
+    built = "sphinx --fail-on-warning --keep-going docs docs/_build/html"
     assert any(built in line for line in jobs["docs"])
     assert built in (ROOT / ".ci" / "run").read_text().replace("--quiet ", "")
