@@ -270,6 +270,7 @@ def test_looking_changes_nothing_in_a_run(folder, run, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "live").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_what_fails_does_not_take_the_rest_along(folder, run, capsys):
     names = (folder / "sgd-0", folder / "cnn")
     with pytest.raises(SystemExit) as stop:

@@ -187,10 +187,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way",
-    [pytest.param(way, marks=[pytest.mark.slow] if i else []) for i, way in enumerate(WAYS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_two_processes_end_where_one_ends(way, train_in, monkeypatch, tmp_path, data_dir):  # noqa: F811
     """Also where the first is told to stop, and both go on."""
     more, slurm = WAYS[way], way == "slurm"

@@ -56,7 +56,7 @@ def run(monkeypatch, sets, out, recipe, *arguments):
 
 
 @pytest.mark.usefixtures("streamed")
-@pytest.mark.parametrize("method", ["ae_sam", "le_sam"])
+@pytest.mark.parametrize("method", ["ae_sam", pytest.param("le_sam", marks=pytest.mark.slow)])
 def test_a_streamed_run_ends_alike_after_an_interruption(method, sets, tmp_path, monkeypatch):
     """Two steps an epoch, stopped within the second epoch."""
     names = ("inception", "flip", "randaugment")
@@ -266,6 +266,7 @@ def test_too_many_images_for_the_memory_are_refused(looked_at, sets, monkeypatch
     trained.objective({}, training=False, size=3)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_analyzed(looked_at, tmp_path, sets, monkeypatch):
     arguments = ("--parts", "hessian", "steps", "--k", 1, "--steps", 2, "--probes", 1)
     arguments += ("--samples", 2, "--examples", 8, "--workers", 0)

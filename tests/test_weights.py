@@ -147,6 +147,7 @@ def test_it_goes_on_with_the_same_file_alone(run, tmp_path, capsys):
     assert "weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_with_weights_ends_alike_after_an_interruption(run, sets, tmp_path, monkeypatch):
     """Two steps, stopped after the first."""
     arguments = ("--weights", file(tmp_path)[0], "--checkpoint-minutes", 0)
