@@ -24,18 +24,16 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
-templates_path = []
 
 # Pages and notebooks. What the notebooks show is committed; a slow test executes them.
 nb_execution_mode = "off"
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 # Docstrings.
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autosummary_generate = False
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True

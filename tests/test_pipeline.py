@@ -952,6 +952,16 @@ def test_a_block_is_used_again_once_the_receiver_has_let_go_of_it():
     stream._opened.forget(maker.stream)
 
 
+def test_a_stream_has_few_blocks_and_forgets_them(records):
+    others = set(stream._opened._streams)
+    batches = plain(records, workers=1).batches(seed=0, batch_size=8)
+    found = list(itertools.islice(batches, 40))
+    (own,) = set(stream._opened._streams) - others
+    assert len(found) == 40 > 8 > len(stream._opened._streams[own]) > 0
+    batches.close()
+    assert own not in stream._opened._streams
+
+
 def test_a_worker_without_a_parent_ends_once_its_shared_memory_is_known(monkeypatch):
     """Where it ended between the two, the memory would stay until the machine is started anew."""
     ended = threading.Event()

@@ -199,13 +199,23 @@ def test_recipes_are_frozen_and_share_nothing(name, recipe):
 
 
 def test_digits_have_the_settings_of_their_results():
-    results = json.loads((RESULTS / "digits.json").read_text())
-    methods = {name: given for name, given in results["config"]["methods"].items() if given}
-    assert methods == RECIPES["digits"].settings
-    assert methods.keys() == METHODS.keys()
-    same = ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay")
-    for name in same:
-        assert results["config"][name] == getattr(RECIPES["digits"], name)
+    """And nothing else that is not every recipe's."""
+    config = json.loads((RESULTS / "digits.json").read_text())["config"]
+    settings = {name: given for name, given in config["methods"].items() if given}
+    assert settings.keys() == METHODS.keys()
+    plain = Recipe(
+        dataset="digits",
+        model="mlp",
+        epochs=100,
+        batch_size=64,
+        learning_rate=0.02,
+        settings=settings,
+    )
+    assert dataclasses.asdict(RECIPES["digits"]) == dataclasses.asdict(plain)
+    for name in ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay"):
+        assert config[name] == getattr(plain, name)
+    plain = Recipe(dataset="digits", model="cnn", epochs=20, batch_size=64, learning_rate=0.1)
+    assert dataclasses.asdict(RECIPES["digits_cnn"]) == dataclasses.asdict(plain)
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.domain])
