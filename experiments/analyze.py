@@ -12,7 +12,6 @@ of them. The page is of the runs given; what was measured of others is kept.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +21,13 @@ import jinja2
 import rich
 import tyro
 
-from experiments import cli, runs
+from experiments import cli, files, folders, numerics, runs
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.parts import Look, Measures
 
 Part = Literal["hessian", "sharpness", "gradients", "landscape", "steps"]
 TABLED = ("hessian", "sharpness")
+COMMAND = "analyze"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,22 +48,24 @@ def main(options: Options) -> None:
         jax.config.update("jax_enable_x64", True)
     trained = kept.opened(options)
     config = dataclasses.asdict(options.measures)
-    path = kept.page(options.out, options.name)
+    path = folders.path_of(options.out, options.name)
+    folders.check(path, COMMAND)
     about = [{**kept.about(run), "rows": run.rows, "parts": {}, "seconds": {}} for run in trained]
-    with runs.locked(path):
-        runs.folder(options.out, options.name, config, overwrite=options.overwrite)
+    with folders.held(path, COMMAND) as folder:
+        folder.open({**config, "jax": numerics.recorded()}, overwrite=options.overwrite)
         found = {
-            "config": {"measures": json.loads(json.dumps(config))},
+            "config": {"measures": files.plain(config)},
             "runs": pictures.titled(about),
             "lines": [],
             **runs.provenance(),
         }
-        failed = _measure(options, trained, found, path / runs.RUNS)
-        runs.write_json(path / "analysis.json", found)
-        drawn = pictures.draw(path, found)
+        failed = _measure(options, trained, found, folder.file(folders.RUNS))
+        files.write_json(folder.file("analysis.json"), found)
+        drawn = pictures.draw(folder.file, found)
         rows = summarize(found)
-        runs.write_text(path / "analysis.md", markdown(rows, found))
-        runs.write_text(path / "report.html", _page(rows, found, drawn, failed))
+        files.write_text(folder.file("analysis.md"), markdown(rows, found))
+        files.write_text(folder.file("report.html"), _page(rows, found, drawn, failed))
+        folder.done()
     rich.print(table.shown(*table.cells(rows, _COLUMNS)))
     for run in trained:
         if run.corrupt:
@@ -78,14 +80,6 @@ def _check(options):
     measures = options.measures
     if not options.parts or len(set(options.parts)) < len(options.parts):
         raise cli.UserError(f"--parts must be different ones, got {options.parts}.")
-    leasts = {"batch_size": 1, "k": 1, "steps": 1, "probes": 1, "samples": 2, "ascent_steps": 1}
-    leasts |= {"m": 1, "parts_of_m": 2, "draws": 1, "grid": 3}
-    for name, least in leasts.items():
-        if getattr(measures, name) < least:
-            option = f"--{name.replace('_', '-')}"
-            raise cli.UserError(
-                f"{option} must be at least {least}, got {getattr(measures, name)}."
-            )
     if not measures.modes or len(set(measures.modes)) < len(measures.modes):
         raise cli.UserError(f"--modes must be different ones, got {measures.modes}.")
     for name in ("radii", "adaptive_radii", "sigmas"):
@@ -99,9 +93,6 @@ def _check(options):
         raise cli.UserError(
             f"--gammas-squared must not be negative, got {measures.gammas_squared}."
         )
-    for name in ("examples", "basis"):
-        if getattr(measures, name) is not None and getattr(measures, name) < 1:
-            raise cli.UserError(f"--{name} must be at least 1, got {getattr(measures, name)}.")
     cli.positive("span", measures.span)
 
 

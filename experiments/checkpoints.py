@@ -38,6 +38,9 @@ class Checkpoints:
 
     Orbax writes into a folder of another name and renames it at the end, so that a process that is
     killed meanwhile leaves nothing that could be read as a checkpoint.
+
+    Attributes:
+      of: the checksum of the run's config, which each checkpoint has to be of; None to take any.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False):
@@ -49,17 +52,27 @@ class Checkpoints:
         """
         self.path, self._read_only = path.absolute(), read_only
         self._kept = None
+        self.of: int | None = None
 
     def keep(self, every: int) -> None:
         """Lets those stay, too, whose step is a multiple of a number."""
         self._kept = every
 
     def steps(self) -> list[int]:
-        """The steps at which there is a checkpoint, in order."""
-        if not self.path.exists():
+        """The steps at which there is a checkpoint, in order.
+
+        Raises:
+          CheckpointError: the folder cannot be read.
+        """
+        if not self.path.is_dir():
             return []
-        with self._manager() as manager:
-            return sorted(manager.all_steps())
+        try:
+            with self._manager() as manager:
+                return sorted(manager.all_steps())
+        except Exception as error:  # Orbax raises what it likes
+            raise CheckpointError(
+                f"cannot read the checkpoints under {self.path}: {_first(error)}."
+            ) from error
 
     def save(self, step: int, state: Any, rows: Sequence[dict[str, Any]], seconds: float) -> None:
         """Writes a checkpoint, unless there is one of this step, and removes those not kept.
@@ -67,7 +80,7 @@ class Checkpoints:
         Raises:
           CheckpointError: it cannot be written; those before it stay.
         """
-        progress = {"rows": list(rows), "seconds": seconds}
+        progress = {"rows": list(rows), "seconds": seconds, "of": self.of}
         try:
             with self._manager() as manager:
                 if step in manager.all_steps():
@@ -82,7 +95,7 @@ class Checkpoints:
                     ),
                     force=True,
                 )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Orbax and what is below it raise what they like
             raise CheckpointError(
                 f"cannot write the checkpoint of step {step} under {self.path}: {_first(error)}. "
                 "What was saved before is kept: make room, and go on with --resume."
@@ -111,9 +124,10 @@ class Checkpoints:
                         progress=ocp.args.JsonRestore(),
                     ),
                 )
-            progress = {name: held.progress[name] for name in ("rows", "seconds")}
+            progress = {name: held.progress[name] for name in ("rows", "seconds", "of")}
             if held.progress["digest"] != _digest(held.state, progress):
                 raise ValueError("its numbers are not those that were saved")
+            self._check_config(progress.pop("of"))
         except Exception as error:  # Orbax raises what it likes, Exception itself among it
             raise CheckpointError(
                 f"cannot read the checkpoint of step {step} under {self.path}: {_first(error)}. "
@@ -133,6 +147,7 @@ class Checkpoints:
                 held = manager.restore(
                     step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
                 )
+            self._check_config(held.progress.get("of"))
             return zlib.crc32(json.dumps(held.progress["digest"]).encode())
         except Exception as error:  # Orbax raises what it likes, Exception itself among it
             raise CheckpointError(
@@ -176,9 +191,14 @@ class Checkpoints:
             ) from error
         return held.state
 
+    def _check_config(self, of):
+        if self.of is not None and of != self.of:
+            raise ValueError("it is of a run with other options")
+
     def _manager(self):
         # An error is told by what raises it; the threads behind it would print it many times.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if self._read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
             return ocp.CheckpointManager(self.path, options=options)

@@ -1,34 +1,44 @@
 """What the commands share: options, clear errors, names close to a wrong one."""
 
 import ast
-from collections.abc import Callable, Iterable, Mapping
-import contextlib
+from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
 import functools
 import inspect
 import math
 import numbers
-import os
 from pathlib import Path
-import signal
-import sys
 from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from experiments import augment, data, interrupt, models, objectives, processes, streams
+from experiments import augment, data, limits, models, objectives, streams
+from experiments.command import run
+from experiments.errors import UserError
 from experiments.normalization import NORMALIZATIONS
-from experiments.optimizers import SGD
-from experiments.pipeline import stream
-from experiments.pretrained import WeightsError
+from experiments.optimizers import SGD, optimizer
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
 from experiments.training import Trainer
 from experiments.weights import Weights
 import sam_optax
 from sam_optax import methods
+
+__all__ = [
+    "METHODS",
+    "MethodName",
+    "Options",
+    "UserError",
+    "change",
+    "known",
+    "load",
+    "method_settings",
+    "parse",
+    "positive",
+    "run",
+]
 
 METHODS = (
     SGD,
@@ -43,10 +53,6 @@ METHODS = (
 MethodName = Annotated[
     str, tyro.conf.arg(metavar="NAME", help=f"The method: {', '.join(METHODS)}.")
 ]
-
-
-class UserError(Exception):
-    """A mistake in what the user asked for; its message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +213,7 @@ class Options:
     ) -> Trainer:
         """A trainer for this method, its settings checked."""
         on_host = self.on_host(recipe) and not apart
+        _check_sizes(recipe, loaded.train.shape, loaded.classes)
         try:
             return Trainer(
                 recipe,
@@ -230,9 +237,16 @@ class Options:
           asked: recipes of one model, each with a method and its settings.
           loaded: a set of theirs.
         """
-        trainers = [self.trainer(*one, loaded) for one in asked]
+        asked = list(asked)
+        first = self.trainer(*asked[0], loaded)
+        for recipe, method, settings in asked[1:]:
+            steps = loaded.train.examples // recipe.batch_size
+            try:
+                optimizer(recipe, method, settings, epochs=recipe.epochs, steps_per_epoch=steps)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{method}: {error}") from error
         if self.weights is not None:
-            trainers[0].init(loaded.train.shape, seed=0)
+            first.init(loaded.train.shape, seed=0)
 
 
 def load(
@@ -257,8 +271,8 @@ def load(
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"a seed must lie in [0, 2**32), got {seed}.")
-    data_dir = data_dir.expanduser()
     try:
+        data_dir = data.directory(data_dir)
         if streams.is_streamed(recipe.dataset, data_dir, recipe.domain):
             return streams.load(
                 recipe, data_dir=data_dir, seed=seed, workers=workers, skip_corrupt=skip_corrupt
@@ -288,6 +302,36 @@ def load(
     return loaded._replace(mean=mean, std=std)
 
 
+@functools.cache
+def _parameter_bytes(model: str, width: int | None, classes: int, shape: tuple[int, ...]) -> int:
+    """Of a model's parameters in float32, of which none is made."""
+    module = models.make(model, classes, width=width)
+    image = jax.ShapeDtypeStruct((1, *shape), "float32")
+    init = functools.partial(module.init, train=False)
+    variables = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), image)
+    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _check_sizes(recipe, shape, classes):
+    """Raises where parameters or images take more than all memory; what a step needs is more."""
+    shape = augment.shape(shape, recipe.image_size)
+    images = recipe.batch_size * math.prod(shape)
+    limits.check_memory(
+        5 * images,  # as bytes and as numbers
+        f"a batch of --batch-size {recipe.batch_size} images of {shape[0]} x {shape[1]}",
+    )
+    try:
+        parameters = _parameter_bytes(recipe.model, recipe.width, classes, shape)
+    except ValueError:
+        return  # the model cannot take such images, which is told where it is made
+    limits.check_memory(
+        3 * parameters,  # with a gradient and a perturbed copy
+        f"training {recipe.model}"
+        + (f" of --width {recipe.width}" if recipe.width else "")
+        + (f" on images of --image-size {recipe.image_size}" if recipe.image_size else ""),
+    )
+
+
 def _check_in_memory(recipe):
     """Raises where a recipe asks for what the workers of a streamed set do."""
     if asked := [name for name in recipe.augmentation if name in streams.AUGMENTATIONS]:
@@ -305,12 +349,19 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     for name, value in changes.items():
         option = f"--{name.replace('_', '-')}"
+        if name == "crop_area" and not 0 < value[0] <= value[1]:
+            raise UserError(
+                f"{option} must be two ascending shares in (0, 1], got {value[0]} {value[1]}."
+            )
         if isinstance(getattr(recipe, name), str | tuple | bool) or name == "domain":
             continue
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Real)
+            or not math.isfinite(value)
+        ):
             raise UserError(f"{option} must be a finite number, got {value!r}.")
-        counts = ("epochs", "batch_size", "width", "train_examples", "imbalance", "image_size")
-        if name in counts and value < 1:
+        if name in ("train_examples", "imbalance") and value < 1:
             raise UserError(f"{option} must be at least 1, got {value}.")
         if value < 0:
             raise UserError(f"{option} must not be negative, got {value}.")
@@ -330,14 +381,17 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
     known("method", method, METHODS)
     function = (lambda: None) if method == SGD else getattr(sam_optax, method)
     # What the trainer itself gives a method is no setting of it.
-    given = ("base", "key", "updates_at")
+    given = ("base", "key", "updates_at", "axis_name")
     allowed = [name for name in inspect.signature(function).parameters if name not in given]
-    settings = dict(recipe.settings.get(method, {}))
+    settings, named = dict(recipe.settings.get(method, {})), set()
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"a setting must read name=value, got {change!r}.")
-        settings[known(f"setting of {method}", name, allowed)] = parse(value)
+        if name in named:
+            raise UserError(f"the setting {name} of {method} is given twice: pass one value.")
+        named.add(known(f"setting of {method}", name, allowed))
+        settings[name] = parse(value)
     return settings
 
 
@@ -357,60 +411,9 @@ def parse(value: str) -> Any:
     for kind in (int, float, ast.literal_eval):
         try:
             return kind(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
     return value
-
-
-def run(main: Callable[[Any], None], options: type) -> None:
-    """Runs a command: a user's mistake is one line and exit 2, Ctrl-C is exit 130."""
-    try:
-        description = inspect.getdoc(sys.modules[main.__module__])
-        command = f"python -m {description.split('python -m ')[1].split()[0]}"
-        asked = tyro.cli(options, prog=command, description=description)
-        with processes.together():
-            main(asked)
-    except processes.LostProcessError as error:
-        print(
-            f"error: the processes cannot go on together, as where one is gone ({error}): start "
-            "all of them again with --resume.",
-            file=sys.stderr,
-        )
-        _leave(1)
-    except (UserError, data.CorruptedError, WeightsError, stream.LostWorkerError) as error:
-        option = "--weights: " if isinstance(error, WeightsError) else ""
-        print(f"error: {option}{error}", file=sys.stderr)
-        if jax.distributed.is_initialized():
-            _leave(2)  # the shutdown would wait for the others, who wait for this process
-        sys.exit(2)
-    except jax.errors.JaxRuntimeError as error:
-        said = str(error).partition("\n")[0]
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            f"error: out of memory ({said:.200}): pass a smaller --batch-size or --width, "
-            "or --most.",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except interrupt.InterruptedRunError as error:
-        print(f"\ninterrupted: {error}", file=sys.stderr)
-        _leave(128 + error.signal)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was written before is kept", file=sys.stderr)
-        _leave(128 + signal.SIGINT)
-
-
-def _leave(code):
-    """Ends the process at once: the shutdown can crash while a computation still runs.
-
-    Streams end before, as Python would warn of what their workers leave.
-    """
-    with contextlib.suppress(KeyboardInterrupt):
-        stream.close_all()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def positive(option: str, value: float) -> None:

@@ -8,14 +8,15 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import runs
+from experiments import files, folders
+from experiments.files import DamagedError
 from experiments.recipes import RECIPES, Recipe
 from experiments.recipes.base import UNTRAINED
 
 # What a config holds beside the fields of a recipe: what is told in words of its own, and what
 # makes a run no other experiment.
 _TOLD = ("recipe", "method", "method_kwargs", "then", "device_perturbations", "weights")
-_ALIKE = ("seed", "together", "decide")
+_ALIKE = ("seed", "together", "decide", "data", "jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +93,14 @@ class Collected(NamedTuple):
 def collect(folder: Path) -> Collected:
     """The runs in a folder and in the folders inside, which stay as they are."""
     found = Collected([], [], [])
-    for root, names, files in os.walk(folder, onerror=lambda e: _note(found, e.filename, e)):
-        names[:] = sorted(set(names) - set(runs.FOLDERS))
+    for root, names, there in os.walk(folder, onerror=lambda e: _note(found, e.filename, e)):
+        names[:] = sorted(set(names) - {folders.CHECKPOINTS, folders.TENSORBOARD, folders.REPLACED})
         path = Path(root)
-        if not {"config.json", "summary.json"} & set(files):
+        if not {folders.CONFIG, folders.SUMMARY} & set(there):
             continue
         try:
             run = _read(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedError) as error:
             _note(found, path, error)
             continue
         if run is None:
@@ -115,20 +116,22 @@ def _note(found, path, error):
 
 def _read(path):
     """The run of a folder; None for a folder of another command."""
-    config = json.loads((path / "config.json").read_text())
-    ended = (path / "summary.json").exists()
+    if files.is_sealed(path) and files.read_json(path / files.MANIFEST).get("command") != "train":
+        return None
+    config = files.read_json(path / folders.CONFIG)
+    ended = (path / folders.SUMMARY).exists()
     if not ended and not {"recipe", "method", "seed"} <= config.keys():
         return None
     for name, kind in (("recipe", str), ("method", str), ("seed", int), ("epochs", int)):
         if not isinstance(config[name], kind):
             raise TypeError(f"{name} is {config[name]!r}")
-    summary = json.loads((path / "summary.json").read_text()) if ended else None
+    summary = files.read_json(path / folders.SUMMARY) if ended else None
+    if ended and not folders.belongs(summary, config):
+        raise ValueError("its summary is that of another run")
     for name in ("test_accuracy", "test_accuracy_best") if ended else ():
         if not 0 <= summary[name] <= 1:
             raise ValueError(f"{name} is {summary[name]!r}")
-    lines = path / "metrics.jsonl"
-    # The last line of a run that goes on may not be whole.
-    epochs = lines.read_text().count("\n") if lines.exists() else 0
+    epochs = config["epochs"] if ended else len(files.read_lines(path / folders.METRICS))
     run = Run(path, config, summary, epochs)
     _ = run.differences  # a config that lacks what they are told from is damaged
     return run

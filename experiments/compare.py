@@ -2,13 +2,14 @@
 
     python -m experiments.compare [RECIPE] --methods sgd sam ae_sam … [--seeds 10] [options]
 
-Writes <out>/<name>/: config.json, table.json, table.md, comparison.png; after each method, so that
-an interrupted comparison keeps what is done.
+Writes <out>/<name>/: config.json, runs.jsonl (a line for each finished run) and, after each method
+and at the end, table.json, table.md and comparison.png. After Ctrl-C, SIGTERM or a crash the same
+command goes on; with more methods or seeds it trains the runs that are missing.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from pathlib import Path
+import json
 import statistics
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ import rich
 from rich import box
 from rich.table import Table
 
-from experiments import cli, plots, runs
+from experiments import cli, files, folders, interrupt, limits, numerics, plots, runs
 from experiments.fit import DivergedError, train
+from experiments.lines import Lines
 from experiments.optimizers import SGD
 from experiments.recipes.base import UNTRAINED
 
@@ -38,45 +40,134 @@ class Options(cli.Options):
     name: str | None = None
     """The comparison's folder inside --out; RECIPE-comparison where left out."""
     overwrite: bool = False
-    """Replace a comparison of the same name that had other options."""
+    """Begin again, and remove what the folder holds."""
+
+
+# What the table shows of the runs, whichever there are.
+_SHOWN = ("methods", "seeds", "on", "equal_gradients")
 
 
 def main(options: Options) -> None:
     """Runs the command."""
-    if options.seeds < 2:
-        raise cli.UserError(f"--seeds must be at least 2 for a deviation, got {options.seeds}.")
+    if not 2 <= options.seeds <= limits.SEEDS:
+        raise cli.UserError(
+            f"--seeds must be at least 2 for a deviation, and at most {limits.SEEDS:,}, got "
+            f"{options.seeds}."
+        )
     recipe = options.resolve()
     if options.on == "held-out" and not recipe.validation:
         raise cli.UserError("--on held-out needs a held-out part: pass --validation 0.1.")
-    names = options.methods if SGD in options.methods else (SGD, *options.methods)
+    names = list(dict.fromkeys(options.methods))
+    names = names if SGD in names else [SGD, *names]
     settings = {name: cli.method_settings(recipe, name) for name in names}
-    config = {
-        **dataclasses.asdict(options),
-        **dataclasses.asdict(recipe),
-        "methods": settings,
-    }
-    for ignored in (*UNTRAINED, "overwrite", "out", "data_dir", "name", "workers"):
-        config.pop(ignored)
-    config["weights"] = options.digest
-    name = options.name or f"{options.recipe}-comparison"
-    data = [options.load(recipe, seed) for seed in range(options.seeds)]
-    options.check([(recipe, method, settings[method]) for method in names], data[0])
-    path = runs.folder(options.out, name, config, overwrite=options.overwrite)
-    finished = {"equal epochs": {}}
-    for method in names:
-        finished["equal epochs"][method] = _runs(options, recipe, method, settings[method], data)
-        _write(path, options, config, finished)
-    if options.equal_gradients:
-        finished["equal gradients"] = {}
-        for method in names:
-            per_step = _mean(finished["equal epochs"][method], "gradients_per_step")
-            longer = dataclasses.replace(recipe, epochs=round(2 * recipe.epochs / per_step))
-            result = _runs(options, longer, method, settings[method], data)
-            finished["equal gradients"][method] = result
-            _write(path, options, config, finished)
+    name = f"{options.recipe}-comparison" if options.name is None else options.name
+    path = folders.path_of(options.out, name)
+    folders.check(path, "compare")
+    first = options.load(recipe, 0)
+    options.check([(recipe, method, settings[method]) for method in names], first)
+    config = _config(options, recipe, settings)
+    with folders.held(path, "compare") as folder:
+        kept = {key: value for key, value in config.items() if key not in _SHOWN}
+        shared = {**kept, "data": first.read, "jax": numerics.recorded()}
+        folder.open(shared, overwrite=options.overwrite)
+        comparison = _Comparison(options, recipe, config, folder)
+        finished = comparison.run(names, settings)
     for budget, results in finished.items():
         rich.print(_table(f"{options.recipe}, at {budget}", summarize(results, _accuracy(options))))
-    print(f"written to {path}/")
+    said = "written to" if comparison.wrote else "already finished (--overwrite trains again):"
+    print(f"{said} {path}/")
+
+
+def _config(options, recipe, settings):
+    """What the runs depend on, and what of them the table shows."""
+    config = {**dataclasses.asdict(options), **dataclasses.asdict(recipe), "methods": settings}
+    for ignored in (*UNTRAINED, "overwrite", "out", "data_dir", "name", "workers"):
+        config.pop(ignored)
+    return {**config, "weights": options.digest}
+
+
+class _Comparison:
+    """The runs of a comparison, each kept as it ends."""
+
+    def __init__(self, options, recipe, config, folder):
+        self._options, self._recipe, self._config, self._folder = options, recipe, config, folder
+        for name in ("table.json", "table.md", "comparison.png"):
+            folder.file(name)  # which may be another's, as is better known now
+        self._lines = Lines(folder.file(folders.RUNS), lambda run: run["key"])
+        self._stopped = lambda: 0
+        self.wrote = not self._is_written()
+
+    def run(self, names, settings):
+        """The runs of each method by the budget that they are compared at."""
+        recipe = self._recipe
+        finished = {"equal epochs": {}}
+        with interrupt.noted() as self._stopped:
+            for method in names:
+                results = self._runs(recipe, method, settings[method])
+                finished["equal epochs"][method] = results
+                self._write(finished)
+            if self._options.equal_gradients:
+                finished["equal gradients"] = {}
+                for method in names:
+                    per_step = _mean(finished["equal epochs"][method], "gradients_per_step")
+                    longer = dataclasses.replace(recipe, epochs=round(2 * recipe.epochs / per_step))
+                    results = self._runs(longer, method, settings[method])
+                    finished["equal gradients"][method] = results
+                    self._write(finished)
+        self._folder.done()
+        return finished
+
+    def _runs(self, recipe, method, settings):
+        """One run a seed, by one compiled trainer."""
+        results, trainer = [], None
+        for seed in range(self._options.seeds):
+            key = json.dumps([method, files.plain(settings), recipe.epochs, seed], sort_keys=True)
+            if key not in self._lines:
+                self.wrote = True
+                self._check()
+                data = self._options.load(recipe, seed)
+                trainer = trainer or self._options.trainer(recipe, method, settings, data)
+                figures = _run(trainer, data, seed, self._check)
+                self._lines.add({"key": key, "figures": figures})
+                accuracy = 100 * figures[_accuracy(self._options)]
+                print(f"{method}, seed {seed}: {accuracy:.2f} %")
+            results.append(self._lines[key]["figures"])
+        return results
+
+    def _check(self, *_):
+        if number := self._stopped():
+            again = ", without --overwrite" if self._options.overwrite else ""
+            raise interrupt.InterruptedRunError(
+                f"{len(self._lines)} runs are kept in {self._folder.path}; the same command goes "
+                f"on{again}.",
+                number,
+            )
+
+    def _is_written(self):
+        """Whether the whole table is there already, of the same methods and seeds."""
+        try:
+            held = files.read_json(self._folder.path / "table.json")
+        except (FileNotFoundError, files.DamagedError):
+            return False
+        budgets = ["equal epochs", *(["equal gradients"] if self._options.equal_gradients else [])]
+        whole = {budget: list(self._config["methods"]) for budget in budgets}
+        rows = {budget: [row["method"] for row in rows] for budget, rows in held["tables"].items()}
+        return held["config"] == files.unplain(files.plain(self._config)) and rows == whole
+
+    def _write(self, finished):
+        """The table as far as it goes, unless it is there."""
+        if not self.wrote:
+            return
+        options, config = self._options, self._config
+        tables = {
+            budget: summarize(results, _accuracy(options)) for budget, results in finished.items()
+        }
+        flipped = f", {100 * config['label_noise']:g} % of the training labels flipped"
+        title = f"{options.recipe}, {options.seeds} seeds{flipped if config['label_noise'] else ''}"
+        found = {"config": config, "tables": tables, "runs": finished, **runs.provenance()}
+        files.write_text(self._folder.file("table.md"), markdown(title, config, tables))
+        plots.comparison(self._folder.file("comparison.png"), tables, title=title)
+        files.write_json(self._folder.file("table.json"), found)
 
 
 def summarize(
@@ -128,38 +219,16 @@ def _verdict(method, mean, error):
     return "no" if mean < -2 * error else "not shown"
 
 
-def _runs(options, recipe, method, settings, data):
-    """One run a seed, by one compiled trainer."""
-    trainer = options.trainer(recipe, method, settings, data[0])
-    results = []
-    for seed, seed_data in enumerate(data):
-        try:
-            figures = train(trainer, seed_data, seed=seed)
-            results.append({**figures, "diverged": False})
-        except DivergedError:
-            guess = 1 / seed_data.classes
-            splits = ("test", "train", "validation")
-            failed = {**{f"{split}_accuracy": guess for split in splits}, "seconds": 0.0}
-            plain = {"gradients_per_step": 1.0, "sam_fraction": 0.0}
-            results.append(
-                {"seed": seed, "epochs": recipe.epochs, "diverged": True} | failed | plain
-            )
-        rich.print(f"{method}, seed {seed}: {100 * results[-1][_accuracy(options)]:.2f} %")
-    return results
-
-
-def _write(path: Path, options, config, finished):
-    tables = {
-        budget: summarize(results, _accuracy(options)) for budget, results in finished.items()
-    }
-    flipped = f", {100 * config['label_noise']:g} % of the training labels flipped"
-    title = f"{options.recipe}, {options.seeds} seeds{flipped if config['label_noise'] else ''}"
-    runs.write_json(
-        path / "table.json",
-        {"config": config, "tables": tables, "runs": finished, **runs.provenance()},
-    )
-    runs.write_text(path / "table.md", markdown(title, config, tables))
-    plots.comparison(path / "comparison.png", tables, title=title)
+def _run(trainer, data, seed, check):
+    """The figures of one run; a diverged one has the accuracy of a guess."""
+    try:
+        return {**train(trainer, data, seed=seed, on_dispatch=check), "diverged": False}
+    except DivergedError:
+        guess = 1 / data.classes
+        splits = ("test", "train", "validation")
+        failed = {**{f"{split}_accuracy": guess for split in splits}, "seconds": 0.0}
+        plain = {"gradients_per_step": 1.0, "sam_fraction": 0.0}
+        return {"seed": seed, "epochs": trainer.recipe.epochs, "diverged": True} | failed | plain
 
 
 HEADINGS = (

@@ -24,11 +24,13 @@ import numpy as np
 import rich
 import tyro
 
-from experiments import augment, cli, data, feeds, runs, streams
+from experiments import augment, cli, data, feeds, files, folders, numerics, runs, streams
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.trained import Trained
 from experiments.othersets import OtherSet, benchmark, expanded
 from experiments.recipes.r_sam import ELSEWHERE
+
+COMMAND = "evaluate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,20 +54,22 @@ def main(options: Options) -> None:
     _check(options)
     trained = kept.opened(options)
     asked = _asked(options, trained)
-    path = kept.page(options.out, options.name)
+    path = folders.path_of(options.out, options.name)
+    folders.check(path, COMMAND)
     config = {"examples": options.examples}
     about = [{**kept.about(run), "paper": paper(run), "evaluated": {}} for run in trained]
-    with runs.locked(path):
-        runs.folder(options.out, options.name, config, overwrite=options.overwrite)
-        failed = _measure(options, trained, asked, about, path / runs.RUNS)
+    with folders.held(path, COMMAND) as folder:
+        folder.open({**config, "jax": numerics.recorded()}, overwrite=options.overwrite)
+        failed = _measure(options, trained, asked, about, folder.file(folders.RUNS))
         found = {
             "config": config,
             "sets": [one.name for one, _ in asked[trained[0]]],
             "runs": about,
             **runs.provenance(),
         }
-        runs.write_text(path / "evaluation.md", markdown(found))
-        runs.write_json(path / "evaluation.json", found)
+        files.write_text(folder.file("evaluation.md"), markdown(found))
+        files.write_json(folder.file("evaluation.json"), found)
+        folder.done()
     rich.print(table.shown(*_cells(found)))
     print(f"written to {path}/")
     if failed:
@@ -76,11 +80,6 @@ def _check(options):
     """Raises where an option makes no sense, before anything is read."""
     if not options.on:
         raise cli.UserError("--on needs the name of a set or more, such as --on imagenet_r.")
-    for name, least in (("examples", 1), ("batch_size", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            option = f"--{name.replace('_', '-')}"
-            raise cli.UserError(f"{option} must be at least {least}, got {value}.")
 
 
 def _asked(options, trained):
@@ -89,8 +88,8 @@ def _asked(options, trained):
     Raises:
       UserError: a set is not there, or a run cannot be evaluated on it.
     """
-    data_dir = options.data_dir.expanduser()
     try:
+        data_dir = data.directory(options.data_dir)
         sets = [OtherSet(name, data_dir) for name in expanded(options.on, data_dir)]
         asked = {}
         for run in trained:
@@ -127,7 +126,7 @@ def _measure(options, trained, asked, about, kept_in):
             model = functools.cache(functools.partial(Model, run, options, tell))
             for one, places in asked[run]:
                 measure = functools.partial(_of, model, one, places)
-                key = (*kept.marks(said), one.full_name)
+                key = (*kept.marks(said), one.full_name, one.digest)
                 line = lines.once(key, f"{said['name']}, {one.name}", measure)
                 if line is not None:
                     figures = {**line["measured"], "seconds": line["seconds"]}
@@ -181,7 +180,8 @@ class Model:
         right, count = 0, 0
         try:
             split = self._read(one)
-            for images, labels, valid in feeds.evaluated(split, options.batch_size):
+            size = min(options.batch_size, split.examples)
+            for images, labels, valid in feeds.evaluated(split, size):
                 predicted = np.asarray(self._predict(among, images))
                 good = right_classes(np.asarray(labels), places, self._classes)
                 valid = np.asarray(valid)

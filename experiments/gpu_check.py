@@ -5,7 +5,7 @@
 Trains ResNet-18 in bfloat16 on CIFAR-10, or on made images of its shapes where it is not prepared.
 Every method trains on the same images, in one process and in turns, each beside SGD, after a
 warm-up; ratios are medians over the turns. Writes gpu_check.json and gpu_check.md to
-<out>/gpu_check/.
+<out>/<name>/.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import rich
 
-from experiments import cli, data, runs
+from experiments import cli, data, files, folders, limits, runs
 from experiments.benchmark.measure import Turn, over, over_ideal, take_turns
 from experiments.feeds import arrays
 from experiments.optimizers import SGD
@@ -58,10 +58,14 @@ class Options:
     """Epochs that are timed after the first."""
     workers: int = 8
     """Programs that are compiled at a time."""
+    name: str = "gpu_check"
+    """The folder inside --out."""
     data_dir: Path = data.DATA_DIR
     """The TFDS directory."""
     out: Path = Path("runs")
     """The folder of all results."""
+    overwrite: bool = False
+    """Replace a result of other options."""
 
 
 class Contestant:
@@ -97,14 +101,16 @@ class Contestant:
 
 def main(options: Options) -> None:
     """Runs the command."""
-    least = {"width": 1, "batch_size": 1, "examples": 1, "turns": 2, "epochs": 1, "workers": 1}
-    for name, bound in least.items():
-        if (value := getattr(options, name)) is not None and value < bound:
-            option = name.replace("_", "-")
-            raise cli.UserError(f"--{option} must be at least {bound}, got {value}.")
+    if options.turns < 2:
+        raise cli.UserError(f"--turns must be at least 2, got {options.turns}.")
+    if options.workers < 1:
+        raise cli.UserError(f"--workers must be at least 1, got {options.workers}.")
     cli.positive("seconds", options.seconds)
     if options.examples < options.batch_size:
         raise cli.UserError("--examples must be at least --batch-size.")
+    limits.check_memory(3072 * options.examples, f"--examples {options.examples:,}")
+    path = folders.path_of(options.out, options.name)
+    folders.check(path, "gpu_check")
     recipe = dataclasses.replace(
         RECIPES["cifar10_resnet18_ae_sam"],
         model=cli.known("model", options.model, cli.models.MODELS),
@@ -118,22 +124,26 @@ def main(options: Options) -> None:
     start = time.perf_counter()
     loaded, real = _load(recipe, options)
     train = arrays(loaded)
-    config = {name: str(value) for name, value in dataclasses.asdict(options).items()}
-    path = runs.folder(options.out, "gpu_check", config, overwrite=True)
-    names = list(dict.fromkeys([*EPOCHS, *chosen, *BOUNDS]))
-    with ThreadPoolExecutor(options.workers) as pool:
-        made = pool.map(lambda name: Contestant(recipe, name, loaded, train), names)
-        contestants = dict(zip(names, made, strict=True))
-    report = {
-        "images": "CIFAR-10" if real else "made, of the shapes of CIFAR-10",
-        "steps": _steps(contestants, options),
-        "epochs": _epochs(contestants, options),
-        "options": config,
-        "seconds": time.perf_counter() - start,
-        **runs.provenance(),
+    config = {
+        name: str(value)
+        for name, value in dataclasses.asdict(options).items()
+        if name != "overwrite"
     }
-    runs.write_json(path / "gpu_check.json", report)
-    runs.write_text(path / "gpu_check.md", markdown(report))
+    with folders.anew(path, "gpu_check", config, overwrite=options.overwrite) as folder:
+        names = list(dict.fromkeys([*EPOCHS, *chosen, *BOUNDS]))
+        with ThreadPoolExecutor(options.workers) as pool:
+            made = pool.map(lambda name: Contestant(recipe, name, loaded, train), names)
+            contestants = dict(zip(names, made, strict=True))
+        report = {
+            "images": "CIFAR-10" if real else "made, of the shapes of CIFAR-10",
+            "steps": _steps(contestants, options),
+            "epochs": _epochs(contestants, options),
+            "options": config,
+            "seconds": time.perf_counter() - start,
+            **runs.provenance(),
+        }
+        files.write_json(folder.file("gpu_check.json"), report)
+        files.write_text(folder.file("gpu_check.md"), markdown(report))
     rich.print(markdown(report))
     print(f"written to {path}/")
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 import contextlib
 from multiprocessing import resource_tracker
+import os
 import signal
-import sys
 
 
 class InterruptedRunError(Exception):
@@ -17,6 +17,25 @@ class InterruptedRunError(Exception):
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.signal = signal
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM where nothing notes it; who stops for a Ctrl-C stops for it."""
+
+
+def ready() -> None:
+    """From now on Ctrl-C and SIGTERM raise, unless the shell has them ignored."""
+
+    def terminate(number, frame):
+        del number, frame
+        raise TerminatedError
+
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, terminate),
+    ):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -32,7 +51,8 @@ def noted() -> Iterator[Callable[[], int]]:
         del frame
         received.append(number)
         restore()
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        # Not by print, whose buffer the signal may have come in the middle of.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.signal(number, note) for number in signals}

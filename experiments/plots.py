@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 import itertools
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 
 mpl.use("Agg")  # pictures are written, never shown
 from matplotlib import pyplot as plt
+
+from experiments.files import replacing
 
 # Counters and settings that a method's state holds beside the paper's quantities.
 _PLAIN = {"epoch", "steps", "ascents", "draw", "gamma", "power"}
@@ -62,10 +63,11 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], *, title: str) -> No
 
 def save(figure: Any, path: Path) -> None:
     """Writes a PNG whole or not at all, and closes the figure."""
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, dpi=120, format="png")
-    plt.close(figure)
-    os.replace(part, path)
+    try:
+        with replacing(path) as part:
+            figure.savefig(part, dpi=120, format="png")
+    finally:
+        plt.close(figure)
 
 
 def comparison(

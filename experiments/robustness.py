@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ import optax
 import rich
 import tyro
 
-from experiments import attacks, augment, cli, feeds, plots, runs
+from experiments import attacks, augment, cli, feeds, files, folders, numerics, plots, runs
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
@@ -72,6 +71,9 @@ class Attack:
         return 2.5 / self.steps if given is None else given
 
 
+COMMAND = "robustness"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(kept.Options):
     """Attack trained models."""
@@ -91,22 +93,24 @@ def main(options: Options) -> None:
     """Runs the command."""
     _check(options)
     trained = kept.opened(options)
-    path = kept.page(options.out, options.name)
+    path = folders.path_of(options.out, options.name)
+    folders.check(path, COMMAND)
     config = dataclasses.asdict(options.attack)
     about = [{**kept.about(run), "attacked": {}} for run in trained]
-    with runs.locked(path):
-        runs.folder(options.out, options.name, config, overwrite=options.overwrite)
-        failed = _measure(options, trained, about, path / runs.RUNS)
+    with folders.held(path, COMMAND) as folder:
+        folder.open({**config, "jax": numerics.recorded()}, overwrite=options.overwrite)
+        failed = _measure(options, trained, about, folder.file(folders.RUNS))
         found = {
-            "config": {"attack": json.loads(json.dumps(config))},
+            "config": {"attack": files.plain(config)},
             "radii": {norm: list(getattr(options, norm)) for norm in NORMS},
             "runs": pictures.titled(about),
             "weak": weak(about),
             **runs.provenance(),
         }
-        runs.write_text(path / "robustness.md", markdown(found))
-        runs.write_json(path / "robustness.json", found)
-        plots.robustness(path / "robustness.png", _panels(found), title=_attack(found))
+        files.write_text(folder.file("robustness.md"), markdown(found))
+        files.write_json(folder.file("robustness.json"), found)
+        plots.robustness(folder.file("robustness.png"), _panels(found), title=_attack(found))
+        folder.done()
     for norm in _asked(found):
         rich.print(table.shown(*_cells(found, norm), title=f"under {NORMS[norm].sign} attacks"))
     for said in found["weak"]:
@@ -127,16 +131,8 @@ def _check(options):
         raise cli.UserError(f"--linf is in 1/255, and at most 255, got {options.linf[-1]:g}.")
     if not options.linf and not options.l2:
         raise cli.UserError("--linf and --l2 are both empty: pass a radius for one of them.")
-    for name in ("steps", "restarts", "examples"):
-        value = getattr(options.attack, name)
-        if value is not None and value < 1:
-            raise cli.UserError(f"--{name} must be at least 1, got {value}.")
-    if options.batch_size < 1:
-        raise cli.UserError(f"--batch-size must be at least 1, got {options.batch_size}.")
     for norm in NORMS:
         cli.positive(f"{norm}-step-size", options.attack.step_size(norm))
-    if not 0 <= options.attack.seed < 2**32:
-        raise cli.UserError(f"--seed must lie in [0, 2**32), got {options.attack.seed}.")
     if options.attack.restarts > 1 and not options.attack.random_start:
         raise cli.UserError(
             f"--restarts {options.attack.restarts} would be the same attack again and again: pass "
@@ -283,6 +279,7 @@ def in_batches(
             f"{trained.path} has a test set for each domain: robustness is measured on one."
         )
     first, counted = 0, 0
+    size = min(size, trained.data.test.examples)
     for images, labels, valid in _read(trained.data.test, size):
         missing = size - len(labels)
         images, labels, valid = (

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from rich.progress import track
 
-from experiments import cli, collectives, plots, processes, runs
+from experiments import cli, collectives, files, folders, plots, processes, runs
 from experiments.benchmark import contestants, problems
 from experiments.benchmark.bars import ONE_GRADIENT, SKIPPING
 from experiments.benchmark.measure import Program
@@ -55,6 +55,8 @@ class Options:
     """The folder inside --out."""
     out: Path = Path("runs")
     """The folder of all results."""
+    overwrite: bool = False
+    """Replace a result of other options."""
 
 
 class Sent(NamedTuple):
@@ -165,38 +167,37 @@ def main(options: Options) -> None:
     cli.positive("microseconds", options.microseconds)
     for speed in options.gigabits:
         cli.positive("gigabits", speed)
-    if options.batch_size is not None and options.batch_size < 1:
-        raise cli.UserError(f"--batch-size must be at least 1, got {options.batch_size}.")
     processes.connect(None, None, None, devices=8)
     if jax.device_count() < 8:
         raise cli.UserError(
             f"counting takes 8 devices, and there are {jax.device_count()}: run it with "
             "JAX_PLATFORMS=cpu, which makes virtual ones."
         )
-    config = dataclasses.asdict(options)
-    path = runs.renewed(options.out, options.name, config, "scaling.json")
-    digits = cli.Options(data_dir=options.data_dir)
-    recipe = digits.resolve()
-    loaded = digits.load(recipe, 0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
-        rows = count(recipe, options.methods, loaded)
-    problem = problems.of_model(options.model, batch_size=options.batch_size)
-    program = Program(problem, contestants.on_device(problem, SGD))
-    program.run(2)
-    found = {
-        "config": config,
-        "rows": rows,
-        "recipe_parameter_bytes": parameter_bytes(recipe, loaded),
-        "model": options.model,
-        "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params)),
-        "batch_size": len(problem.batches[0][0]),
-        "gradient_seconds": program.run(5).seconds,
-        **runs.provenance(),
-    }
-    runs.write_json(path / "scaling.json", found)
-    runs.write_text(path / "scaling.md", markdown(found))
-    plots.scaling(path / "scaling.png", found, predictions(found))
+    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    path = folders.path_of(options.out, options.name)
+    with folders.anew(path, "scaling", config, overwrite=options.overwrite) as folder:
+        digits = cli.Options(data_dir=options.data_dir)
+        recipe = digits.resolve()
+        loaded = digits.load(recipe, 0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
+            rows = count(recipe, options.methods, loaded)
+        problem = problems.of_model(options.model, batch_size=options.batch_size)
+        program = Program(problem, contestants.on_device(problem, SGD))
+        program.run(2)
+        found = {
+            "config": config,
+            "rows": rows,
+            "recipe_parameter_bytes": parameter_bytes(recipe, loaded),
+            "model": options.model,
+            "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params)),
+            "batch_size": len(problem.batches[0][0]),
+            "gradient_seconds": program.run(5).seconds,
+            **runs.provenance(),
+        }
+        files.write_json(folder.file("scaling.json"), found)
+        files.write_text(folder.file("scaling.md"), markdown(found))
+        plots.scaling(folder.file("scaling.png"), found, predictions(found))
     print(f"written to {path}/")
 
 

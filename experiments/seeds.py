@@ -1,6 +1,6 @@
 """Seeds in training: their folders, checkpoints and metrics, and what is left at the end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import cli, fit, interrupt, plots, processes, runs, watch
+from experiments import cli, files, fit, folders, interrupt, numerics, plots, processes, runs, watch
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.collected import differences
+from experiments.data import Data, changes
 from experiments.feeds import Feed, feed
 from experiments.mesh import Layout
 from experiments.pipeline.stream import Stream
@@ -56,44 +57,106 @@ class Run:
           UserError: it holds another run, or an unfinished one that is not to be resumed.
         """
         self.seed, self._plan, self._options = seed, plan, options
-        self.name = options.name or f"{options.recipe}-{plan.method}-{seed}"
-        if options.name and len(options.seeds) > 1:
-            self.name += f"-{seed}"
-        self.path = options.out / self.name
+        if options.name is None:
+            self.name = f"{options.recipe}-{plan.method}-{seed}"
+        else:
+            self.name = f"{options.name}-{seed}" if len(options.seeds) > 1 else options.name
+        self.path = folders.path_of(options.out, self.name)
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.writers = []
-        if processes.is_first():
-            self.writers.append(functools.partial(runs.append_json, self.path / "metrics.jsonl"))
-        self.checkpoints = Checkpoints(self.path / runs.CHECKPOINTS)
-        self.finished = False
-        if options.overwrite:
-            return
-        held = runs.state_of(options.out, self.name, self.config())
-        self.finished = held == "finished"
-        if held == "unfinished" and not options.resume:
+        self.writers: list[Callable[[dict[str, Any]], None]] = []
+        self.folder: folders.Folder | None = None  # while this process holds it
+        self.checkpoints = Checkpoints(self.path / folders.CHECKPOINTS)
+        self._held = self._look()
+        if self._held == "unfinished" and not options.resume:
             raise cli.UserError(
                 f"{self.path} holds an unfinished run: pass --resume to go on with it, or "
                 "--overwrite to begin again."
             )
 
-    def begin(self) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether the folder held the results of the run when the command began."""
+        return self._held == "finished"
+
+    def _look(self):
+        """What the folder holds of this run: "finished", "unfinished" or "nothing".
+
+        Raises:
+          UserError: it is no folder of a run, or of one with other options.
+        """
+        manifest = folders.check(self.path, "train")
+        saved = folders.has_checkpoints(self.path)
+        summary = self.path / folders.SUMMARY
+        if self._options.overwrite or not manifest or not (saved or summary.exists()):
+            return "nothing"
+        folders.check_config(self.path, self.config())
+        try:
+            found = files.read_json(summary)
+            whole = folders.belongs(found, files.read_json(self.path / folders.CONFIG))
+        except (FileNotFoundError, files.DamagedError):
+            whole = False
+        return "finished" if whole else "unfinished" if saved else "nothing"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the folder; of several processes the first one does.
+
+        Raises:
+          UserError: another command holds it, or has trained in it since this one began.
+        """
+        if not processes.is_first():
+            yield
+            return
+        with folders.held(self.path, "train", again="go on with --resume") as self.folder:
+            if self._look() != self._held:
+                raise cli.UserError(
+                    f"another process has trained in {self.path} since this one began: start the "
+                    "same command again."
+                )
+            yield
+
+    def begin(self, data: Data) -> None:
         """Makes the folder anew."""
-        overwrite = self._options.overwrite
-        if processes.is_first():
-            runs.folder(self._options.out, self.name, self.config(), overwrite=overwrite)
+        if self.folder is not None:
+            self.folder.begin({**self.config(), "data": data.read})
+            self._claim()
+        processes.wait(f"{self.path} is there")
+        self.check(data)
+
+    def check(self, data: Data) -> None:
+        """Looks whether a checkpoint can be gone on from.
+
+        Raises:
+          UserError: the data are not those that the run began with.
+        """
+        held = files.read_json(self.path / folders.CONFIG)
+        if "data" in held and (changed := changes(held["data"], files.plain(data.read))):
+            raise cli.UserError(
+                f"the data are not those that {self.path} began with ({changed}): bring them back, "
+                "or train under another --name."
+            )
+        self.checkpoints.of = files.checksum(held)
+
+    def go_on(self) -> None:
+        """Prepares to write on."""
+        if self.folder is not None:
+            self._claim()
+
+    def _claim(self):
+        self.folder.file(folders.CHECKPOINTS)
+        metrics = self.folder.file(folders.METRICS)
+        files.write_text(metrics, "".join(map(files.line, self.rows)))
+        self.writers.append(functools.partial(files.append_json, metrics))
 
     def saved_steps(self) -> list[int]:
         """The steps of the checkpoints to go on from."""
-        return [] if self._options.overwrite else self.checkpoints.steps()
+        return self.checkpoints.steps() if self._held == "unfinished" else []
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a checkpoint; metrics and time go back to it too."""
         held = self.checkpoints.restore(step, like)
         self.rows, self.seconds = held.rows, held.seconds
-        lines = "".join(map(runs.line, self.rows))
-        if processes.is_first():
-            runs.write_text(self.path / "metrics.jsonl", lines)
         return held.state
 
     def add(self, row: dict[str, Any]) -> None:
@@ -120,6 +183,7 @@ class Run:
             "weights": options.digest,
             # The global perturbation is the same on any mesh.
             "device_perturbations": self._plan.layout.size if self._plan.apart else None,
+            "jax": numerics.recorded(),
         }
 
 
@@ -199,9 +263,8 @@ class Group:
         try:
             states = self._fresh()
             with contextlib.ExitStack() as stack:
-                if processes.is_first():
-                    for run in self.runs:
-                        stack.enter_context(runs.locked(run.path))
+                for run in self.runs:
+                    stack.enter_context(run.held())
                 self._train(states)
         except fit.DivergedError as error:
             raise DivergedRunError(f"{where}: {error}") from error
@@ -236,7 +299,7 @@ class Group:
                     stack.callback(train.close)
             if self.options.tensorboard and processes.is_first():
                 for run in self.runs:
-                    path, done = run.path / runs.TENSORBOARD, step // self.per_epoch
+                    path, done = run.folder.file(folders.TENSORBOARD), step // self.per_epoch
                     run.writers.append(stack.enter_context(watch.tensorboard(path, done=done)))
             state = fit.fit(
                 self.phases,
@@ -295,16 +358,18 @@ class Group:
                     f"{self.runs[0].path} holds a checkpoint of step {step}, beyond the "
                     f"{self.total} of this run: remove it, or start again with --overwrite."
                 )
-            for run in self.runs:
-                run.checkpoints.forget_after(step)
+            for run, data in zip(self.runs, self.data, strict=True):
+                run.check(data)
             phase = next(p for p in self.phases if step <= p.last * self.per_epoch)
             like = [self._adopted(phase, state) for state in states]
             states = [run.restore(step, one) for run, one in zip(self.runs, like, strict=True)]
+            for run in self.runs:
+                run.go_on()
+                run.checkpoints.forget_after(step)
         else:
             step = 0
-            for run in self.runs:
-                run.begin()
-            processes.wait("the folders are there")
+            for run, data in zip(self.runs, self.data, strict=True):
+                run.begin(data)
         self._saved = time.perf_counter()
         self._begun = [self._saved - run.seconds for run in self.runs]
         return step, states
@@ -375,7 +440,9 @@ class Group:
             phase.trainer.samples for phase in self.phases for _ in range(phase.first, phase.last)
         ]
         plots.curves(
-            run.path / "curves.png", run.rows, title=f"{self.options.recipe}, {self.plan.method}"
+            run.folder.file("curves.png"),
+            run.rows,
+            title=f"{self.options.recipe}, {self.plan.method}",
         )
         summary = {
             "recipe": self.options.recipe,
@@ -400,9 +467,12 @@ class Group:
             "decided_on": "host" if self.phases[0].trainer.on_host else "device",
             "mesh": None if self.plan.layout is None else dict(self.plan.layout.mesh.shape),
             "processes": jax.process_count(),
+            "config": run.checkpoints.of,
+            "metrics": files.checksum(run.rows),
             **runs.provenance(),
         }
-        runs.write_json(run.path / "summary.json", summary)
+        files.write_json(run.folder.file(folders.SUMMARY), summary)
+        run.folder.done()
 
     def _weights(self):
         """What is known of the weights that the runs began with."""

@@ -14,6 +14,7 @@ swept.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
+import math
 import statistics
 from typing import Annotated, Any
 
@@ -22,8 +23,9 @@ from rich import box
 from rich.table import Table
 import tyro
 
-from experiments import cli, interrupt, runs, sweep_plots, watch
+from experiments import cli, files, folders, interrupt, limits, numerics, runs, sweep_plots, watch
 from experiments.fit import DivergedError, evaluated, train
+from experiments.lines import Lines
 from experiments.recipes.base import UNTRAINED
 
 SHARED = ("learning_rate", "momentum", "weight_decay")
@@ -50,33 +52,51 @@ class Options(cli.Options):
 def main(options: Options) -> None:
     """Runs the command."""
     recipe = options.resolve()
-    if options.seeds < 1:
-        raise cli.UserError(f"--seeds must be at least 1, got {options.seeds}.")
     axes = _axes([axis for given in options.over for axis in given])
     settings = [[f"{name}={value}" for value in values] for name, values in axes.items()]
+    if not 1 <= options.seeds <= limits.SEEDS:
+        raise cli.UserError(
+            f"--seeds must lie between 1 and {limits.SEEDS:,}, got {options.seeds}."
+        )
+    asked = math.prod(map(len, settings)) * options.seeds
+    if asked > limits.RUNS:
+        raise cli.UserError(
+            f"--over and --seeds ask for {asked:,} runs, and a sweep has at most {limits.RUNS:,}: "
+            "try fewer values at once."
+        )
     cells = {cell: _apply(recipe, options.method, cell) for cell in itertools.product(*settings)}
-    config = _config(options, recipe)
     seeds = range(1000, 1000 + options.seeds)
-    data = {seed: options.load(recipe, seed) for seed in seeds}
-    asked = [(cell_recipe, options.method, kwargs) for cell_recipe, kwargs in cells.values()]
-    options.check(asked, data[seeds[0]])
-    name = options.name or f"{options.recipe}-{options.method}-sweep"
-    path = runs.path_of(options.out, name)
-    with runs.locked(path):
-        runs.folder(options.out, name, config, overwrite=options.overwrite)
-        try:
-            finished = _train(options, path, cells, data)
-            grid = {cell: [finished[_key(cell, seed)] for seed in seeds] for cell in cells}
-            config |= {"over": axes, "seeds": options.seeds}
-            rows = [summarize(cell, cell_runs) for cell, cell_runs in grid.items()]
-            _write(path, config, rows, [run for cell_runs in grid.values() for run in cell_runs])
-        except OSError as error:
-            raise cli.UserError(
-                f"cannot write to {path}: {error}. The finished runs are kept: make room, and the "
-                "same command goes on."
-            ) from error
+    default = f"{options.recipe}-{options.method}-sweep"
+    path = folders.path_of(options.out, default if options.name is None else options.name)
+    folders.check(path, "sweep")
+    first = options.load(recipe, seeds[0])
+    options.check([(of, options.method, kwargs) for of, kwargs in cells.values()], first)
+    config = {**_config(options, recipe), "data": first.read, "jax": numerics.recorded()}
+    with folders.held(path, "sweep") as folder:
+        folder.open(config, overwrite=options.overwrite)
+        for name in ("sweep.json", "sweep.md", *(["sweep.png"] if len(cells) > 1 else [])):
+            folder.file(name)  # which may be another's, as is better known now
+        lines = Lines(folder.file(folders.RUNS), lambda run: _key(run["cell"], run["seed"]))
+        trained = _train(options, path, cells, seeds, lines)
+        grid = {cell: [lines[_key(cell, seed)] for seed in seeds] for cell in cells}
+        config |= {"over": axes, "seeds": options.seeds}
+        rows = [summarize(cell, cell_runs) for cell, cell_runs in grid.items()]
+        wrote = trained or not _is_written(path, config)
+        every = [run for cell_runs in grid.values() for run in cell_runs]
+        _write(folder, config, rows, every, anew=wrote)
+        folder.done()
     rich.print(_table(config, rows))
-    print(f"written to {path}/")
+    said = "written to" if wrote else "already finished (--overwrite trains again):"
+    print(f"{said} {path}/")
+
+
+def _is_written(path, config):
+    """Whether the result is there already, of the same cells and seeds."""
+    try:
+        held = files.read_json(path / "sweep.json")
+    except (FileNotFoundError, files.DamagedError):
+        return False
+    return held["config"] == files.unplain(files.plain(config))
 
 
 def summarize(cell: Sequence[str], cell_runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -150,48 +170,41 @@ def _key(cell, seed):
     return frozenset(cell), seed
 
 
-def _kept(path):
-    """The finished runs of the folder by their keys."""
-    try:
-        return {_key(run["cell"], run["seed"]): run for run in runs.read_lines(path / runs.RUNS)}
-    except (KeyError, TypeError) as error:
-        raise cli.UserError(
-            f"{path / runs.RUNS} holds a line that is no run: remove it, or pass --overwrite."
-        ) from error
+def _train(options, path, cells, seeds, lines):
+    """Trains the runs of the cells that are missing, each kept as it ends; whether there were any.
 
-
-def _train(options, path, cells, data):
-    """All runs of the cells by their keys: those kept, and the others, each kept as it ends."""
-    finished = _kept(path)
-    keys = {_key(cell, seed) for cell in cells for seed in data}
+    One compiled trainer serves the seeds of a cell.
+    """
+    keys = [_key(cell, seed) for cell in cells for seed in seeds]
+    missing = [key for key in keys if key not in lines]
     commit = runs.provenance()["commit"]
+    kept = len(keys) - len(missing)
 
     def check(*_):
         if stopped():
             again = ", without --overwrite" if options.overwrite else ""
             raise interrupt.InterruptedRunError(
-                f"{len(keys & finished.keys())} of {len(keys)} runs are kept in {path}; the same "
-                f"command goes on{again}.",
+                f"{kept} of {len(keys)} runs are kept in {path}; the same command goes on{again}.",
                 stopped(),
             )
 
     with (
         interrupt.noted() as stopped,
-        watch.tally(options.method, total=len(keys), done=len(keys & finished.keys())) as count,
+        watch.tally(options.method, total=len(keys), done=kept) as count,
     ):
         for cell, (recipe, kwargs) in cells.items():
-            # One compiled trainer for the seeds of a cell.
-            trainer = options.trainer(recipe, options.method, kwargs, next(iter(data.values())))
-            for seed in data:
-                if _key(cell, seed) in finished:
+            trainer = None
+            for seed in seeds:
+                if _key(cell, seed) in lines:
                     continue
                 check()
-                figures = _run(trainer, data[seed], seed, check)
-                run = {"cell": cell, "seed": seed, **figures, "commit": commit}
-                runs.append_json(path / runs.RUNS, run)
-                finished[_key(cell, seed)] = run
+                data = options.load(recipe, seed)
+                trainer = trainer or options.trainer(recipe, options.method, kwargs, data)
+                run = {"cell": cell, "seed": seed, **_run(trainer, data, seed, check)}
+                lines.add({**run, "commit": commit})
+                kept += 1
                 count(f"{' '.join(cell)}, seed {seed}: {run['accuracy']:.2f} %")
-    return finished
+    return bool(missing)
 
 
 def _run(trainer, data, seed, check):
@@ -204,23 +217,25 @@ def _run(trainer, data, seed, check):
     return {"accuracy": 100 * evaluated(figures), "diverged": False, **costs}
 
 
-def _write(path, config, rows, grid_runs):
+def _write(folder, config, rows, grid_runs, *, anew):
     """The result, its table, and its picture where more than one value of a setting was tried."""
-    result = {"config": config, "rows": rows, "runs": grid_runs, **runs.provenance()}
-    runs.write_text(path / "sweep.md", markdown(config, rows))
+    if not anew:
+        return
+    files.write_text(folder.file("sweep.md"), markdown(config, rows))
     if len(rows) > 1:
         # Code may have changed between the runs of a sweep that went on; "-dirty" stands behind 40.
         commits = dict.fromkeys(run["commit"] or "unknown" for run in grid_runs)
         code = ", ".join(commit[:12] + commit[40:] for commit in commits)
         sweep_plots.picture(
-            path / "sweep.png",
+            folder.file("sweep.png"),
             rows,
             config["over"],
             title=f"{_title(config)}\n{_split(config)}",
             fixed=_fixed(config),
             code=code,
         )
-    runs.write_json(path / "sweep.json", result)
+    found = {"config": config, "rows": rows, "runs": grid_runs, **runs.provenance()}
+    files.write_json(folder.file("sweep.json"), found)
 
 
 def _title(config):

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 import tyro
 
-from experiments import cli, runs
+from experiments import cli, files, folders, runs
 from experiments.analysis import table as tabulated
 from experiments.collected import Collected, Run, collect
 from experiments.paper_tables import PAPERS, Paper, PaperTable
@@ -52,8 +52,8 @@ def main(options: Options) -> None:
     """Runs the command."""
     for name in options.paper:
         cli.known("paper", name, PAPERS)
-    if options.out is not None and (options.out / "config.json").exists():
-        raise cli.UserError(f"--out {options.out} is the folder of a run: pass another.")
+    if options.out is not None:
+        folders.check(options.out, "tables")
     if options.runs.exists() and not options.runs.is_dir():
         raise cli.UserError(f"--runs {options.runs} is no folder: pass that of all results.")
     collected = collect(options.runs) if options.runs.exists() else Collected([], [], [])
@@ -62,12 +62,9 @@ def main(options: Options) -> None:
     if not options.runs.exists():
         print(f"there is no folder {options.runs}: --runs names that of all results.")
     if options.out is not None:
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-            runs.write_text(options.out / "tables.md", markdown(found))
-            runs.write_json(options.out / "tables.json", {**found, **runs.provenance()})
-        except OSError as error:
-            raise cli.UserError(f"--out {options.out} cannot be written: {error}.") from error
+        with folders.anew(options.out, "tables", {"paper": options.paper}) as folder:
+            files.write_text(folder.file("tables.md"), markdown(found))
+            files.write_json(folder.file("tables.json"), {**found, **runs.provenance()})
         print(f"written to {options.out}/")
 
 

@@ -18,7 +18,7 @@ import optax
 import rich
 from rich.table import Table
 
-from experiments import cli, plots, runs
+from experiments import cli, files, folders, numerics, plots
 import sam_optax
 
 START, STEPS, LEARNING_RATE, MOMENTUM, RHO = (-6.0, 10.0), 150, 5.0, 0.9, 2.0
@@ -85,13 +85,8 @@ def path_of(tx: optax.GradientTransformationExtraArgs) -> np.ndarray:
 
 def main(options: Options) -> None:
     """Runs the command."""
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "toy.json").touch()
-    except OSError as error:
-        message = f"cannot write to {options.out}: {error}. Pass another --out."
-        raise cli.UserError(message) from error
-    with jax.enable_x64(True):
+    config = {"steps": STEPS, "jax": numerics.recorded()}
+    with folders.anew(options.out, "toy", config) as folder, jax.enable_x64(True):
         paths = {key: path_of(tx) for key, tx in optimizers().items()}
         ends = [
             {
@@ -102,8 +97,8 @@ def main(options: Options) -> None:
             }
             for (method, gamma), path in paths.items()
         ]
-        plots.toy(options.out / "toy.png", loss, paths, ends, MINIMA, note=NOTE)
-    runs.write_json(options.out / "toy.json", ends)
+        plots.toy(folder.file("toy.png"), loss, paths, ends, MINIMA, note=NOTE)
+        files.write_json(folder.file("toy.json"), ends)
     rich.print(_table(ends), NOTE)
     print(f"written to {options.out}/")
 

@@ -11,13 +11,12 @@ On several devices: --mesh data=8. In several processes: the same command in eac
 """
 
 import dataclasses
-import json
 import math
 from typing import Annotated, Literal
 
 import tyro
 
-from experiments import cli, interrupt, mesh, processes, watch
+from experiments import cli, files, folders, interrupt, mesh, processes, watch
 from experiments.optimizers import is_decoupled
 from experiments.seeds import DivergedRunError, Group, Plan, Run
 
@@ -72,12 +71,6 @@ def main(options: Options) -> None:
     plan = _plan(options, layout)
     if len(set(options.seeds)) < len(options.seeds) or not options.seeds:
         raise cli.UserError(f"--seeds must be different numbers, got {options.seeds}.")
-    if options.steps_per_dispatch < 1 or not options.checkpoint_minutes >= 0:
-        raise cli.UserError(
-            "--steps-per-dispatch must be at least 1 and --checkpoint-minutes not negative."
-        )
-    if options.keep_epochs is not None and options.keep_epochs < 1:
-        raise cli.UserError(f"--keep-epochs must be at least 1, got {options.keep_epochs}.")
     if options.resume and options.overwrite:
         raise cli.UserError("--resume goes on and --overwrite begins again: pass one of them.")
     together = options.vmap_seeds and len(options.seeds) > 1
@@ -98,7 +91,7 @@ def main(options: Options) -> None:
     for run in all_runs:
         if run in diverged or not processes.is_first():
             continue
-        summary = json.loads((run.path / "summary.json").read_text())
+        summary = files.read_json(run.path / folders.SUMMARY)
         watch.table(f"{options.recipe}, {plan.method}, seed {run.seed}", _figures(summary))
         said = "written" if run in trained else "already finished (--overwrite trains it again)"
         print(f"{said}: {run.path}/")
@@ -140,7 +133,7 @@ def _plan(options, layout):
             f"--batch-size {recipe.batch_size} cannot be divided over {layout.size} devices: pass "
             "a multiple of them."
         )
-    method = options.method or recipe.method
+    method = recipe.method if options.method is None else options.method
     if options.epochs is None and options.then is None:
         recipe = recipe.of(method)
     methods = [(0, method, cli.method_settings(recipe, method, options.set))]

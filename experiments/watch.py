@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from experiments.cli import UserError
+from experiments.errors import UserError
 from experiments.fit import evaluated
 
 
@@ -51,12 +51,12 @@ class Bar:
 def bar(title: str, *, total: int, done: int, images: int, shown: bool = True) -> Iterator[Bar]:
     """A progress bar over a run's steps, each of so many images."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
         ImagesPerSecond(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[said]}", markup=False),
     )
     with Progress(*columns, disable=not shown) as progress:
         yield Bar(
@@ -73,12 +73,12 @@ def tally(title: str, *, total: int, done: int) -> Iterator[Callable[[str], None
       A function that counts one more, and shows a text about it.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("runs"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[said]}", markup=False),
     )
     # A run may take hours: the time that remains is estimated from those of the last day.
     with Progress(*columns, speed_estimate_period=86_400) as progress:

@@ -325,7 +325,7 @@ def test_a_stopped_analysis_goes_on(folder, run, monkeypatch):
             return measure(self)
 
         monkeypatch.setattr(Look, part, watched)
-    monkeypatch.setattr(cli.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    monkeypatch.setattr("os._exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     arguments = (folder / "sgd-0", *LITTLE)
     with pytest.raises(SystemExit) as stop:
         run(*arguments, "--parts", "hessian", "sharpness")

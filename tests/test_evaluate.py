@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from test_experiments import command, data_dir, read  # noqa: F401
 
-from experiments import cli, data, evaluate, models, othersets, recipes, train
+from experiments import data, evaluate, models, othersets, recipes, train
 from experiments.analysis.trained import Trained
 from experiments.evaluate import Model, grouped, right_classes
 from experiments.othersets import CORRUPTIONS, OtherSet, benchmark, expanded
@@ -458,7 +458,7 @@ def test_a_stopped_command_goes_on(run, refused, monkeypatch):
         return measure(self, one, places)
 
     monkeypatch.setattr(Model, "measure", watched)
-    monkeypatch.setattr(cli.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    monkeypatch.setattr("os._exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     with pytest.raises(SystemExit) as stop:
         run(("sgd-0",), "--on", REAL, V2)
     assert stop.value.code == 130

@@ -17,10 +17,10 @@ from experiments import (
     cli,
     compare,
     data,
+    files,
     fit,
     gpu_check,
     recipes,
-    runs,
     sweep,
     toy,
     train,
@@ -448,8 +448,8 @@ def test_a_diverged_run_keeps_its_metrics_and_writes_no_summary(
 
 
 def test_an_interrupted_run_exits_130_and_keeps_its_metrics(monkeypatch, tmp_path, data_dir):
-    monkeypatch.setattr(cli.os, "_exit", sys.exit)
-    append, rows = runs.append_json, []
+    monkeypatch.setattr("os._exit", sys.exit)
+    append, rows = files.append_json, []
 
     def interrupt(path, row):
         append(path, row)
@@ -457,7 +457,7 @@ def test_an_interrupted_run_exits_130_and_keeps_its_metrics(monkeypatch, tmp_pat
         if len(rows) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "append_json", interrupt)
+    monkeypatch.setattr(files, "append_json", interrupt)
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, train, "--epochs", 5, "--data-dir", data_dir, "--out", tmp_path)
     assert stop.value.code == 130

@@ -14,7 +14,7 @@ import pytest
 from test_experiments import command, read
 from test_resume import assert_same_end, interrupt_at
 
-from experiments import analyze, cli, data, glmc, models, objectives, robustness, streams, train
+from experiments import analyze, data, glmc, models, objectives, robustness, streams, train
 from experiments.analysis.trained import Trained
 from experiments.feeds import arrays
 from experiments.glmc import Glmc, GlmcNetwork, Mixtures, Outputs
@@ -551,7 +551,7 @@ def test_a_run_trains_and_tells_its_figures(folder):
 def test_a_terminated_run_is_resumed_bit_for_bit(folder, sets, monkeypatch):
     arguments = (*SHORT, "--name", "cut", "--data-dir", sets, "--out", folder)
     with monkeypatch.context() as patch:
-        patch.setattr(cli.os, "_exit", sys.exit)
+        patch.setattr("os._exit", sys.exit)
         interrupt_at(patch, 5)  # of 6
         with pytest.raises(SystemExit):
             command(patch, train, *arguments)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from test_experiments import command, data_dir, digits, read, small_trainer  # noqa: F401
 
-from experiments import cli, fit, runs, seeds, train, watch
+from experiments import cli, fit, folders, seeds, train, watch
 from experiments.checkpoints import Checkpoints
 
 SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
@@ -25,7 +25,7 @@ SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
 @pytest.fixture
 def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     """Runs the command to its end, or to the exit code that is returned."""
-    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    monkeypatch.setattr("os._exit", sys.exit)
     # a shell starts what runs in the background with SIGINT ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -166,9 +166,9 @@ def test_resuming_and_beginning_again_exclude_each_other(run, capsys):
 
 
 def test_two_processes_do_not_train_in_one_folder(run, tmp_path, capsys):
-    with runs.locked(tmp_path / "digits-sam-0"):
+    with folders.held(tmp_path / "digits-sam-0", "train"):
         assert run(*SHORT) == 2
-        assert "another process trains in" in capsys.readouterr().err
+        assert "another process works in" in capsys.readouterr().err
     assert run(*SHORT) == 0
 
 

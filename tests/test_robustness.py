@@ -216,7 +216,7 @@ def test_a_stopped_command_goes_on(folder, run, refused, monkeypatch):
         return measure(self, norm, epsilon)
 
     monkeypatch.setattr(Target, "measure", watched)
-    monkeypatch.setattr(cli.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    monkeypatch.setattr("os._exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     with pytest.raises(SystemExit) as stop:
         run(folder / "sgd-0", *RADII)
     assert stop.value.code == 130

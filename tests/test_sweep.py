@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
-from experiments import cli, fit, runs, sweep, sweep_plots
+from experiments import fit, folders, lines, sweep, sweep_plots
 
 SHORT = ("digits", "--method", "ae_sam", "--epochs", 1, "--batch-size", 256)
 GRID = ("--over", "lambda_1=-2,1", "--over", "lambda_2=-9,2")
@@ -20,7 +20,7 @@ GRID = ("--over", "lambda_1=-2,1", "--over", "lambda_2=-9,2")
 @pytest.fixture
 def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     """Runs the command to its end, or to the exit code that is returned."""
-    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    monkeypatch.setattr("os._exit", sys.exit)
     # a shell starts what runs in the background with SIGINT ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -258,18 +258,18 @@ def test_what_is_damaged_is_told_or_healed(run, trained, tmp_path, capsys):
 
 
 def test_two_sweeps_do_not_train_in_one_folder(run, trained, tmp_path, capsys):
-    with runs.locked(tmp_path / "digits-ae_sam-sweep"):
+    with folders.held(tmp_path / "digits-ae_sam-sweep", "sweep"):
         assert run(*SHORT, *ONE, "--overwrite") == 2
-    assert "another process trains in" in capsys.readouterr().err
+    assert "another process works in" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_in_one_line(run, trained, monkeypatch, capsys):
     def no_room(path, value):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise lines.files.WriteError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}")
 
-    monkeypatch.setattr(runs, "append_json", no_room)
+    monkeypatch.setattr(lines.files, "append_json", no_room)
     assert run(*SHORT, *ONE) == 2
-    assert "No space left on device. The finished runs are kept" in capsys.readouterr().err
+    assert "No space left on device. What was written before is kept" in capsys.readouterr().err
 
 
 def test_a_diverged_run_counts_as_a_guess_and_without_its_costs(run, trained, tmp_path):

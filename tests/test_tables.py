@@ -10,7 +10,7 @@ import statistics
 import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
-from experiments import cli, runs, seeds, tables, train
+from experiments import cli, files, folders, seeds, tables, train
 from experiments.collected import collect
 from experiments.paper_tables import PAPERS, Paper, PaperTable
 from experiments.recipes import RECIPES, small
@@ -31,11 +31,11 @@ def made(tmp_path):
         )
         run = seeds.Run(options, train._plan(options, None), seed)
         run.path.mkdir(parents=True)
-        runs.write_json(run.path / "config.json", run.config())
+        files.write_json(run.path / "config.json", run.config())
         if ended:
             best = accuracy if best is None else best
             figures = {"test_accuracy": accuracy, "test_accuracy_best": best, "commit": "abc"}
-            runs.write_json(run.path / "summary.json", {"seed": seed, **figures})
+            files.write_json(run.path / "summary.json", {"seed": seed, **figures})
         return run.path
 
     return made
@@ -455,7 +455,7 @@ def test_results_of_other_commands_are_told_and_runs_are_found_at_any_depth(made
 
 def test_checkpoints_are_not_searched(made, found):
     path = made(AE, "sam", 0)
-    for name in runs.FOLDERS:
+    for name in (folders.CHECKPOINTS, folders.TENSORBOARD, folders.REPLACED):
         (path / name).mkdir()
         (path / name / "config.json").write_text("{}")
     held = found("ae_sam")

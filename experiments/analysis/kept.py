@@ -13,6 +13,7 @@ import tyro
 from experiments import cli, data, runs
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
+from experiments.lines import Lines
 
 # What tells a run and its last checkpoint from others.
 _MARKS = ("name", "group", "seed", "fingerprint")
@@ -44,30 +45,15 @@ def opened(options: Options) -> list[Trained]:
     """The runs that a command is given.
 
     Raises:
-      UserError: there is none, two have the same name, one is no folder of a run, or the number of
-        workers is negative.
+      UserError: there is none, two have the same name, or one is no folder of a run.
     """
     if not options.runs:
         raise cli.UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
-    if options.workers is not None and options.workers < 0:
-        raise cli.UserError(f"--workers must be at least 0, got {options.workers}.")
     names = [path.resolve().name for path in options.runs]
     if len(set(names)) < len(names):
         raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
     how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
     return [Trained(path, options.data_dir, **how) for path in options.runs]
-
-
-def page(out: Path, name: str) -> Path:
-    """The folder out/name, for what is found of runs.
-
-    Raises:
-      UserError: it is the folder of a run, or the name is no plain one.
-    """
-    path = runs.path_of(out, name)
-    if (path / runs.CHECKPOINTS).exists():
-        raise cli.UserError(f"{path} is the folder of a run: pass another --out or --name.")
-    return path
 
 
 def about(run: Trained) -> dict[str, Any]:
@@ -108,8 +94,8 @@ class Kept:
         Raises:
           UserError: the file is damaged.
         """
-        self._path, self._tell = path, tell
-        self._lines = {tuple(line["key"]): line for line in runs.read_lines(path)}
+        self._tell = tell
+        self._lines = Lines(path, lambda line: tuple(line["key"]))
         self.failed: list[str] = []
 
     def once(
@@ -131,8 +117,7 @@ class Kept:
                 self.failed.append(f"{said}: {error}")
                 return None
             seconds = time.perf_counter() - start
-            self._lines[key] = {"key": key, "measured": measured, "seconds": seconds}
-            runs.append_json(self._path, self._lines[key])
+            self._lines.add({"key": key, "measured": measured, "seconds": seconds})
         return self._lines[key]
 
 
@@ -143,7 +128,7 @@ def progress(unit: str) -> Iterator[Callable[..., None]]:
     Yields:
       A function that counts one more, or begins to count anew for a text.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, transient=True) as line:
         task = line.add_task("", total=None)
         state = {"said": "", "done": 0}

@@ -24,11 +24,11 @@ MARKERS = "osv^DPX"
 Run = Mapping[str, Any]
 
 
-def draw(path: Path, found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def draw(file: Callable[[str], Path], found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every picture that the numbers are there for.
 
     Args:
-      path: the folder.
+      file: the path to write a file of a name to.
       found: what `experiments.analyze` writes to analysis.json.
 
     Returns:
@@ -37,7 +37,6 @@ def draw(path: Path, found: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown = first_of_each(found["runs"])
     drawn = []
     for name, (picture, part, said) in PICTURES.items():
-        (path / f"{name}.png").unlink(missing_ok=True)  # of other runs
         runs = [run for run in shown if _has(run, part)]
         if part == "lines" and found["lines"]:
             runs = shown
@@ -48,7 +47,7 @@ def draw(path: Path, found: Mapping[str, Any]) -> list[tuple[str, str]]:
         figure.suptitle("\n".join(textwrap.wrap(figure.get_suptitle(), letters)))
         caption = "\n".join(_caption(runs, found["config"]["measures"], part))
         figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
-        plots.save(figure, path / f"{name}.png")
+        plots.save(figure, file(f"{name}.png"))
         drawn.append((f"{name}.png", said))
     return drawn
 

@@ -1,7 +1,6 @@
 """A finished or unfinished run, read from its folder, and its loss as a function of parameters."""
 
 from collections.abc import Callable
-import dataclasses
 import functools
 import json
 import math
@@ -14,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import augment, cli, feeds, objectives, runs, streams
+from experiments import augment, cli, feeds, files, folders, objectives, streams
 from experiments.analysis.objective import AnalysisError, Objective
 from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.data import CorruptedError, Data, Split
-from experiments.recipes.base import Recipe
+from experiments.data import CorruptedError, Data, Split, changes, directory
+from experiments.recipes.base import of_config
 
 # Of all images of a streamed set, where no number of them is asked for.
 MOST_BYTES = 2 * 10**9
@@ -64,27 +63,29 @@ class Trained:
         self.corrupt: list[str] = []
         self._decoded: dict[int | None, Split] = {}
         try:
-            self.config = json.loads((path / "config.json").read_text())
-            names = {field.name for field in dataclasses.fields(Recipe)} - {"method"}
-            fields = {name: self.config[name] for name in self.config if name in names}
-            for name in ("augmentation", "crop_area", "randaugment"):
-                fields[name] = tuple(fields[name])
-            self.recipe = Recipe(**fields)
+            self.config = files.read_json(path / folders.CONFIG)
+            self.recipe = of_config(self.config)
             self.seed = self.config["seed"]
-            lines = path / "metrics.jsonl"
-            text = lines.read_text() if lines.exists() else ""
-            # The last line of a run that goes on may not be whole.
-            whole = text[: text.rfind("\n") + 1]
-            self.rows = [json.loads(line) for line in whole.splitlines()]
-            summary = path / "summary.json"
-            self.summary = json.loads(summary.read_text()) if summary.exists() else {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            _check(self.config)
+            self.rows = files.read_lines(path / folders.METRICS)
+            summary = path / folders.SUMMARY
+            self.summary = files.read_json(summary) if summary.exists() else {}
+            if not folders.belongs(self.summary, self.config):
+                raise ValueError("its summary is that of another run")
+            if self.summary.get("metrics", files.checksum(self.rows)) != files.checksum(self.rows):
+                raise ValueError("its metrics are not those that its summary was made of")
+        except (OSError, ValueError, KeyError, TypeError, files.DamagedError) as error:
             raise cli.UserError(
                 f"{path} is no folder of a run ({type(error).__name__}: {error}): pass one that "
                 "experiments.train wrote."
             ) from error
-        self.checkpoints = Checkpoints(path / runs.CHECKPOINTS, read_only=True)
-        self.steps = self.checkpoints.steps()
+        self.checkpoints = Checkpoints(path / folders.CHECKPOINTS, read_only=True)
+        if files.is_sealed(path):
+            self.checkpoints.of = files.checksum(self.config)
+        try:
+            self.steps = self.checkpoints.steps()
+        except CheckpointError as error:
+            raise cli.UserError(str(error)) from error
         if not self.steps:
             raise cli.UserError(
                 f"{path} holds no checkpoint: train it, or go on with it by --resume, so that "
@@ -136,12 +137,23 @@ class Trained:
           ValueError, NotPreparedError, CorruptedError: as `experiments.streams.is_streamed`.
         """
         recipe = self.recipe
-        return streams.is_streamed(recipe.dataset, self._data_dir.expanduser(), recipe.domain)
+        return streams.is_streamed(recipe.dataset, directory(self._data_dir), recipe.domain)
 
     @functools.cached_property
     def data(self) -> Data:
-        """Its data set, with its noise."""
-        return cli.load(self.recipe, self.seed, self._data_dir, **self._how)
+        """Its data set, with its noise.
+
+        Raises:
+          UserError: it cannot be read, or is not what the run was trained on.
+        """
+        found = cli.load(self.recipe, self.seed, self._data_dir, **self._how)
+        changed = changes(self.config.get("data", {}), files.plain(found.read))
+        if "data" in self.config and changed:
+            raise cli.UserError(
+                f"the data are not those that {self.path} was trained on ({changed}): bring them "
+                "back."
+            )
+        return found
 
     def forget(self) -> None:
         """Lets go of the data, which are read again where they are needed."""
@@ -261,6 +273,22 @@ class Trained:
                 raise cli.UserError(str(error)) from error
             self.corrupt = list(train.corrupt)
         return self._decoded[examples]
+
+
+def _check(config):
+    """Raises TypeError where what a config holds beside the recipe is of another kind."""
+    kinds = {"recipe": str, "method": str, "method_kwargs": dict, "seed": int, "then": list}
+    for name, kind in kinds.items():
+        if not isinstance(config[name], kind) or isinstance(config[name], bool):
+            raise TypeError(f"{name} is {config[name]!r:.60}")
+    for switch in config["then"]:
+        start, method, settings = switch
+        if (
+            not isinstance(start, int)
+            or not isinstance(method, str)
+            or not isinstance(settings, dict)
+        ):
+            raise TypeError(f"then is {config['then']!r:.60}")
 
 
 # What may differ between runs of one group.

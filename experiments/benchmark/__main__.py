@@ -16,7 +16,7 @@ from typing import Literal
 
 import jax
 
-from experiments import cli, runs
+from experiments import cli, files, folders, runs
 from experiments.benchmark import bars, problems, report, table
 
 TORCH = ("torch", "pytorch_optimizer")
@@ -45,6 +45,8 @@ class Options:
     """The folder inside --out."""
     out: Path = Path("runs")
     """The folder of all results."""
+    overwrite: bool = False
+    """Replace a result of other options."""
 
 
 def main(options: Options) -> None:
@@ -53,9 +55,6 @@ def main(options: Options) -> None:
         raise cli.UserError(
             f"--turns must be at least 2 for a spread, or 0 for no times, got {options.turns}."
         )
-    for name in ("batch_size", "width"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
     cli.positive("seconds", options.seconds)
     if not options.models:
         raise cli.UserError(f"--models must name one: {', '.join(problems.MODELS)}.")
@@ -70,25 +69,26 @@ def main(options: Options) -> None:
         raise cli.UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
     if torch and options.width is not None:
         raise cli.UserError("--width is of JAX's models alone: leave it out with --peers torch.")
-    config = dataclasses.asdict(options)
-    path = runs.renewed(options.out, options.name, config, "benchmark.json")
-    # A cached compilation costs nothing, and is no measurement.
-    jax.config.update("jax_enable_compilation_cache", False)
-    rows, provenance = [], runs.provenance()
-    if torch:
-        provenance["versions"] |= {name: metadata.version(name) for name in TORCH}
-    for model in dict.fromkeys(options.models):
-        problem = problems.of_model(model, batch_size=options.batch_size, width=options.width)
-        rows += table.measure(
-            problem,
-            options.methods,
-            torch=torch,
-            turns=problems.MODELS[model].turns if options.turns is None else options.turns,
-            seconds=options.seconds,
-        )
-        found = {"config": config, "rows": rows, "cores": os.cpu_count(), **provenance}
-        runs.write_json(path / "benchmark.json", found)
-        runs.write_text(path / "benchmark.md", report.markdown(found))
+    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    path = folders.path_of(options.out, options.name)
+    with folders.anew(path, "benchmark", config, overwrite=options.overwrite) as folder:
+        # A cached compilation costs nothing, and is no measurement.
+        jax.config.update("jax_enable_compilation_cache", False)
+        rows, provenance = [], runs.provenance()
+        if torch:
+            provenance["versions"] |= {name: metadata.version(name) for name in TORCH}
+        for model in dict.fromkeys(options.models):
+            problem = problems.of_model(model, batch_size=options.batch_size, width=options.width)
+            rows += table.measure(
+                problem,
+                options.methods,
+                torch=torch,
+                turns=problems.MODELS[model].turns if options.turns is None else options.turns,
+                seconds=options.seconds,
+            )
+            found = {"config": config, "rows": rows, "cores": os.cpu_count(), **provenance}
+            files.write_json(folder.file("benchmark.json"), found)
+            files.write_text(folder.file("benchmark.md"), report.markdown(found))
     print("\n".join(report.bars(bars.judge(rows))))
     print(f"written to {path}/")
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from experiments import cli, plots, runs
+from experiments import cli, files, folders, limits, plots, runs
 from experiments.benchmark import contestants
 from experiments.benchmark.measure import Program, over_ideal, take_turns
 from experiments.benchmark.problems import Problem
@@ -52,6 +52,8 @@ class Options:
     """The folder inside --out."""
     out: Path = Path("runs")
     """The folder of all results."""
+    overwrite: bool = False
+    """Replace a result of other options."""
 
 
 def layers(parameters: int, leaves: int, batch: int) -> Problem:
@@ -79,23 +81,29 @@ def main(options: Options) -> None:
     least = min(sizes[0] for found in AXES.values() for sizes in found)
     if options.most < least:
         raise cli.UserError(f"--most must be at least {least}, got {options.most}.")
-    config = dataclasses.asdict(options)
-    path = runs.renewed(options.out, options.name, config, "growth.json")
-    jax.config.update("jax_enable_compilation_cache", False)
-    points = [
-        (axis, sizes) for axis, found in AXES.items() for sizes in found if sizes[0] <= options.most
-    ]
-    measured: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
-    rows = []
-    for axis, sizes in track(points, "measuring"):
-        if sizes not in measured:  # the axes cross
-            measured[sizes] = _measure(layers(*sizes), options)
-        parameters, leaves, batch = sizes
-        sizes = {"parameters": parameters, "leaves": leaves, "batch": batch}
-        rows += [{"axis": axis, **sizes, **row} for row in measured[parameters, leaves, batch]]
-        found = {"config": config, "rows": rows, **runs.provenance()}
-        runs.write_json(path / "growth.json", found)
-    plots.growth(path / "growth.png", rows, title=f"{found['device']}, jax {jax.__version__}")
+    limits.check_memory(50 * options.most, f"a problem of --most {options.most:,} parameters")
+    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    path = folders.path_of(options.out, options.name)
+    with folders.anew(path, "benchmark.growth", config, overwrite=options.overwrite) as folder:
+        jax.config.update("jax_enable_compilation_cache", False)
+        points = [
+            (axis, sizes)
+            for axis, found in AXES.items()
+            for sizes in found
+            if sizes[0] <= options.most
+        ]
+        measured: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+        rows = []
+        for axis, sizes in track(points, "measuring"):
+            if sizes not in measured:  # the axes cross
+                measured[sizes] = _measure(layers(*sizes), options)
+            parameters, leaves, batch = sizes
+            sizes = {"parameters": parameters, "leaves": leaves, "batch": batch}
+            rows += [{"axis": axis, **sizes, **row} for row in measured[parameters, leaves, batch]]
+            found = {"config": config, "rows": rows, **runs.provenance()}
+            files.write_json(folder.file("growth.json"), found)
+        title = f"{found['device']}, jax {jax.__version__}"
+        plots.growth(folder.file("growth.png"), rows, title=title)
     print(f"written to {path}/")
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 import copy
 import dataclasses
+import types
+import typing
 from typing import Any
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -107,6 +109,51 @@ class Recipe:
     def of(self, method: str) -> "Recipe":
         """The recipe with the method's own number of epochs."""
         return dataclasses.replace(self, epochs=self.epochs_of.get(method, self.epochs))
+
+
+def of_config(config: Mapping[str, Any]) -> Recipe:
+    """The recipe in the config of a run, whose method and settings are no fields of it there.
+
+    Raises:
+      KeyError, TypeError: a field is missing, or of another kind.
+    """
+    kinds = typing.get_type_hints(Recipe)
+    fields = {}
+    for field in dataclasses.fields(Recipe):
+        if field.name == "method" or (field.name not in config and _has_default(field)):
+            continue
+        value, kind = config[field.name], kinds[field.name]
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, kind):
+            raise TypeError(f"{field.name} is {value!r:.60}")
+        fields[field.name] = value
+    return Recipe(**fields)
+
+
+def _has_default(field):
+    return (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+
+
+def _fits(value, kind):
+    """Whether a value is of the kind of a field."""
+    if kind is Any:
+        return True
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(kind))
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        if inside[-1] is Ellipsis:
+            inside = inside[:1] * len(value) if isinstance(value, tuple) else ()
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(inside)
+            and all(map(_fits, value, inside))
+        )
+    if origin is not None:
+        return isinstance(value, origin)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def mapping(**items: Any) -> Any:

@@ -1,0 +1,210 @@
+"""Files that are written whole or not at all, and JSON that shows whether it was damaged."""
+
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import json
+import math
+import numbers
+import os
+from pathlib import Path
+from typing import Any
+import zlib
+
+from experiments.errors import UserError
+
+# In every folder that a command writes: what it wrote there. JSON beside it is sealed.
+MANIFEST = ".sam_optax.json"
+SEAL = "checksum"
+PART = ".part"  # behind the name of a file that is being written
+
+# JSON has no words for these numbers.
+_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class WriteError(UserError):
+    """A file cannot be written; what was there before is there still."""
+
+
+class DamagedError(UserError):
+    """A file is not what was written; the message says which, and what to do."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of another at the end, or is removed.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+    with replacing(path) as part:
+        part.write_bytes(_utf8(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all; an object is sealed by a checksum of all the rest.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+    value = plain(value)
+    write_text(path, json.dumps(seal(value), indent=2, allow_nan=False) + "\n")
+
+
+def append_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Appends a line of JSON, sealed, or nothing.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+    try:
+        with path.open("ab") as file:
+            end = file.tell()
+            try:
+                file.write(_utf8(line(value)))
+                file.flush()
+            except OSError:
+                os.ftruncate(file.fileno(), end)
+                raise
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def line(value: Mapping[str, Any]) -> str:
+    """A line of JSON, sealed."""
+    return json.dumps(seal(plain(value)), allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      DamagedError: it cannot be read, is no JSON object, or not what was sealed.
+    """
+    try:
+        return unsealed(path.read_bytes(), required=is_sealed(path.parent))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({said(error)})") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in the lines of a file; none where there is no file.
+
+    A last line without an end, as a killed process leaves it, is passed over.
+
+    Raises:
+      DamagedError: the file cannot be read, or a line is not what was written.
+    """
+    try:
+        whole = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DamagedError(f"{path} is damaged ({said(error)})") from error
+    values, required = [], is_sealed(path.parent)
+    for number, text in enumerate(whole, 1):
+        try:
+            values.append(unsealed(text, required=required))
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"line {number} of {path} is damaged ({said(error)})") from error
+    return values
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether what the folder holds was written with seals, as a manifest beside it tells."""
+    return (folder / MANIFEST).exists()
+
+
+def seal(value: Any) -> Any:
+    """JSON's plain values with a checksum of them; what is no object stays as it is."""
+    return {**value, SEAL: checksum(value)} if isinstance(value, dict) else value
+
+
+def unsealed(text: bytes, *, required: bool) -> dict[str, Any]:
+    """The object that a text of JSON tells, without its seal.
+
+    Raises:
+      ValueError: it is no JSON, no object, or not what was sealed.
+    """
+    value = json.loads(text.decode())
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds no JSON object but {value!r:.40}")
+    found = value.pop(SEAL, None)
+    if found is None and not required:
+        return unplain(value)
+    if found is None or found != checksum(value):
+        raise ValueError("its checksum is not that of what was written")
+    return unplain(value)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON's plain ones: numbers that are not finite are words, tuples are lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if not isinstance(value, numbers.Real):
+        return str(value)
+    if math.isfinite(value):
+        return float(value)
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def checksum(value: Any) -> int:
+    """Of JSON's values, however they are laid out in a file."""
+    return zlib.crc32(json.dumps(plain(value), sort_keys=True).encode())
+
+
+def said(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(f"{error}".split())[:200] or type(error).__name__
+
+
+def names(values: Iterable[Any], most: int = 3) -> str:
+    """Some of the values, and how many more there are."""
+    listed = [f"{value!s}" for value in values]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def unplain(value: Any) -> Any:
+    """The value that JSON's plain ones stand for, with the numbers that JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: unplain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unplain(item) for item in value]
+    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+
+
+def _utf8(text):
+    """The text in UTF-8; bytes of a file's name that are none stand as escapes."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _unwritten(path, error):
+    return WriteError(f"cannot write {path}: {said(error)}")
