@@ -1,0 +1,134 @@
+"""What is promised of every case, and where a case broke it."""
+
+from collections.abc import Iterable, Mapping
+import hashlib
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+
+from . import figures
+from .process import Ended
+
+# What no command may say.
+FORBIDDEN = {
+    "traceback": r"Traceback \(most recent call last",
+    "exception ignored": "Exception ignored",
+    "task exception": "Task exception was never retrieved",
+    "warning": r"\b[A-Z]\w*Warning: ",
+    "fatal": r"Fatal Python error|Segmentation fault|terminate called|Check failure",
+}
+STOPPING = "stopping after this step"
+HALF = re.compile(r"\.part$|\.orbax-checkpoint-tmp")
+
+
+class Broken(NamedTuple):
+    """A promise that a case broke: its kind, and what was seen."""
+
+    kind: str
+    seen: str
+
+
+def of_end(ended: Ended, *, allowed: Iterable[int]) -> list[Broken]:
+    """Exit status and standard error.
+
+    Args:
+      ended: the command.
+      allowed: the statuses that it may have, beside 0 and 2.
+    """
+    if ended.code is None:
+        return [Broken("hang", f"more than {ended.seconds:.0f} s; {_innermost(ended.stack)}")]
+    broken = []
+    last = (ended.err.strip().splitlines() or [""])[-1]
+    for kind, pattern in FORBIDDEN.items():
+        if found := re.search(pattern, ended.err):
+            line = ended.err[found.start() :].partition("\n")[0]
+            # An exception is told by its type, so that the same ones stand together.
+            named = f"{kind}: {last.partition(':')[0]:.60}" if kind == "traceback" else kind
+            broken.append(Broken(named, _raised(ended.err) if kind == "traceback" else line))
+    if not broken and ended.code not in {0, 2, *allowed}:
+        broken.append(Broken(f"exit status {ended.code}", last))
+    if not broken and ended.code:
+        broken += _of_lines(ended)
+    if ended.left:
+        broken.append(Broken("a process is left", ""))
+    return broken
+
+
+def _raised(err):
+    """The last line of a traceback, and where in this project it was raised."""
+    lines = err.strip().splitlines()
+    own = [line.strip() for line in lines if "/experiments/" in line or "/sam_optax/" in line]
+    at = re.sub(r'File "[^"]*/(\w+/\w+\.py)"', r"\1", own[-1]) if own else ""
+    return f"{lines[-1][:300]} ({at})"
+
+
+def _innermost(stack):
+    """Where a command was, of what faulthandler wrote: the first line of this project's."""
+    files = [line.strip() for line in stack.splitlines() if "File " in line]
+    own = [line for line in files if "/experiments/" in line or "/sam_optax/" in line]
+    return " < ".join((own or files)[:2])
+
+
+def _of_lines(ended):
+    """One line that says what is wrong, or that it was interrupted."""
+    said = [line for line in ended.err.splitlines() if line.strip() and STOPPING not in line]
+    if ended.code == 2 and said and said[0].startswith("╭"):
+        return []  # the parser's own message
+    beginning = "error: " if ended.code == 2 else "interrupted"
+    if ended.code < 0:
+        return [] if ended.code == -9 else [Broken("died of the signal", ended.err.strip()[-200:])]
+    if sum(line.startswith(beginning) for line in said) != 1:
+        return [Broken(f"no line that begins with {beginning.strip()}", ended.err.strip()[-300:])]
+    if len(said) != 1:
+        return [Broken("more than one line", ended.err.strip()[-300:])]
+    return []
+
+
+Snapshot = Mapping[str, bytes]
+
+
+def snapshot(*folders: Path) -> Snapshot:
+    """A digest of each file in folders, by its path."""
+    found = {}
+    for folder in folders:
+        for path in folder.rglob("*") if folder.is_dir() else [folder]:
+            if path.is_symlink() or not path.exists():
+                found[str(path)] = b"link"
+            elif path.is_file():
+                found[str(path)] = hashlib.sha256(path.read_bytes()).digest()
+    return found
+
+
+def of_files(before: Snapshot, after: Snapshot, kind: str = "foreign file") -> list[Broken]:
+    """Files that are to be as they were."""
+    broken = []
+    for path, digest in before.items():
+        if path not in after:
+            broken.append(Broken(f"{kind} lost", path))
+        elif after[path] != digest:
+            broken.append(Broken(f"{kind} changed", path))
+    return broken
+
+
+def of_halves(out: Path) -> list[Broken]:
+    """Files that were begun and not ended."""
+    left = [str(path.relative_to(out)) for path in out.rglob("*") if HALF.search(path.name)]
+    return [Broken("half-written file left", " ".join(left[:3]))] if left else []
+
+
+def of_figures(
+    found: Mapping[str, Any], expected: Mapping[str, Any], *, whole: bool = True
+) -> list[Broken]:
+    """Results that are those of an undisturbed run.
+
+    Args:
+      found: the figures.
+      expected: those of the reference.
+      whole: whether all are to be there; else what is there is to be right.
+    """
+    if not whole:
+        ended = {n for n in found if n in expected and not n.endswith(("l", "config.json"))}
+        found, expected = ({n: side[n] for n in ended} for side in (found, expected))
+    words = figures.differences(found, expected)
+    kind = "wrong figures" if whole else "wrong figures claimed"
+    return [Broken(kind, "; ".join(words[:4]))] if words else []
