@@ -1,21 +1,24 @@
 """Image sets from TFDS as bytes in memory: held out, noisy, long-tailed or smaller as asked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import difflib
 import logging
+import os
 from pathlib import Path
 import shlex
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments import digits  # noqa: F401, registers the set with TFDS
+from experiments.pipeline import digests
 
 if TYPE_CHECKING:
     from experiments.pipeline.stream import Stream
 
-DATA_DIR = Path("~/tensorflow_datasets").expanduser()
+DATA_DIR = Path("~/tensorflow_datasets")  # as not everyone has a home, see `directory`
 BLOCK = 1024  # records read at once
 UNLABELLED = ("imagenet2012", "imagenet2012_corrupted")  # in their test splits
 
@@ -56,6 +59,9 @@ class Data(NamedTuple):
       flipped: the share of the labels of `train` that differ from the true ones.
       mean: of the images of `train`, for each channel, in 0 to 255; float32 [C].
       std: their standard deviation, 1 for a channel that never varies; float32 [C].
+      read: which data were read, by split (of a set of domains by domain), before any was held
+        out, made wrong or left out: {"examples": int, "classes": int, "sha256": str} each. Plain
+        values of JSON, that two readings share where the images are the same, wherever they lie.
     """
 
     train: "Split | Stream"
@@ -65,6 +71,21 @@ class Data(NamedTuple):
     flipped: float
     mean: np.ndarray
     std: np.ndarray
+    read: Mapping[str, Any] = {}
+
+
+class _Raw(NamedTuple):
+    """A set in memory as it was read, in arrays that cannot be written."""
+
+    train: Split
+    test: Split
+    classes: int
+    read: dict[str, digests.Entry]
+
+
+# The set that was read last, by where it lies and the state of its files: what draws many seeds,
+# one after the other, from one set is to read it once.
+_last: dict[tuple, _Raw] = {}
 
 
 def load(
@@ -101,7 +122,8 @@ def load(
       train_examples: how many training examples to keep; None for all.
 
     Returns:
-      The arrays. A set without a test split gives its validation split as `test`.
+      The arrays. A set without a test split gives its validation split as `test`. The set that was
+      read last is kept, so that arrays that hold a whole split cannot be written.
 
     Raises:
       ValueError: an argument is out of range, the set is unknown to TFDS, or it is not one of
@@ -123,10 +145,7 @@ def load(
         )
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}: pass 0 or more.")
-    builder = _builder(name, Path(data_dir).expanduser())
-    train = _read(builder, "train")
-    test = _read(builder, tested_split(builder), train.images.shape[1:])
-    classes = builder.info.features["label"].num_classes
+    train, test, classes, read = _raw(_builder(name, data_dir))
     noise_rng, tail_rng = (np.random.default_rng([seed, i]) for i in (1, 2))
 
     labels = NOISES[noise](train.labels, label_noise, classes, noise_rng)
@@ -139,8 +158,10 @@ def load(
     if held_out is not None:
         validation_part = Split(train.images[held_out], labels[held_out])
     flipped = float(np.mean(labels[kept] != train.labels[kept]))
-    train = Split(train.images[kept], labels[kept])
-    return Data(train, test, validation_part, classes, flipped, *moments(train.images))
+    images = train.images if len(kept) == train.examples else train.images[kept]
+    train = Split(images, labels[kept])
+    read = {split: dict(entry) for split, entry in read.items()}
+    return Data(train, test, validation_part, classes, flipped, *moments(images), read)
 
 
 def load_tested(name: str, *, data_dir: Path = DATA_DIR) -> Split:
@@ -149,8 +170,52 @@ def load_tested(name: str, *, data_dir: Path = DATA_DIR) -> Split:
     Raises:
       ValueError, NotPreparedError, CorruptedError, OSError: as `load`.
     """
-    builder = _builder(name, Path(data_dir).expanduser())
+    builder = _builder(name, data_dir)
+    if (raw := _last.get(_state(builder))) is not None:
+        return raw.test
     return _read(builder, tested_split(builder))
+
+
+def directory(data_dir: Path) -> Path:
+    """The TFDS directory, its `~` replaced.
+
+    Raises:
+      ValueError: nobody knows the home directory, as in a container with a user of no name.
+    """
+    try:
+        return Path(data_dir).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the home directory in {data_dir} cannot be determined: pass the path of the TFDS "
+            "directory by --data-dir."
+        ) from error
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words how two `Data.read` differ, such as `train: 1,437 images then, 1,436 now`.
+
+    Args:
+      then: what was read at another time.
+      now: what is read now.
+
+    Returns:
+      What differs of each split; nothing where the two are the same.
+    """
+    found = []
+    for split in dict.fromkeys((*then, *now)):
+        old, new = then.get(split), now.get(split)
+        if old == new:
+            continue
+        if old is None or new is None:
+            found.append(f"{split}: {'not there then' if old is None else 'no longer there'}")
+            continue
+        counts = [
+            f"{old[key]:,} {what} then, {new[key]:,} now"
+            for key, what in (("examples", "images"), ("classes", "classes"))
+            if old[key] != new[key]
+        ]
+        found.append(f"{split}: {' and '.join(counts) or 'other images or classes'}")
+    return "; ".join(found)
 
 
 def tested_split(builder: tfds.core.DatasetBuilder) -> str:
@@ -160,8 +225,12 @@ def tested_split(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def is_prepared(name: str, data_dir: Path) -> bool:
-    """Whether a set was prepared to the end."""
-    return _newest(data_dir / name) is not None
+    """Whether a set was prepared to the end.
+
+    Raises:
+      ValueError: as `directory`.
+    """
+    return _newest(directory(data_dir) / name) is not None
 
 
 def divided(
@@ -275,10 +344,12 @@ def opened(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     """What reads the newest prepared version of a set, whatever its features.
 
     Raises:
-      ValueError: the set is unknown to TFDS.
+      ValueError: the set is unknown to TFDS, or there is no such directory as `directory` says.
       NotPreparedError: it is not prepared, or not as array_record.
       CorruptedError: its description cannot be read.
+      OSError: data_dir cannot be read or written.
     """
+    data_dir = directory(data_dir)
     logging.getLogger("absl").setLevel(logging.ERROR)  # how images are decoded is of no interest
     folder = _newest(data_dir / name)
     if folder is None and name == "digits":
@@ -288,6 +359,7 @@ def opened(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
         raise _not_found(name, data_dir)
     try:
         builder = tfds.builder_from_directory(folder)
+        _look_at(builder.info)
     except Exception as error:  # JSON, protobuf and TFDS each raise their own
         raise CorruptedError(
             f"the description of {name} in {folder} cannot be read ({error!r:.200}): delete that "
@@ -300,6 +372,20 @@ def opened(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
             f"delete that folder or choose another directory. {_how(name, data_dir)}"
         )
     return builder
+
+
+def _look_at(info: tfds.core.DatasetInfo) -> None:
+    """Raises where a description is not whole, which TFDS itself finds when it is asked for it."""
+    for feature in dict(info.features.items()).values():
+        if isinstance(feature, tfds.features.ClassLabel):
+            list(feature.names)
+    for split in info.splits.values():
+        if min(split.shard_lengths, default=0) < 0:
+            raise ValueError(f"a file of {split.name} has {min(split.shard_lengths)} images")
+        if 0 < split.num_bytes < split.num_examples:  # as no images take
+            raise ValueError(f"{split.num_examples} images take {int(split.num_bytes)} bytes")
+        if split.num_examples:
+            list(split.file_instructions)
 
 
 def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
@@ -378,6 +464,37 @@ def _how(name: str, data_dir: Path) -> str:
     )
 
 
+def _raw(builder: tfds.core.DatasetBuilder) -> _Raw:
+    """Both splits of a set, read anew unless they were the last that were."""
+    state = _state(builder)
+    if state not in _last:
+        _last.clear()  # before the next one needs the memory
+        tested, label = tested_split(builder), builder.info.features["label"]
+        train = _read(builder, "train")
+        splits = {"train": train, tested: _read(builder, tested, train.shape)}
+        read = {name: _entry(split, label.names) for name, split in splits.items()}
+        _last[state] = _Raw(train, splits[tested], label.num_classes, read)
+    return _last[state]
+
+
+def _state(builder: tfds.core.DatasetBuilder) -> tuple:
+    """Where a set lies and in which state its files are."""
+    folder, files = Path(builder.data_path).resolve(), []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # such as a link to nothing
+                found = entry.stat()
+                files.append((entry.name, found.st_ino, found.st_size, found.st_mtime_ns))
+    return folder, *sorted(files)
+
+
+def _entry(split: Split, names: Sequence[str]) -> digests.Entry:
+    """What `Data.read` tells of a split."""
+    parts = [str(split.images.shape).encode(), memoryview(split.images).cast("B")]
+    parts += [memoryview(split.labels.astype("<i4")).cast("B"), *digests.words(names)]
+    return digests.entry(parts, examples=split.examples, classes=len(names))
+
+
 def _read(
     builder: tfds.core.DatasetBuilder, split: str, shape: tuple[int, ...] | None = None
 ) -> Split:
@@ -388,12 +505,12 @@ def _read(
             f"{name} has no images in a split {split!r}, but the splits {', '.join(splits)}: pass "
             "a set with a training split and a test or validation split."
         )
-    images, labels = None, np.empty(splits[split].num_examples, np.int32)
+    images, labels = None, None
     for i, example in enumerate(_examples(builder, split)):
         image = example["image"]
         if images is None:
             shape = shape or image.shape
-            images = np.empty((len(labels), *shape), np.uint8)
+            images, labels = _room(name, splits[split], shape)
         if image.shape != shape:
             raise ValueError(
                 f"{name} has images of different sizes, {shape} and {image.shape}: pass a set of "
@@ -402,7 +519,26 @@ def _read(
         images[i], labels[i] = image, example["label"]
     if labels.min() < 0:
         raise ValueError(f"{name} has images without a label in {split!r}: pass another set.")
+    if labels.max() >= (classes := builder.info.features["label"].num_classes):
+        raise CorruptedError(
+            f"{name} has the label {labels.max()} in {split!r}, and {classes} classes: delete its "
+            "folder and prepare the set again."
+        )
+    for array in (images, labels):
+        array.setflags(write=False)
     return Split(images, labels)
+
+
+def _room(name, split, shape):
+    """Arrays for the images and the labels of a split."""
+    count = split.num_examples
+    try:
+        return np.empty((count, *shape), np.uint8), np.empty(count, np.int32)
+    except (MemoryError, ValueError) as error:  # the other where NumPy cannot count so far
+        raise ValueError(
+            f"{name} has {count:,} images of {shape} in {split.name!r}, more than there is memory "
+            "for: pass a smaller set."
+        ) from error
 
 
 def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict]:

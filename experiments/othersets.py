@@ -54,6 +54,7 @@ class OtherSet:
       name: as it was asked for.
       full_name: with its version.
       records: what is read, images not decoded.
+      digest: another one where the set is another, as `TfdsRecords.digest` tells.
       class_names: by label; numbers where it has none.
       shape: of its images, with None for the sides that differ.
     """
@@ -75,8 +76,8 @@ class OtherSet:
         label = "real_label" if "real_label" in features else "label"
         self.name, self.full_name = name, builder.info.full_name
         self.records = TfdsRecords(name, split, data_dir=data_dir, label=label)
-        kind = features[label].feature if self.records.several else features[label]
-        self.class_names = tuple(kind.names)
+        self.digest = self.records.digest["sha256"][:16]
+        self.class_names = self.records.class_names
         self.shape: tuple[int | None, ...] = features["image"].shape
         self._of_some_classes = builder.name in OF_SOME_CLASSES
         self._data_dir = data_dir

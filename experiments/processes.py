@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 import contextlib
+import json
 import os
 from pathlib import Path
 import secrets
@@ -154,12 +155,14 @@ def _reach(host, port):
 
 
 def union(words: Iterable[str]) -> list[str]:
-    """The words of all processes, each once and in order; they hold no line break."""
-    own = "\n".join(words).encode()
+    """The words of all processes, each once and in order; they may be any, such as file names."""
+    # JSON tells where one ends, and surrogatepass takes what no text in UTF-8 holds.
+    how = ("utf-8", "surrogatepass")
+    own = json.dumps(list(words), ensure_ascii=False).encode(*how)
     (longest,) = agree((len(own),))
-    padded = np.frombuffer(own.ljust(longest, b"\n"), np.uint8)
+    padded = np.frombuffer(own.ljust(longest), np.uint8)
     several = multihost_utils.process_allgather(padded) if jax.process_count() > 1 else [padded]
-    return sorted({word for row in several for word in row.tobytes().decode().split("\n") if word})
+    return sorted({word for row in several for word in json.loads(row.tobytes().decode(*how))})
 
 
 def check_alike(options: str) -> None:
@@ -186,14 +189,14 @@ def check_shared(folder: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    file, number = folder / ".processes", secrets.randbelow(2**31 - 1) if is_first() else 0
+    (number,) = agree((secrets.randbelow(2**31 - 1) if is_first() else 0,))
+    file = folder / f".sam_optax.{number}"
     try:
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(str(number))
-        (number,) = agree((number,))
+            file.touch(exist_ok=False)
         deadline = time.monotonic() + SEEING
-        while not (seen := file.exists() and file.read_text() == str(number)):
+        while not (seen := file.exists()):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)

@@ -54,12 +54,13 @@ def load(
     Raises:
       ValueError: the recipe asks for what a streamed set cannot be, or the set has no such split.
       NotPreparedError: the set is not prepared.
+      CorruptedError: its description cannot be read, or a file of it is not there.
     """
     _check(recipe)
     if recipe.domain is None:
-        train, test = _prepared(recipe.dataset, data_dir)
+        own, (train, others) = "train", _prepared(recipe.dataset, data_dir)
     else:
-        train, test = _folders(recipe, data_dir)
+        own, (train, others) = recipe.domain, _folders(recipe, data_dir)
     everything = np.arange(len(train))
     kept, held_out = data.divided(everything, recipe.validation, recipe.train_examples, seed)
     names = set(recipe.augmentation) & set(AUGMENTATIONS)
@@ -74,18 +75,16 @@ def load(
         skip_corrupt=skip_corrupt,
     )
     mean, std = NORMALIZATIONS[recipe.normalization].of(3)
+    tests = {name: stream(records) for name, records in others.items()}
     return data.Data(
         train=stream(train, indices=np.sort(kept)),
-        test=(
-            {name: stream(records) for name, records in test.items()}
-            if isinstance(test, dict)
-            else stream(test)
-        ),
+        test=next(iter(tests.values())) if recipe.domain is None else tests,
         validation=None if held_out is None else stream(train, indices=np.sort(held_out)),
         classes=train.classes,
         flipped=0.0,
         mean=mean,
         std=std,
+        read={name: records.digest for name, records in {own: train, **others}.items()},
     )
 
 
@@ -101,8 +100,8 @@ def class_names(recipe: Recipe, data_dir: Path) -> tuple[str, ...]:
       ValueError, NotPreparedError, CorruptedError: as `load`.
     """
     if recipe.domain is not None:
-        return FolderRecords(data_dir / recipe.dataset, recipe.domain).class_names
-    return tuple(data.opened(recipe.dataset, data_dir).info.features["label"].names)
+        return FolderRecords(data.directory(data_dir) / recipe.dataset, recipe.domain).class_names
+    return TfdsRecords(recipe.dataset, "train", data_dir=data_dir).class_names
 
 
 def _check(recipe):
@@ -129,15 +128,16 @@ def _check(recipe):
         )
 
 
-def _prepared(name: str, data_dir: Path) -> tuple[TfdsRecords, TfdsRecords]:
-    """The training split of a set of TFDS, and the split to test on."""
+def _prepared(name, data_dir) -> tuple[TfdsRecords, dict[str, TfdsRecords]]:
+    """The training split of a set of TFDS, and the split to test on by its name."""
     test = data.tested_split(data.opened(name, data_dir))
-    return tuple(TfdsRecords(name, split, data_dir=data_dir) for split in ("train", test))
+    train, tested = (TfdsRecords(name, split, data_dir=data_dir) for split in ("train", test))
+    return train, {test: tested}
 
 
 def _folders(recipe, data_dir) -> tuple[FolderRecords, dict[str, FolderRecords]]:
     """The domain to train on, and the others by name."""
-    root = data_dir / recipe.dataset
+    root = data.directory(data_dir) / recipe.dataset
     train = FolderRecords(root, recipe.domain)
     others: Sequence[str] = [name for name in train.splits if name != recipe.domain]
     if not others:

@@ -1,6 +1,15 @@
 """Image sets: what is read, what is held out, made wrong or left out, and what goes wrong."""
 
+import collections
 import json
+import os
+from pathlib import Path
+import pwd
+import random
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import made
 import numpy as np
@@ -8,7 +17,9 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import data, digits
+from experiments import data, digits, streams
+from experiments.othersets import OtherSet
+from experiments.pipeline.records import TfdsRecords
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +144,98 @@ def test_a_configuration_is_named_with_its_set(tmp_path):
     assert len(loaded.train.labels) == 30
     with pytest.raises(data.NotPreparedError, match="such as cifar10_corrupted/fog_1"):
         data.load("cifar10_corrupted", data_dir=tmp_path)
+
+
+# Reading once
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The splits that are read, from a start at which none is kept."""
+    found, examples = [], data._examples
+
+    def watched(builder, split):
+        found.append(split)
+        return examples(builder, split)
+
+    monkeypatch.setattr(data, "_examples", watched)
+    monkeypatch.setattr(data, "_last", {})
+    return found
+
+
+def test_a_set_is_read_once_for_all_seeds(read, data_dir):
+    asked = {"label_noise": 0.3, "validation": 0.2}
+    for seed in range(3):
+        data.load("digits", data_dir=data_dir, seed=seed, **asked)
+    test = data.load_tested("digits", data_dir=data_dir)
+    assert read == ["train", "test"]
+    again = data.load("digits", data_dir=data_dir, seed=1, **asked)
+    data._last.clear()
+    anew = data.load("digits", data_dir=data_dir, seed=1, **asked)
+    for one, other in ((again.train, anew.train), (again.test, anew.test), (test, anew.test)):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+    np.testing.assert_array_equal(again.mean, anew.mean)
+    assert again.read == anew.read
+    assert again.flipped == anew.flipped
+
+
+def test_one_set_is_kept(read, data_dir, tmp_path):
+    prepare(tmp_path)
+    for name, path in (("digits", data_dir), ("tiny", tmp_path)) * 2:
+        data.load(name, data_dir=path)
+        assert len(data._last) == 1
+    assert len(read) == 8
+
+
+def test_a_test_split_alone_does_not_displace_what_is_kept(read, data_dir, tmp_path):
+    prepare(tmp_path)
+    data.load("digits", data_dir=data_dir)
+    data.load_tested("tiny", data_dir=tmp_path)
+    data.load("digits", data_dir=data_dir)
+    assert read == ["train", "test", "test"]
+
+
+def test_a_set_that_has_changed_is_read_anew(read, tmp_path):
+    folder = prepare(tmp_path)
+    before = data.load("tiny", data_dir=tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    data.load("tiny", data_dir=tmp_path / "link")
+    assert len(read) == 2
+    shutil.rmtree(folder)
+    splits = {"train": examples_of(images_of(30, seed=9)), "test": examples_of(images_of(6))}
+    prepare(tmp_path, splits)
+    after = data.load("tiny", data_dir=tmp_path)
+    np.testing.assert_array_equal(after.train.images, images_of(30, seed=9))
+    assert data.changes(before.read, after.read).count("other images") == 2
+    # of the same size, and at the same place
+    os.utime(folder / "features.json", (0, 0))
+    data.load("tiny", data_dir=tmp_path)
+    assert len(read) == 6
+
+
+def test_what_a_caller_does_to_the_arrays_is_not_seen_by_the_next(data_dir):
+    def loaded():
+        return data.load("digits", data_dir=data_dir, validation=0.2)
+
+    one = loaded()
+    for part in (one.train, one.validation):
+        part.images[:], part.labels[:] = 0, 0
+    one.mean[:] = one.std[:] = 7
+    one.read["train"]["examples"] = 0
+    two = loaded()
+    assert two.train.images.any()
+    assert two.validation.images.any()
+    assert len(np.unique(two.train.labels)) == 10
+    assert two.mean != 7
+    assert two.std != 7
+    assert two.read["train"]["examples"] == 1437
+    whole = data.load("digits", data_dir=data_dir)
+    whole.train.labels[:] = 0
+    for array in (whole.train.images, *whole.test, *data.load_tested("digits", data_dir=data_dir)):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+    assert data.load("digits", data_dir=data_dir).train.labels.any()
 
 
 # Label noise
@@ -442,3 +545,196 @@ def test_two_processes_may_prepare_digits_at_once(tmp_path, monkeypatch):
 def test_a_directory_that_cannot_be_written_is_an_os_error():
     with pytest.raises(OSError, match="/dev/null/tfds"):
         data.load("digits", data_dir="/dev/null/tfds")
+
+
+# Without a home
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """Nobody knows the home directory, as of a user without a name in a container."""
+    monkeypatch.delenv("HOME", raising=False)
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda path: data.load("digits", data_dir=path),
+        lambda path: data.load_tested("digits", data_dir=path),
+        lambda path: data.opened("digits", path),
+        lambda path: data.is_prepared("digits", path),
+        lambda path: streams.is_streamed("digits", path, None),
+        lambda path: TfdsRecords("digits", "train", data_dir=path),
+        lambda path: OtherSet("digits", path),
+    ],
+)
+def test_without_a_home_the_option_is_told(ask):
+    with pytest.raises(ValueError, match=r"home directory in ~/tens.* --data-dir"):
+        ask(data.DATA_DIR)
+
+
+def test_a_directory_in_the_home_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare(tmp_path / "sets")
+    path = Path("~/sets")
+    assert data.load("tiny", data_dir=path).classes == 3
+    assert data.is_prepared("tiny", path)
+    assert not streams.is_streamed("digits", path, None)  # prepares itself
+    assert len(OtherSet("tiny", path).split(4).labels) == 4
+    assert (tmp_path / "sets" / "digits").is_dir()
+
+
+def test_the_module_is_imported_without_a_home():
+    program = """
+import os, pwd
+os.environ.pop("HOME", None)
+pwd.getpwuid = {}.__getitem__
+from experiments import data
+print(data.DATA_DIR)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == "~/tensorflow_datasets\n"
+
+
+# Damage
+
+
+def test_a_label_that_is_no_class_is_told(tmp_path):
+    path = prepare(tmp_path) / "features.json"
+    path.write_text(path.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+    with pytest.raises(data.CorruptedError, match=r"has the label 2 in 'train', and 2 classes"):
+        data.load("tiny", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("count", ["-30", "1000000000000000"])
+def test_a_number_of_images_that_cannot_be_is_told(count, tmp_path):
+    rewrite(prepare(tmp_path), '"30"', f'"{count}"')
+    for load in (data.load, data.load_tested):
+        with pytest.raises(data.CorruptedError, match=rf"description of tiny .*{count} images"):
+            load("tiny", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("count", [10**14, 10**20])
+def test_more_images_than_the_memory_holds_are_told(count):
+    split = SimpleNamespace(name="train", num_examples=count)
+    with pytest.raises(ValueError, match=r"of \(4, 6, 3\) in 'train', more than there is memory"):
+        data._room("tiny/1.0.0", split, (4, 6, 3))
+
+
+VALUES = [None, [], {}, "", "x", -5, "-5", 0, "0", "7", 10**15, str(10**15), 1.5, True, ["1", "2"]]
+VALUES += [{"a": 1}, "uint16", "float32", "../x", "\ud800x", "tfrecord", "{X}"]
+
+
+def damage(folder, rng):
+    """Does something to a file of a set; tells what."""
+    file = rng.choice(sorted(folder.iterdir()))
+    kind = rng.choice(("cut", "flip", "flip", "more", "less", "empty", "folder", "gone", "swap"))
+    if file.suffix == ".json" and rng.random() < 0.7:
+        kind = "value"
+    content = bytearray(file.read_bytes())
+    place = rng.choice([i for i, byte in enumerate(content) if byte])  # most are padding
+    match kind:
+        case "value":
+            content = json.dumps(other_value(json.loads(content), rng)).encode()
+        case "cut":
+            del content[place:]
+        case "flip":
+            content[place] ^= 1 << rng.randrange(8)
+        case "more":
+            content[place:place] = rng.randbytes(rng.choice((1, 100)))
+        case "less":
+            del content[place : place + rng.choice((1, 100))]
+        case "empty":
+            content.clear()
+        case "swap":
+            other = rng.choice(sorted(folder.iterdir()))
+            content, _ = other.read_bytes(), other.write_bytes(content)
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind != "gone":
+        file.write_bytes(content)
+    return f"{kind} of {file.name} at {place}"
+
+
+def other_value(tree, rng):
+    """A JSON tree of which one value is another, or is missing."""
+    places = list(inside(tree))
+    parent, key = rng.choice(places)
+    if rng.random() < 0.3:
+        del parent[key]
+    else:
+        parent[key] = rng.choice(VALUES)
+    return tree
+
+
+def inside(tree):
+    """Where the values of a JSON tree stand."""
+    if not isinstance(tree, dict | list):
+        return
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        yield from inside(tree[key])
+
+
+def content(loaded):
+    return loaded.classes, *(a.tobytes() for split in (loaded.train, loaded.test) for a in split)
+
+
+def uses(name, path):
+    """What is asked of a set, by name."""
+
+    def records():
+        found = TfdsRecords(name, "train", data_dir=path)
+        return [found[i] for i in range(len(found))]
+
+    return {
+        "load": lambda: data.load(name, data_dir=path),
+        "load_tested": lambda: data.load_tested(name, data_dir=path),
+        "is_streamed": lambda: streams.is_streamed(name, path, None),
+        "other": lambda: OtherSet(name, path).digest,
+        "records": records,
+    }
+
+
+def test_damage_ends_in_an_error_that_tells_it_or_is_seen_in_what_was_read(tmp_path, monkeypatch):
+    """A hundred kinds of it; the errors are those that are documented."""
+
+    def few(self, _):
+        parts = {"train": range(60), "test": range(60, 80)}
+        return {split: self._generate_examples(indices) for split, indices in parts.items()}
+
+    monkeypatch.setattr(digits.Digits, "_split_generators", few)
+    whole, path = data.load("digits", data_dir=tmp_path / "whole"), tmp_path / "digits" / "1.0.0"
+    ends = collections.Counter()
+    for seed in range(100):
+        shutil.copytree(tmp_path / "whole" / "digits" / "1.0.0", path)
+        what = damage(path, random.Random(seed))
+        for name, use in uses("digits", tmp_path).items():
+            try:
+                found = use()
+            except Exception as error:
+                # not those of JSON and of Unicode, which are ValueErrors too
+                known = type(error) in (ValueError, data.CorruptedError)
+                if not known and not isinstance(error, OSError):
+                    raise AssertionError((seed, what, name)) from error
+                ends[name, type(error)] += 1
+            else:
+                ends[name, None] += 1
+                if name == "load" and content(found) != content(whole):
+                    assert found.read != whole.read, (seed, what)
+        shutil.rmtree(path)
+    assert ends["load", None] > 5
+    assert ends["load", data.CorruptedError] > 30

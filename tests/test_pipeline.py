@@ -20,6 +20,7 @@ import made
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import pytest
+import tensorflow_datasets as tfds
 
 from experiments.data import CorruptedError, NotPreparedError
 from experiments.pipeline import blocks, stream, transforms
@@ -520,6 +521,35 @@ def test_a_file_that_cannot_be_read_names_the_record(tmp_path):
         [records[i] for i in range(4)]
 
 
+def test_a_record_may_name_any_bytes_as_its_file(tmp_path):
+    described = made.features(2) | {"file_name": tfds.features.Tensor(shape=(), dtype=np.bytes_)}
+    examples = made.examples([made.jpeg(0), made.jpeg(1)], 2)
+    examples[1]["file_name"] = b"bad\xff\n.jpg"
+    made.set_of_tfds(tmp_path, "tiny", {"train": examples}, described)
+    records = TfdsRecords("tiny", "train", data_dir=tmp_path)
+    assert records[0].name == "record 0 of tiny/1.0.0 train (n00000000_0.JPEG)"
+    assert records[1].name == "record 1 of tiny/1.0.0 train (bad\\xff\n.jpg)"
+
+
+def test_a_file_name_that_is_none_is_left_out(tmp_path):
+    described = made.features(2) | {"file_name": tfds.features.Scalar(np.int64)}
+    examples = made.examples([made.jpeg(0)], 2)
+    examples[0]["file_name"] = 5
+    made.set_of_tfds(tmp_path, "tiny", {"train": examples}, described)
+    records = TfdsRecords("tiny", "train", data_dir=tmp_path)
+    assert records[0].name == "record 0 of tiny/1.0.0 train"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_of_any_name_is_read_and_told(workers, tmp_path):
+    root = made.folders(tmp_path, splits=("all",), class_names=("a\udcfe\n",), each=1)
+    (root / "all" / "a\udcfe\n" / "bad\udcff\n.JPEG").write_bytes(b"none")
+    told = plain(FolderRecords(root, "all"), workers=workers, skip_corrupt=True)
+    (batch,) = told.once(batch_size=2)
+    assert batch.valid.tolist() == [False, True]
+    assert told.corrupt == [f"all/a\udcfe\n/bad\udcff\n.JPEG in {root}"]
+
+
 def test_folders_are_read_by_class_and_file_name(tmp_path):
     root = made.folders(tmp_path / "pacs")
     (root / "photo" / "dog" / ".hidden.jpg").write_bytes(b"")
@@ -848,8 +878,8 @@ if __name__ == "__main__":
     batches = stream.batches(seed=0, batch_size=8)
     print(next(batches).valid.sum(), flush=True)
     if sys.argv[2] == "left at once":
-        from experiments import cli  # which the workers do not need
-        cli._leave(7)
+        from experiments import command  # which the workers do not need
+        command._leave(7)
     if sys.argv[2] == "interrupted":
         while True:
             next(batches)

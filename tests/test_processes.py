@@ -1,5 +1,6 @@
 """Two processes on one machine train as one does, and an end of one is no end of the run."""
 
+from concurrent import futures
 import os
 from pathlib import Path
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -261,6 +263,48 @@ def test_a_port_that_is_taken_is_told():
         where = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(processes.NoConnectionError, match="cannot listen at port"):
             processes.connect(where, 0, 2, devices=2)
+
+
+def unions(words, monkeypatch):
+    """What `union` gives in each of several processes, which are threads here."""
+    this, given, met = threading.local(), {}, threading.Barrier(len(words))
+
+    def gathered(own):
+        given[this.number] = own
+        met.wait(10)
+        found = np.stack([given[i] for i in range(len(words))])
+        met.wait(10)
+        return found
+
+    def run(number):
+        this.number = number
+        return processes.union(words[number])
+
+    monkeypatch.setattr(jax, "process_count", lambda: len(words))
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gathered)
+    with futures.ThreadPoolExecutor(len(words)) as pool:
+        return list(pool.map(run, range(len(words))))
+
+
+# A file's name may hold any bytes but two; the last is two words of a pair that is one letter.
+ODD = ["bad\udcff\n.jpg", "line\nbreak", "\n", "", "tab\t\x00", '"\\', "é", "\ud83d\ude00", "😀"]
+
+
+@pytest.mark.parametrize(
+    ("words", "all_of_them"),
+    [
+        ([ODD], ODD),
+        ([ODD, []], ODD),
+        ([ODD[:4], ODD[2:]], ODD),
+        ([["b", "a"], ["b"], ["c" * 1000]], ["a", "b", "c" * 1000]),
+        ([[], []], []),
+    ],
+)
+def test_any_words_of_all_processes_are_each_told_once_and_in_order(
+    words, all_of_them, monkeypatch
+):
+    assert unions(words, monkeypatch) == [sorted(all_of_them)] * len(words)
+    assert unions([iter(own) for own in words], monkeypatch)[0] == sorted(all_of_them)
 
 
 def test_processes_with_other_options_are_told(monkeypatch):

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import io
 import json
+import os
+from pathlib import Path
 import re
 
 import jax
@@ -153,6 +155,18 @@ def test_a_corrupt_image_is_named_or_left_out_and_told(skip, tmp_path, monkeypat
         run(monkeypatch, *arguments)
     assert error.value.code == 2
     assert re.search(r"error: record 15 of imagenet2012.*--skip-corrupt", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_corrupt_image_may_have_any_name(tmp_path, monkeypatch):
+    root = made.folders(tmp_path / "pacs", each=2)
+    bad = os.fsencode(root / "photo" / "dog") + b"/bad\xff\n.jpg"
+    Path(os.fsdecode(bad)).write_bytes(made.jpeg(0)[:100])
+    arguments = (tmp_path, tmp_path / "out", "made_folders", "--method", "sgd", "--skip-corrupt")
+    path = run(monkeypatch, *arguments, "--validation", 0)
+    told = f"photo/dog/bad\udcff\n.jpg in {root}"
+    assert read(path / "summary.json")["corrupt"] == [told]
+    assert rf"photo/dog/bad\udcff\n.jpg in {root}".encode() in (path / "summary.json").read_bytes()
 
 
 def test_a_lost_worker_is_one_line(monkeypatch, capsys):

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
 
-from experiments import cli, data, interrupt, runs
+from experiments import cli, data, files, folders, interrupt, limits, runs
 from experiments.pipeline import transforms
 from experiments.pipeline.records import TfdsRecords
 from experiments.pipeline.stream import PIECE, Stream
@@ -59,6 +59,8 @@ class Options:
     """The folder inside --out."""
     out: Path = Path("runs")
     """The folder of all results."""
+    overwrite: bool = False
+    """Replace a result of other options."""
 
 
 class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -196,7 +198,8 @@ def spent(processes: Iterable[int]) -> float:
     """Seconds of a processor that all of them have taken, in ticks of 1/100 s or so."""
     ticks = 0
     for process in processes:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        # bytes, as a program may have any name
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # in the user's code and in the system's
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -275,10 +278,10 @@ def memory(records: TfdsRecords, options: Options, workers: int) -> dict[str, An
 def resident(process: int) -> float:
     """Megabytes that a process holds in memory now; 0 of one that has ended."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_bytes()
     except FileNotFoundError:
         return 0.0
-    return float(status.partition("VmRSS:")[2].split()[0]) / 1000
+    return float(status.partition(b"VmRSS:")[2].split()[0]) / 1000
 
 
 def prepared(options: Options, folder: str) -> TfdsRecords:
@@ -296,33 +299,38 @@ def prepared(options: Options, folder: str) -> TfdsRecords:
 
 def main(options: Options) -> None:
     """Runs the command."""
-    for name in ("images", "size", "batch_size", "rounds", "memory_images"):
-        if (value := getattr(options, name)) < 1:
-            raise cli.UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
     if min(options.workers, default=0) < 1:
         raise cli.UserError(f"--workers must be at least 1 each, got {options.workers}.")
-    config = dataclasses.asdict(options)
-    path = runs.renewed(options.out, options.name, config, "pipeline.json")
-    with tempfile.TemporaryDirectory() as folder:
-        records = prepared(options, folder)
-        if len(records) < max(options.batch_size, options.images):
-            raise cli.UserError(
-                f"--images {options.images} or --batch-size {options.batch_size} exceeds the "
-                f"{len(records)} records: pass less."
-            )
-        if options.images < max(options.workers):
-            raise cli.UserError(f"--images must be at least one a worker, got {options.images}.")
-        sample = [records[i].image for i in range(min(200, len(records)))]
-        found = {
-            "config": config,
-            "bytes": float(np.mean([len(image) for image in sample])),
-            "rows": [measure(records, options, workers) for workers in options.workers],
-            "memory": [memory(records, options, workers) for workers in options.workers],
-            "cores": os.cpu_count(),
-            **runs.provenance(),
-        }
-    runs.write_json(path / "pipeline.json", found)
-    runs.write_text(path / "pipeline.md", markdown(found))
+    held = 3 * options.batch_size + 128 * max(options.workers) + PIECE  # images, as a stream tells
+    limits.check_memory(
+        held * 3 * options.size**2,
+        f"a stream of --batch-size {options.batch_size} images of --size {options.size}",
+    )
+    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    path = folders.path_of(options.out, options.name)
+    with folders.anew(path, "pipeline.benchmark", config, overwrite=options.overwrite) as folder:
+        with tempfile.TemporaryDirectory() as folder:
+            records = prepared(options, folder)
+            if len(records) < max(options.batch_size, options.images):
+                raise cli.UserError(
+                    f"--images {options.images} or --batch-size {options.batch_size} exceeds the "
+                    f"{len(records)} records: pass less."
+                )
+            if options.images < max(options.workers):
+                raise cli.UserError(
+                    f"--images must be at least one a worker, got {options.images}."
+                )
+            sample = [records[i].image for i in range(min(200, len(records)))]
+            found = {
+                "config": config,
+                "bytes": float(np.mean([len(image) for image in sample])),
+                "rows": [measure(records, options, workers) for workers in options.workers],
+                "memory": [memory(records, options, workers) for workers in options.workers],
+                "cores": os.cpu_count(),
+                **runs.provenance(),
+            }
+        files.write_json(folder.file("pipeline.json"), found)
+        files.write_text(folder.file("pipeline.md"), markdown(found))
     print(f"written to {path}/")
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 import functools
+import os
 from pathlib import Path
+import stat
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments import data
+from experiments.pipeline import digests
 
 IMAGES = (".jpg", ".jpeg", ".png")
 
@@ -70,7 +73,7 @@ class TfdsRecords:
           NotPreparedError: it is not prepared, or not as array_record.
           CorruptedError: its description cannot be read.
         """
-        builder = data.opened(name, Path(data_dir).expanduser())
+        builder = data.opened(name, data_dir)
         features = dict(builder.info.features.items())
         self.several = isinstance(features.get(label), tfds.features.Sequence)
         kind = features[label].feature if self.several else features.get(label)
@@ -91,6 +94,7 @@ class TfdsRecords:
                 "them."
             ) from error
         self.classes = kind.num_classes
+        self._builder = builder  # as the property would find it
         self._folder, self._split, self._label = str(builder.data_path), split, label
         self._full_name = builder.info.full_name
 
@@ -111,27 +115,63 @@ class TfdsRecords:
             example = features.deserialize_example_np(source[index], decoders=decoders)
             label = example[self._label]
             label = tuple(map(int, label)) if self.several else int(label)
-            image, file = example["image"], example.get("file_name", b"")
+            image, file = example["image"], example.get("file_name")
         except Exception as error:  # the reader and protobuf each raise their own
             raise data.CorruptedError(
                 f"{self.name(index)} cannot be read from {self._folder} ({error!r:.200}): delete "
                 "that folder and prepare the set again."
             ) from error
-        name = f"{self.name(index)} ({file.decode()})" if file else self.name(index)
+        name = self.name(index)
+        if isinstance(file, bytes) and file:
+            name += f" ({file.decode(errors='backslashreplace')})"  # any bytes may be a file's name
         return Record(image, label, name)
 
     def name(self, index: int) -> str:
         """Says which record it is, without reading it."""
         return f"record {index} of {self._full_name} {self._split}"
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; numbers where the set gives none."""
+        kind = self._builder.info.features[self._label]
+        return tuple(kind.feature.names if self.several else kind.names)
+
+    @functools.cached_property
+    def digest(self) -> digests.Entry:
+        """Its entry in `experiments.data.Data.read`, by what the set's description tells of it.
+
+        And by the sizes of its files, which TFDS makes multiples of 64 KiB. No record is read, so
+        that a file that was changed by hand and is as large as before goes unnoticed.
+
+        Raises:
+          CorruptedError: a file is not there.
+        """
+        parts = [*digests.words((self._full_name, self._split, self._label))]
+        split = self._builder.info.splits[self._split]
+        parts += digests.words((split.num_bytes, *self.class_names))
+        for file in split.file_instructions if self._length else ():
+            try:
+                size = os.stat(file.filename).st_size
+            except OSError as error:
+                raise data.CorruptedError(
+                    f"a file of {self._full_name} cannot be read ({error}): delete its folder and "
+                    "prepare the set again."
+                ) from error
+            parts += digests.words((os.path.basename(file.filename), file.examples_in_shard, size))
+        return digests.entry(parts, examples=self._length, classes=self.classes)
+
+    @functools.cached_property
+    def _builder(self):
+        """What reads the set, in this process."""
+        return tfds.builder_from_directory(self._folder)
+
     @functools.cached_property
     def _opened(self):
         """The files, open in this process, and the features that are of interest."""
-        builder = tfds.builder_from_directory(self._folder)
-        features = dict(builder.info.features.items())
+        features = dict(self._builder.info.features.items())
         wanted = ("image", self._label, "file_name")
         kept = {key: features[key] for key in wanted if key in features}
-        source = builder.as_data_source(
+        source = self._builder.as_data_source(
             self._split,
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             file_format="array_record",
@@ -139,7 +179,7 @@ class TfdsRecords:
         return source, tfds.features.FeaturesDict(kept)
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key != "_opened"}
+        return {k: value for k, value in self.__dict__.items() if k not in ("_builder", "_opened")}
 
 
 class FolderRecords:
@@ -166,8 +206,9 @@ class FolderRecords:
           ValueError: there is no such split, or no image in it, or splits differ in their
             classes.
           NotPreparedError: there is no such folder, or it has no splits with classes.
+          OSError: a folder cannot be read.
         """
-        self._root = Path(root).expanduser()
+        self._root = data.directory(root)
         if not self._root.is_dir():
             raise data.NotPreparedError(
                 f"there is no folder {self._root}: pass that of the image folders, in which images "
@@ -198,8 +239,7 @@ class FolderRecords:
         labels: list[int] = []
         for name in chosen:
             for label, class_name in enumerate(self.class_names):
-                folder = self._root / name / class_name
-                files = [path.name for path in sorted(folder.iterdir()) if _is_image(path)]
+                files = sorted(filter(_is_image, os.listdir(self._root / name / class_name)))
                 self._files += [f"{name}/{class_name}/{file}" for file in files]
                 labels += [label] * len(files)
         if not self._files:
@@ -230,6 +270,22 @@ class FolderRecords:
         """Says which record it is, without reading it."""
         return f"{self._files[index]} in {self._root}"
 
+    @functools.cached_property
+    def digest(self) -> digests.Entry:
+        """Its entry in `experiments.data.Data.read`, by the names and the sizes of its files.
+
+        No file is read, so that one that was changed and is as large as before goes unnoticed.
+        """
+        return digests.entry(self._parts(), examples=len(self), classes=self.classes)
+
+    def _parts(self):
+        """Bytes that the digest is of."""
+        yield str(self.classes).encode()
+        yield from map(os.fsencode, self.class_names)
+        for file in self._files:
+            yield os.fsencode(file)
+            yield str(_size(f"{self._root}/{file}")).encode()
+
 
 def _folders(root: Path) -> dict[str, Path]:
     """The folders in a folder by name, hidden ones aside."""
@@ -237,6 +293,15 @@ def _folders(root: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(found)}
 
 
-def _is_image(path: Path) -> bool:
+def _is_image(name: str) -> bool:
     """Whether a file is one, and none of those that some systems hide beside it."""
-    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGES and not name.startswith(".")
+
+
+def _size(path: str) -> int:
+    """The bytes of a file; -1 of what is none, which is told where it is read."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
