@@ -77,9 +77,10 @@ def _run(asked, shared):
 
 
 def _tell(where, record):
-    kinds = ", ".join(sorted({one["kind"] for one in record["broken"]}))
     told = [record[name] for name in ("case", "command", "ending", "seconds")]
-    print(f"{where}:", *told, f"FAILED: {kinds}" if kinds else "", flush=True)
+    print(f"{where}:", *told, flush=True)
+    for broken in record["broken"]:
+        print(f"  FAILED: {broken['kind']}: {broken['seen'][:300]}", flush=True)
 
 
 def _snapshot(root, to):

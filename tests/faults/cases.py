@@ -13,6 +13,18 @@ from typing import Any, NamedTuple
 from .promise import Broken
 
 
+class UndisturbedError(Exception):
+    """A command that failed without a fault.
+
+    Attributes:
+      command: its name.
+    """
+
+    def __init__(self, command: str, said: str):
+        super().__init__(said)
+        self.command = command
+
+
 class Outcome(NamedTuple):
     """What became of a case.
 
@@ -68,11 +80,16 @@ def outcomes(
 
 def _work(numbers, job, case, write):
     """A process of its own that runs some of the cases; never returns."""
+    # Ends with what a case has to undo, such as a disk.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         for number in numbers:
             start = time.monotonic()
             try:
                 found = case(number, job)
+            except UndisturbedError as error:
+                broken = [Broken("an undisturbed run fails", f"{error}")]
+                found = Outcome(error.command, "error", "", broken)
             except Exception:  # of the generator itself; the other cases go on
                 seen = traceback.format_exc().strip()[-600:]
                 found = Outcome("?", "error", "", [Broken("the generator failed", seen)])

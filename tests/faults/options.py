@@ -40,6 +40,8 @@ SIZES = {
     *("num_processes", "process_id", "seconds", "checkpoint_minutes", "warmup_epochs"),
     *("randaugment", "switch_at", "keep_epochs", "steps_per_dispatch"),
 }
+INTEGERS = ("0", "-1", "1", "2", "3", "7")
+FLOATS = (*INTEGERS, "0.5", "-0.0", "1e-320", "1e400", "nan", "inf", "-inf", "1e-8", "1e30")
 COUNTS_OF_SEEDS = {("compare", "seeds"), ("sweep", "seeds")}
 PATHS = {"out", "data_dir", "runs", "weights"}
 
@@ -102,6 +104,11 @@ def value(option: Option, rng: random.Random) -> str:
     large = LARGE
     if option.name in SIZES or (option.command, option.name) in COUNTS_OF_SEEDS:
         large = (str(2**70), "10" * 50, "-" + "9" * 30)
+    if rng.random() < 0.5:  # what passes the parser
+        if "float" in str(option.kind):
+            return rng.choice((*FLOATS, *large))
+        if "int" in str(option.kind):
+            return rng.choice((*INTEGERS, *large))
     return rng.choice((*VALUES, *large))
 
 

@@ -269,6 +269,9 @@ def _child(command, place, outputs, before):
         faulthandler.register(signal.SIGUSR1, stack)
         if before is not None:
             before()
+        # What the package does for `python -m`, which calls a module so while it imports it.
+        sys.argv = ["-m", *command.words]
+        importlib.reload(sys.modules["experiments"])
         module = MODULES[command.name]
         sys.argv = [module, *command.words]
         sys.modules.pop(module, None)  # it is run, and was imported only for what it imports

@@ -38,15 +38,16 @@ def of_end(ended: Ended, *, allowed: Iterable[int]) -> list[Broken]:
     if ended.code is None:
         return [Broken("hang", f"more than {ended.seconds:.0f} s; {_innermost(ended.stack)}")]
     broken = []
-    last = (ended.err.strip().splitlines() or [""])[-1]
     for kind, pattern in FORBIDDEN.items():
         if found := re.search(pattern, ended.err):
-            line = ended.err[found.start() :].partition("\n")[0]
-            # An exception is told by its type, so that the same ones stand together.
-            named = f"{kind}: {last.partition(':')[0]:.60}" if kind == "traceback" else kind
-            broken.append(Broken(named, _raised(ended.err) if kind == "traceback" else line))
+            rest = ended.err[found.start() :]
+            if kind == "traceback":
+                seen = _raised(rest)  # told by its type, so that the same ones stand together
+                broken.append(Broken(f"{kind}: {seen.partition(':')[0]:.60}", seen))
+            else:
+                broken.append(Broken(kind, rest.partition("\n")[0]))
     if not broken and ended.code not in {0, 2, *allowed}:
-        broken.append(Broken(f"exit status {ended.code}", last))
+        broken.append(Broken(f"exit status {ended.code}", ended.err.strip()[-300:]))
     if not broken and ended.code:
         broken += _of_lines(ended)
     if ended.left:
@@ -55,11 +56,12 @@ def of_end(ended: Ended, *, allowed: Iterable[int]) -> list[Broken]:
 
 
 def _raised(err):
-    """The last line of a traceback, and where in this project it was raised."""
-    lines = err.strip().splitlines()
-    own = [line.strip() for line in lines if "/experiments/" in line or "/sam_optax/" in line]
-    at = re.sub(r'File "[^"]*/(\w+/\w+\.py)"', r"\1", own[-1]) if own else ""
-    return f"{lines[-1][:300]} ({at})"
+    """The last line of the first traceback in a text, and where in this project it was raised."""
+    lines = err.splitlines()[1:]
+    length = next((i for i, line in enumerate(lines) if line[:1].strip()), len(lines) - 1)
+    own = [line.strip() for line in lines[:length] if "/experiments/" in line]
+    at = re.sub(r'File "[^"]*/(experiments/[\w/]+\.py)"', r"\1", own[-1]) if own else "elsewhere"
+    return f"{lines[length][:300] if lines else ''} ({at})"
 
 
 def _innermost(stack):

@@ -13,9 +13,10 @@ def counted(
     for record in records:
         ending = "failed" if record["broken"] else record["ending"]
         by_command.setdefault(record["command"], collections.Counter())[ending] += 1
+    again = f"python -m tests.faults {generator} --seed {seed}{among} --only"
     failures = [
         {
-            "again": f"python -m tests.faults {generator} --seed {seed} --only {record['case']}{among}",
+            "again": f"{again} {record['case']}",
             **{name: record[name] for name in ("case", "command", "ending", "line", "broken")},
         }
         for record in sorted(records, key=lambda record: record["case"])

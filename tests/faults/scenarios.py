@@ -9,6 +9,7 @@ import signal
 from typing import Any, NamedTuple
 
 from . import figures
+from .cases import UndisturbedError
 from .process import Command, Ended, Place, run
 
 Options = Mapping[str, tuple[str, ...]]
@@ -200,7 +201,7 @@ class World:
         method = name.split("-")[1]
         scenario = self.scenarios["train"]
         place = Place(to.parent / f"{name}-place", self.shared).make()
-        done(run(scenario.command(place.out, "--method", method), place))
+        done(scenario.command(place.out, "--method", method), place)
         os.rename(place.out / name, to)
         shutil.rmtree(place.root)
 
@@ -210,9 +211,9 @@ class World:
         def make(to):
             place = Place(to.with_suffix(".place"), self.shared).make()
             command = self.scenarios[name].command(place.out)
-            first = done(run(command, place))
+            first = done(command, place)
             if first.seconds > 1:  # it may have compiled
-                first = done(run(command, Place(place.root, self.shared).make()))
+                first = done(command, place.make())
             (place.out / ".seconds").write_text(str(first.seconds))
             os.rename(place.out, to)
             shutil.rmtree(place.root)
@@ -229,7 +230,7 @@ class World:
             place = Place(to.with_suffix(".place"), self.shared).make()
             ended = run(self.scenarios[name].command(place.out), place, before=_stops_halfway)
             if ended.code != 128 + signal.SIGTERM:
-                raise RuntimeError(f"{name} did not stop halfway: {ended}")
+                raise UndisturbedError(name, f"not stopped halfway: {ended.code} {ended.err}")
             os.rename(place.out, to)
             shutil.rmtree(place.root)
 
@@ -260,14 +261,15 @@ class Reference(NamedTuple):
     seconds: float
 
 
-def done(ended: Ended) -> Ended:
-    """What a command ended with, which has to be well.
+def done(command: Command, place: Place) -> Ended:
+    """What an undisturbed command ended with.
 
     Raises:
-      RuntimeError: it failed.
+      UndisturbedError: it failed.
     """
+    ended = run(command, place)
     if ended.code != 0:
-        raise RuntimeError(f"an undisturbed command failed: {ended.code}\n{ended.err}")
+        raise UndisturbedError(command.name, f"{ended.code}: {ended.err.strip()[-300:]}")
     return ended
 
 
