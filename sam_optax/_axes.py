@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+import numbers
 from typing import Any
 
 import jax
+import numpy as np
 
 AxisName = str | tuple[str, ...]
 
@@ -12,6 +15,17 @@ AxisName = str | tuple[str, ...]
 def names(axis_name: AxisName) -> tuple[str, ...]:
     """The single axes of an axis_name."""
     return tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
+
+
+def check(axis_name: Any) -> None:
+    """Raises unless axis_name names mapped axes: a string as a rule, or what else is hashable."""
+    for name in names(axis_name):
+        unfit = name is None or callable(name) or isinstance(name, numbers.Number | np.bool_)
+        if unfit or not isinstance(name, Hashable) or isinstance(name, tuple):
+            raise TypeError(
+                "axis_name must be the name of a mapped axis, such as 'batch', or a tuple of "
+                f"names, got {axis_name!r}."
+            )
 
 
 def varying(x: Any) -> frozenset[str]:

@@ -1,12 +1,14 @@
-"""Clear errors for hyperparameters out of range."""
+"""Clear errors for hyperparameters of a wrong type or out of range."""
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+LARGEST = 2**31 - 1  # what an integer of JAX holds as it comes
 
 
 def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> None:
@@ -15,14 +17,20 @@ def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> No
     Arrays pass, because `optax.inject_hyperparams` hands them over and their values would have to
     be waited for; so do schedules, which are known only when they run, where they are allowed.
     """
-    if (callable(value) and schedule) or isinstance(value, (jax.Array, np.ndarray)):
+    if (callable(value) and schedule) or _is_scalar_array(name, value):
         return
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(
+        value, (bool, np.longdouble)
+    ):
         or_schedule = " or an Optax schedule (a function of the step)" if schedule else ""
         raise TypeError(f"{name} must be a number{or_schedule}, got {value!r}.")
+    if isinstance(value, (int, np.integer)) and not -LARGEST <= value <= LARGEST:
+        raise ValueError(
+            f"{name} must fit 32 bits where it is an integer, got {_shown(value)}: pass a smaller "
+            "number, or a float."
+        )
     low, high = map(float, bounds[1:-1].split(","))
-    # numbers.Real is typed with < and <= alone.
-    above = value >= low if bounds[0] == "[" else value > low  # type: ignore[operator]
+    above = value >= low if bounds[0] == "[" else value > low
     below = value <= high if bounds[-1] == "]" else value < high
     if not (above and below):
         raise ValueError(
@@ -32,13 +40,19 @@ def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> No
 
 
 def whole(name: str, value: Any, low: int) -> None:
-    """Raises unless value is an integer of at least low, or an array."""
-    if isinstance(value, (jax.Array, np.ndarray)):
+    """Raises unless value is an integer of at least low that fits 32 bits, or an array."""
+    if _is_scalar_array(name, value):
         return
-    if not isinstance(value, numbers.Integral):
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value > LARGEST:
+        raise ValueError(
+            f"{name} must be at most {LARGEST}, got {_shown(value)}: pass a smaller number."
+        )
     if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value!r}: pass a larger number.")
+        raise ValueError(
+            f"{name} must be at least {low}, got {_shown(value)}: pass a larger number."
+        )
 
 
 def static(name: str, value: Any) -> None:
@@ -52,6 +66,30 @@ def static(name: str, value: Any) -> None:
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises unless value is one of choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = " or ".join(map(repr, choices))
         raise ValueError(f"{name} must be {listed}, got {value!r}.")
+
+
+def flag(name: str, value: Any) -> None:
+    """Raises unless value is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def _is_scalar_array(name: str, value: Any) -> bool:
+    """Whether value is an array; raises where it is not of one real number."""
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        return False
+    real = jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
+    if value.shape != () or not real:
+        raise TypeError(
+            f"{name} must be one number, got an array {value.dtype}{list(value.shape)}."
+        )
+    return True
+
+
+def _shown(value: int | np.integer[Any]) -> str:
+    """An integer for a message; Python refuses to print those of thousands of digits."""
+    bits = int(value).bit_length()
+    return repr(value) if bits <= 256 else f"an integer of {bits} bits"

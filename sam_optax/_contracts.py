@@ -6,11 +6,16 @@ schedules are evaluated at, and accepts the extra arguments of the update.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import contextvars
 from typing import Any, Concatenate, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from sam_optax import _promotion, _purity
 
 # A number, or a function of the link's own step count.
 Schedulable = optax.ScalarOrSchedule
@@ -81,6 +86,43 @@ def transformation(
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 
 
-def value_at(hyperparameter: Schedulable, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    """The hyperparameter at a step."""
-    return hyperparameter(step) if callable(hyperparameter) else hyperparameter
+# Answers for the value of a schedule, so many steps ahead, while a piece of a step is compiled.
+Answer = Callable[[optax.Schedule, int], jax.typing.ArrayLike]
+_answer: contextvars.ContextVar[Answer | None] = contextvars.ContextVar("answer", default=None)
+
+
+@contextlib.contextmanager
+def answering(answer: Answer) -> Iterator[None]:
+    """Inside it the caller's schedules are not called, but answered for."""
+    token = _answer.set(answer)
+    try:
+        yield
+    finally:
+        _answer.reset(token)
+
+
+def some_number() -> jax.Array:
+    """An answer where only shapes are asked for: traced, so that no division by it can fail."""
+    return jnp.asarray(1.0)
+
+
+def value_at(
+    hyperparameter: Schedulable, step: jax.typing.ArrayLike, ahead: int = 0
+) -> jax.typing.ArrayLike:
+    """The hyperparameter at a step, or so many steps ahead of it."""
+    if not callable(hyperparameter):
+        return hyperparameter
+    answer = _answer.get()
+    if answer is None or _purity.is_pure(hyperparameter):
+        return scheduled(hyperparameter, step, ahead)
+    return answer(hyperparameter, ahead)
+
+
+def scheduled(
+    schedule: optax.Schedule, step: jax.typing.ArrayLike, ahead: int
+) -> jax.typing.ArrayLike:
+    """The value of a schedule, under the caller's rules of promotion."""
+    for _ in range(ahead):
+        step = optax.safe_increment(step)
+    with _promotion.callers():
+        return schedule(step)

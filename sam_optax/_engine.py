@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import functools
-from typing import Any, Concatenate, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _axes, _checks, _decision, _tree
+from sam_optax import _axes, _checks, _decision, _promotion, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._axes import AxisName
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
+from sam_optax._pieces import Pieces
+from sam_optax._purity import ours
+from sam_optax._states import REMEDY, States
 
-Args = ParamSpec("Args")
-Result = TypeVar("Result")
 Extra = dict[str, Any]  # the extra arguments of an update
-
-ARRAYS = get_args(jax.typing.ArrayLike)
 
 
 class SharpnessAwareState(NamedTuple):
@@ -75,6 +73,12 @@ def sharpness_aware(
     40 times slower there. Lowered for CPU with a convolution in `grad_fn`, the update inside `jit`
     takes the second gradient always, selects, and warns.
 
+    Outside `jit` schedules, extra arguments and parts are the caller's Python, as they are to
+    Optax: a schedule is called at each update with the concrete step, so it may read a variable or
+    decide by `if`, and a part that is not made of this package's, Optax's and JAX's own code is run
+    as it is. All else is compiled once, in pieces. A schedule of Optax's with numbers alone is
+    compiled too.
+
     Args:
       perturb: an Optax transformation, gradient ↦ ε (`sam_optax.perturb`), or None for a method
         without a second gradient, whose direction is the first.
@@ -90,7 +94,8 @@ def sharpness_aware(
     Raises:
       ValueError: at construction, updates_at is neither of the two, or when or combine are given
         without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
-        params are missing, or the decision may differ between devices as far as `jax.shard_map`
+        params are missing, the state is of another method or of parameters of other shapes, or
+        the decision may differ between devices as far as `jax.shard_map`
         keeps count of that.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
         complex parameter.
@@ -108,12 +113,20 @@ def sharpness_aware(
     """
     _check_parts(perturb, start, when, combine, updates_at)
     ascent = optax.with_extra_args_support(perturb or optax.identity())
-    start = start or Start(optax.init_empty_state, lambda direction, state, params, **extra: state)
+    start = start or Start(optax.init_empty_state, _keep)
     when = when or deciding.always()
     certain = when == deciding.always()
     combine = combine or combining.perturbed()
 
-    piece = _Pieces()
+    piece = Pieces()
+    states = States(
+        {
+            "start": (start, start.init),
+            "perturb": (ascent, ascent.init),
+            "when": (when, when.init),
+            "combine": (combine, combine.init),
+        }
+    )
 
     def init(params: Tree) -> SharpnessAwareState:
         piece.see()
@@ -134,7 +147,7 @@ def sharpness_aware(
 
     # The pieces of a step. Outside jit each is compiled on its own.
 
-    @piece
+    @piece(when)
     def decide(
         grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
     ) -> tuple[jax.typing.ArrayLike, SharpnessAwareState]:
@@ -142,7 +155,7 @@ def sharpness_aware(
         fire, when_state = when.update(first, state.when, params, **extra)
         return fire, state._replace(when=when_state)
 
-    @piece
+    @piece(ascent, start)
     def ascend(
         grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
     ) -> tuple[Tree, SharpnessAwareState]:
@@ -177,7 +190,7 @@ def sharpness_aware(
             combine=combine_state,
         )
 
-    @piece
+    @piece(combine, start)
     def conclude(
         grad_fn: GradFn,
         first: Tree,
@@ -190,12 +203,13 @@ def sharpness_aware(
         joined = join(first, second, state, params, extra)
         return finish(second is not None, joined, state, params, extra)
 
-    @piece
+    @piece(ascent, combine, start)
     def skip(
         grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
     ) -> tuple[Tree, SharpnessAwareState]:
-        _, state = ascend.plain(grad_fn, first, state, params, extra)
-        return conclude.plain(grad_fn, first, None, state, params, extra)
+        # On their own where they cannot be compiled as one.
+        _, state = ascend(grad_fn, first, state, params, extra)
+        return conclude(grad_fn, first, None, state, params, extra)
 
     def update(
         updates: Tree,
@@ -207,6 +221,8 @@ def sharpness_aware(
     ) -> tuple[Tree, SharpnessAwareState]:
         piece.see()
         params = _checked(params)
+        _check_state(state)
+        states.check(state, params)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
         if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
             raise ValueError(
@@ -311,7 +327,9 @@ def average(axis_name: AxisName) -> optax.GradientTransformation:
     Raises:
       ValueError: at update, `shard_map` knows a leaf of the updates to be equal on all devices
         already, as where it has summed its gradients.
+      TypeError: axis_name is no name of an axis, nor a tuple of names.
     """
+    _axes.check(axis_name)
 
     def mean(updates: Tree, params: Tree | None) -> Tree:
         del params
@@ -339,61 +357,11 @@ def _check_local(updates: Tree, axis_name: AxisName) -> None:
                 )
 
 
-class _AsksForGradientError(Exception):
-    """Raised while a piece is traced that calls grad_fn."""
-
-
-class _Pieces:
-    """Compiles the pieces of a link's step for concrete arguments.
-
-    Not before the link is known to be kept, by its init or its first update:
-    `optax.inject_hyperparams` makes one for each update, and compiling every one would cost far
-    more than it saves. A link that saw init rounds alike in every process, whatever step it begins
-    at.
-    """
-
-    def __init__(self) -> None:
-        self._seen = self.kept = False
-
-    def see(self) -> None:
-        """Tells that init or update is called."""
-        self.kept, self._seen = self._seen, True
-
-    def __call__(
-        self, function: Callable[Concatenate[GradFn, Args], Result]
-    ) -> _Piece[Args, Result]:
-        """function(grad_fn, *args), compiled."""
-        return _Piece(self, function)
-
-
-class _Piece(Generic[Args, Result]):
-    """function(grad_fn, *args), compiled.
-
-    It stays uncompiled where it calls grad_fn, which is a new closure over a batch at each step, or
-    where an extra argument is no array.
-    """
-
-    def __init__(self, link: _Pieces, plain: Callable[Concatenate[GradFn, Args], Result]) -> None:
-        def ask(params: Tree) -> NoReturn:
-            raise _AsksForGradientError
-
-        self._link, self.plain = link, plain
-        self._compiled: Callable[Args, Result] | None = jax.jit(functools.partial(plain, ask))
-
-    def __call__(self, grad_fn: GradFn, *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        if self._link.kept and self._compiled and _are_concrete((args, kwargs)):
-            try:
-                return self._compiled(*args, **kwargs)
-            except _AsksForGradientError:
-                self._compiled = None
-        return self.plain(grad_fn, *args, **kwargs)
-
-
-def _are_concrete(args: object) -> bool:
-    """Whether the leaves are arrays or numbers, and none is traced."""
-    kinds = set(map(type, jax.tree.leaves(args)))
-    traced = any(issubclass(kind, jax.core.Tracer) for kind in kinds)
-    return not traced and all(issubclass(kind, ARRAYS) for kind in kinds)
+@ours()
+def _keep(direction: Tree, state: Any, params: Tree, **extra: Any) -> Any:
+    """The state of a start that is none."""
+    del direction, params, extra
+    return state
 
 
 def _offset(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree | None:
@@ -418,7 +386,8 @@ def _average_samples(
 
 def _gradient(grad_fn: GradFn, like: Tree, params: Tree) -> Tree:
     """grad_fn(params), checked and cast to be exchangeable with `like`."""
-    gradient = grad_fn(params)
+    with _promotion.callers():
+        gradient = grad_fn(params)
     expected: object = jax.tree.structure(like)
     got: object = jax.tree.structure(gradient)
     if got != expected:
@@ -451,6 +420,16 @@ def _check_parts(
             raise TypeError(
                 f"{name} must be a {kind.__name__}, such as sam_optax.{name} makes, got {part!r}."
             )
+
+
+def _check_state(state: object) -> None:
+    """Raises where the state is none of a sharpness-aware method."""
+    if not isinstance(state, SharpnessAwareState):
+        raise ValueError(
+            "a sharpness-aware update needs a sam_optax.SharpnessAwareState, got "
+            f"{type(state).__name__}, which is of another optimizer, or was restored without its "
+            f"types: {REMEDY}"
+        )
 
 
 def _checked(params: Tree | None) -> Tree:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _threefry
+from sam_optax import _promotion, _threefry
 from sam_optax._contracts import Tree
 
 IMPLEMENTATION = "threefry2x32"
@@ -22,7 +22,12 @@ Key = int | jax.Array
 
 def check(key: Key) -> None:
     """Raises unless key is an int, a `jax.random.key` or a `jax.random.PRNGKey`."""
-    if isinstance(key, numbers.Integral):
+    if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+        if not -(2**63) <= key < 2**63:
+            raise ValueError(
+                f"key must fit 64 bits, got an integer of {int(key).bit_length()}: pass a smaller "
+                "one."
+            )
         return
     if not isinstance(key, jax.Array):
         raise TypeError(f"key must be an int or a jax.random.key, got {key!r}.")
@@ -73,7 +78,7 @@ def draw_like(
         dtype: jax.typing.DTypeLike,
         out_sharding: jax.sharding.Sharding,
     ) -> jax.Array:
-        dtype = jnp.promote_types(dtype, jnp.float32)
+        dtype = _promotion.common(jnp.dtype(dtype))
         return sampler(key, shape, dtype, out_sharding=out_sharding)
 
     tree = jax.tree.map(jnp.asarray, tree)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import functools
 
 import jax
 import jax.numpy as jnp
 
+from sam_optax import _promotion
 from sam_optax._contracts import Tree
 
 # The smallest norm that is divided by: unit(0) is 0 and not NaN.
@@ -20,7 +20,7 @@ _map: Callable[..., Tree] = jax.tree.map
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
     """x in float32 at least; float64 stays float64."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(_promotion.common(x.dtype))
 
 
 def combine(function: Callable[..., jax.Array], *trees: Tree) -> Tree:
@@ -84,4 +84,4 @@ def cast_like(tree: Tree, reference: Tree) -> Tree:
 def scalar(value: jax.typing.ArrayLike, params: Tree | None) -> jax.Array:
     """A new scalar in the dtype of the statistics: float32, or float64 for float64 params."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
-    return jnp.array(value, functools.reduce(jnp.promote_types, dtypes, jnp.float32))
+    return jnp.array(value, _promotion.common(*dtypes))

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _tree
+from sam_optax import _axes, _checks, _tree
 from sam_optax._axes import AxisName
 from sam_optax._contracts import Combine, Schedulable, State, Tree, value_at
+from sam_optax._promotion import callers
+from sam_optax._purity import ours
 
 __all__ = [
     "MixState",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 
+@ours()
 def _hand_on_first(first: Tree, state: State, params: Tree, **extra: Any) -> tuple[Tree, State]:
     """The stale step of the base optimizer alone: d = g."""
     del params, extra
@@ -46,6 +49,7 @@ def perturbed() -> Combine:
       Foret et al., Sharpness-Aware Minimization, 2021, Equation 3.
     """
 
+    @ours()
     def fresh(
         first: Tree, second: Tree, state: State, params: Tree, **extra: Any
     ) -> tuple[Tree, State]:
@@ -107,10 +111,14 @@ def mix(
     _checks.interval("lambda_0", lambda_0, "[0, 1]", schedule=False)
     _checks.interval("delta", delta, "[0, 0.5]", schedule=False)
     _checks.choice("ratio", ratio, ("clean", "perturbed"))
+    if axis_name is not None:
+        _axes.check(axis_name)
 
+    @ours()
     def init(params: Tree) -> MixState:
         return MixState(_tree.scalar(lambda_0, params), _tree.scalar(0, params))
 
+    @ours()
     def fresh(
         first: Tree, second: Tree, state: MixState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, MixState]:
@@ -172,15 +180,20 @@ def weigh(gamma: Schedulable, base: optax.GradientTransformation | None = None) 
         )
     base = optax.with_extra_args_support(base)
 
+    @ours(base)
     def init(params: Tree) -> WeighState:
-        return WeighState(base.init(params))
+        with callers():
+            return WeighState(base.init(params))
 
+    @ours(base)
     def stale(
         first: Tree, state: WeighState, params: Tree, **extra: Any
     ) -> tuple[Tree, WeighState]:
-        direction, base_state = base.update(first, state.base, params, **extra)
+        with callers():
+            direction, base_state = base.update(first, state.base, params, **extra)
         return direction, WeighState(base_state)
 
+    @ours(base)
     def fresh(
         first: Tree, second: Tree, state: WeighState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, WeighState]:
@@ -210,6 +223,7 @@ def extrapolate(alpha: Schedulable) -> Combine:
     """
     _checks.interval("alpha", alpha, "[0, inf)")
 
+    @ours()
     def fresh(
         first: Tree, second: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, State]:
@@ -242,6 +256,7 @@ def surrogate_gap(alpha: Schedulable) -> Combine:
     """
     _checks.interval("alpha", alpha, "[0, inf)")
 
+    @ours()
     def fresh(
         first: Tree, second: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, State]:
@@ -264,6 +279,7 @@ def renormalize() -> Combine:
       (SSAM), 2024.
     """
 
+    @ours()
     def fresh(
         first: Tree, second: Tree, state: State, params: Tree, **extra: Any
     ) -> tuple[Tree, State]:
@@ -308,9 +324,11 @@ def reuse(alpha: Schedulable) -> Combine:
     """
     _checks.interval("alpha", alpha, "[0, inf)")
 
+    @ours()
     def init(params: Tree) -> ReuseState:
         return ReuseState(v=optax.tree.zeros_like(params))
 
+    @ours()
     def fresh(
         first: Tree, second: Tree, state: ReuseState, params: Tree, **extra: Any
     ) -> tuple[Tree, ReuseState]:
@@ -324,6 +342,7 @@ def reuse(alpha: Schedulable) -> Combine:
         v = _tree.combine(lambda r: jnp.where(remainder > rounding, r, 0), rejected)
         return second, ReuseState(v=_tree.cast_like(v, state.v))
 
+    @ours()
     def stale(
         first: Tree, state: ReuseState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, ReuseState]:

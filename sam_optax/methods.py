@@ -17,11 +17,12 @@ from typing import Any
 
 import optax
 
-from sam_optax import schedules
+from sam_optax import _checks, schedules
 from sam_optax._axes import AxisName
 from sam_optax._contracts import Schedulable
 from sam_optax._engine import sharpness_aware
 from sam_optax._examples import select_examples
+from sam_optax._purity import ours
 from sam_optax._random import Key
 from sam_optax.combine import extrapolate, mix, renormalize, reuse, surrogate_gap, weigh
 from sam_optax.perturb import (
@@ -387,7 +388,9 @@ def esam(
     if mask == "coordinate":
         perturb = optax.chain(ball(rho), masked)
     else:
-        perturb = optax.chain(masked, ball(rho), optax.scale(1 / beta))
+        scale = optax.scale(1 / beta)
+        scale = optax.GradientTransformation(scale.init, ours()(scale.update))
+        perturb = optax.chain(masked, ball(rho), scale)
     return select_examples(sharpness_aware(perturb), gamma)
 
 
@@ -1107,7 +1110,5 @@ def wsam(
 
 def _kernel_power(noise_scale: str) -> float:
     """The exponent of the kernel norm in the standard deviation."""
-    powers = {"std": 1.0, "variance": 0.5}
-    if noise_scale not in powers:
-        raise ValueError(f"noise_scale must be 'std' or 'variance', got {noise_scale!r}.")
-    return powers[noise_scale]
+    _checks.choice("noise_scale", noise_scale, ("std", "variance"))
+    return 1.0 if noise_scale == "std" else 0.5

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sam_optax import _checks, _decision, _random, _tree
 from sam_optax._contracts import GradFn, Schedulable, State, Tree, transformation, value_at
+from sam_optax._promotion import callers
+from sam_optax._purity import ours
 from sam_optax._random import Key
 
 __all__ = [
@@ -55,6 +58,7 @@ def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
     """
     _checks.interval("rho", rho, "[0, inf)")
 
+    @ours()
     def update(
         first: Tree, state: State, params: Tree | None = None, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, State]:
@@ -87,15 +91,17 @@ def adaptive_ball(
 
     Raises:
       ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters.
-      TypeError: rho or eta is neither a number nor a schedule; at the update, weights returns no
-        boolean.
+      TypeError: rho or eta is neither a number nor a schedule, or weights neither a function nor a
+        tree of booleans; at the update, weights returns no boolean.
 
     References:
       Kwon et al., ASAM, 2021. The authors' code takes each tensor whose name has "weight" in it.
     """
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("eta", eta, "[0, inf)")
+    _check_weights(weights)
 
+    @ours(weights)
     def update(
         first: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, State]:
@@ -109,6 +115,19 @@ def adaptive_ball(
         return _ellipsoid(first, t, value_at(rho, step)), state
 
     return transformation(optax.init_empty_state, update)
+
+
+def _check_weights(weights: object) -> None:
+    """Raises unless weights is a function, a tree of booleans or None."""
+    if callable(weights):
+        return
+    for leaf in jax.tree.leaves(weights):
+        if not isinstance(leaf, bool) and getattr(leaf, "dtype", None) != np.bool_:
+            raise TypeError(
+                "weights must be a function of a leaf's key path that returns True or False, or a "
+                f"tree of booleans, got {weights!r}: for the leaves with a name, pass "
+                "lambda path: path[-1].key == name."
+            )
 
 
 def _weight_mask(weights: Callable[[tuple[Any, ...]], bool] | Any, params: Tree) -> Any:
@@ -128,7 +147,8 @@ def _weight_mask(weights: Callable[[tuple[Any, ...]], bool] | Any, params: Tree)
 
 def _chosen(weights: Callable[[tuple[Any, ...]], bool], path: tuple[Any, ...]) -> bool:
     """What the function says of one leaf."""
-    chosen = weights(path)
+    with callers():
+        chosen = weights(path)
     if not isinstance(chosen, bool):
         raise TypeError(
             "weights must return True or False for the key path of one leaf, got "
@@ -169,6 +189,7 @@ def fisher_ball(rho: Schedulable, eta: Schedulable = 1.0) -> optax.GradientTrans
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("eta", eta, "[0, inf)")
 
+    @ours()
     def update(
         first: Tree, state: State, params: Tree | None = None, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, State]:
@@ -226,9 +247,11 @@ def loss_ball(
     if rho_max is not None:
         _checks.interval("rho_max", rho_max, "[0, inf)")
 
+    @ours()
     def init(params: Tree) -> LossBallState:
         return LossBallState(rho=_tree.scalar(0, params))
 
+    @ours()
     def update(
         first: Tree,
         state: LossBallState,
@@ -271,7 +294,9 @@ def noisy_ball(
     """
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("lambda_", lambda_, "[0, inf)")
+    _checks.flag("normalize_gradient", normalize_gradient)
 
+    @ours()
     def update(
         first: Tree,
         state: State,
@@ -349,9 +374,11 @@ def eigen_ball(
     _checks.whole("power_iterations", power_iterations, 1)
     _random.check(key)
 
+    @ours()
     def init(params: Tree) -> EigenBallState:
         return EigenBallState(_random.key_data(key, stream=1), optax.tree.zeros_like(params))
 
+    @ours()
     def update(
         first: Tree,
         state: EigenBallState,
@@ -435,6 +462,7 @@ def ema(theta: Schedulable) -> optax.GradientTransformationExtraArgs:
     """
     _checks.interval("theta", theta, "[0, 1]")
 
+    @ours()
     def update(
         first: Tree, state: EmaState, params: Tree | None = None, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, EmaState]:
@@ -469,6 +497,7 @@ def subtract_ema(
     _checks.interval("sigma", sigma, "[0, inf)")
     _checks.interval("decay", decay, "[0, 1]")
 
+    @ours()
     def update(
         first: Tree, state: EmaState, params: Tree | None = None, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, EmaState]:
@@ -519,6 +548,12 @@ def random_coordinates(
     _checks.choice("mask", mask, ("coordinate", "tensor"))
     _random.check(key)
 
+    @ours()
+    def init(params: Tree) -> RandomCoordinatesState:
+        del params
+        return RandomCoordinatesState(_random.key_data(key, stream=2))
+
+    @ours()
     def update(
         x: Tree,
         state: RandomCoordinatesState,
@@ -534,6 +569,4 @@ def random_coordinates(
         uniform = _random.draw_like(jax.random.uniform, state.key_data, step, like)
         return _tree.combine(lambda x, u: jnp.where(u < beta, x / beta, 0), x, uniform), state
 
-    return transformation(
-        lambda params: RandomCoordinatesState(_random.key_data(key, stream=2)), update
-    )
+    return transformation(init, update)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from sam_optax import _checks
+from sam_optax._promotion import callers
+from sam_optax._purity import ours
 
 __all__ = [
     "budget_annealing",
@@ -58,12 +60,21 @@ def rho_from_learning_rate(
         )
     _checks.interval("rho_max", rho_max, "[0, inf)", schedule=False)
     _checks.interval("rho_min", rho_min, "[0, inf)", schedule=False)
+    _checks.interval("lr_max", lr_max, "(-inf, inf)", schedule=False)
+    _checks.interval("lr_min", lr_min, "(-inf, inf)", schedule=False)
     if lr_min > lr_max:
         raise ValueError(f"lr_min must be at most lr_max, got {lr_min!r} > {lr_max!r}.")
     if lr_max == lr_min:
         return optax.constant_schedule(rho_max)
     slope = (rho_max - rho_min) / (lr_max - lr_min)
-    return lambda step: rho_min + slope * (learning_rate(step) - lr_min)
+
+    @ours(learning_rate)
+    def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        with callers():
+            rate = learning_rate(step)
+        return rho_min + slope * (rate - lr_min)
+
+    return schedule
 
 
 def budget_annealing(
@@ -107,6 +118,7 @@ def budget_annealing(
     _checks.whole("warmup", warmup, 0)
     _checks.whole("steps_per_epoch", steps_per_epoch, 1)
 
+    @ours()
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         index = jnp.asarray(jnp.asarray(step) // steps_per_epoch, float)
         value = jnp.where(index < warmup, budget * index / max(warmup, 1), budget)
@@ -149,6 +161,7 @@ def linear_threshold(lambda_1: float, lambda_2: float, total_steps: int) -> opta
             f"{lambda_2!r}: between them the threshold is undefined."
         )
 
+    @ours()
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         share = jnp.minimum(jnp.asarray(step, float) / total_steps, 1)
         # 0 · inf would be NaN: a term of weight 0 is 0.

@@ -10,6 +10,8 @@ import optax
 
 from sam_optax import _checks, _random, _tree
 from sam_optax._contracts import Schedulable, Start, Tree, value_at
+from sam_optax._promotion import standard
+from sam_optax._purity import ours
 from sam_optax._random import Key
 
 __all__ = [
@@ -24,7 +26,7 @@ __all__ = [
 
 def _following(hyperparameter: Schedulable, step: jax.Array, params: Tree) -> jax.Array:
     """The hyperparameter at the step after this one, whose offset the state has to fix."""
-    return _tree.scalar(value_at(hyperparameter, optax.safe_increment(step)), params)
+    return _tree.scalar(value_at(hyperparameter, step, ahead=1), params)
 
 
 class NoiseState(NamedTuple):
@@ -42,6 +44,7 @@ class NoiseState(NamedTuple):
     gamma: jax.Array
     power: jax.Array
 
+    @standard
     def offset(self, params: optax.Params, sample: int = 0) -> optax.Updates:
         """δ0 for these params, in float32 at least; redrawn from the counter, never stored."""
         normal = _random.draw_like(jax.random.normal, self.key_data, self.draw + sample, params)
@@ -91,6 +94,7 @@ def noise(gamma: Schedulable, *, key: Key = 0, power: float = 1.0, samples: int 
     _checks.whole("samples", samples, 1)
     _random.check(key)
 
+    @ours()
     def init(params: Tree) -> NoiseState:
         return NoiseState(
             key_data=_random.key_data(key),
@@ -99,6 +103,7 @@ def noise(gamma: Schedulable, *, key: Key = 0, power: float = 1.0, samples: int 
             power=_tree.scalar(power, params),
         )
 
+    @ours()
     def update(
         direction: Tree, state: NoiseState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> NoiseState:
@@ -120,6 +125,7 @@ class MomentumState(NamedTuple):
     velocity: optax.Updates
     rho: jax.Array
 
+    @standard
     def offset(self, params: optax.Params) -> optax.Updates:
         """δ0 = −ρ unit(v)."""
         del params
@@ -150,10 +156,12 @@ def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
     _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("decay", decay, "[0, 1)", schedule=False)
 
+    @ours()
     def init(params: Tree) -> MomentumState:
         rho_0 = _tree.scalar(value_at(rho, 0), params)
         return MomentumState(_tree.combine(jnp.zeros_like, params), rho_0)
 
+    @ours()
     def update(
         direction: Tree, state: MomentumState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> MomentumState:
@@ -176,6 +184,7 @@ class PreviousState(NamedTuple):
     previous: optax.Updates
     rho: jax.Array
 
+    @standard
     def offset(self, params: optax.Params) -> optax.Updates:
         """δ0 = ρ unit(p)."""
         del params
@@ -204,10 +213,12 @@ def previous(rho: Schedulable) -> Start:
     """
     _checks.interval("rho", rho, "[0, inf)")
 
+    @ours()
     def init(params: Tree) -> PreviousState:
         rho_0 = _tree.scalar(value_at(rho, 0), params)
         return PreviousState(optax.tree.zeros_like(params), rho_0)
 
+    @ours()
     def update(
         direction: Tree, state: PreviousState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> PreviousState:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _random, _tree
+from sam_optax import _axes, _checks, _random, _tree
 from sam_optax._axes import AxisName
 from sam_optax._contracts import Schedulable, State, Tree, When, value_at
+from sam_optax._purity import ours
 from sam_optax._random import Key
 
 __all__ = [
@@ -37,6 +38,7 @@ def always() -> When:
     return When(optax.init_empty_state, _fire)
 
 
+@ours()
 def _fire(first: Tree, state: State, params: Tree, **extra: Any) -> tuple[bool, State]:
     del first, params, extra
     return True, state
@@ -61,6 +63,7 @@ def every(period: int) -> When:
     """
     _checks.whole("period", period, 1)
 
+    @ours()
     def update(
         first: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[jax.Array, State]:
@@ -101,6 +104,12 @@ def bernoulli(probability: Schedulable, *, key: Key = 0) -> When:
     _checks.interval("probability", probability, "[0, 1]")
     _random.check(key)
 
+    @ours()
+    def init(params: Tree) -> BernoulliState:
+        del params
+        return BernoulliState(_random.key_data(key))
+
+    @ours()
     def update(
         first: Tree, state: BernoulliState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[jax.Array, BernoulliState]:
@@ -109,7 +118,7 @@ def bernoulli(probability: Schedulable, *, key: Key = 0) -> When:
         # Of one dtype, so that the coins do not depend on that of the probability.
         return jax.random.uniform(coin, (), jnp.float32) < value_at(probability, step), state
 
-    return When(lambda params: BernoulliState(_random.key_data(key)), update)
+    return When(init, update)
 
 
 class AdaptiveState(NamedTuple):
@@ -159,10 +168,14 @@ def adaptive(
     _checks.interval("threshold", threshold, "[-inf, inf]")
     _checks.interval("decay", decay, "[0, 1]", schedule=False)
     _checks.interval("initial_variance", initial_variance, "[0, inf)", schedule=False)
+    if axis_name is not None:
+        _axes.check(axis_name)
 
+    @ours()
     def init(params: Tree) -> AdaptiveState:
         return AdaptiveState(_tree.scalar(0, params), _tree.scalar(initial_variance, params))
 
+    @ours()
     def update(
         first: Tree, state: AdaptiveState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[jax.Array, AdaptiveState]:

@@ -242,31 +242,38 @@ def test_a_perturb_part_may_call_grad_fn(policy):
     assert np.abs(trajectory(plain, steps=5) - on_device).max() > 1e-4
 
 
-def traces(extra, calls=4, init=True):
+@pytest.fixture
+def traces(monkeypatch):
     """Whether a part of the link saw tracers, at each time that Python ran it outside jit."""
     seen = []
+    vdot = when._tree.vdot
 
-    def update(first, state, params, **extra):
-        seen.append(isinstance(first, jax.core.Tracer))
-        return jnp.asarray(True), state
+    def spy(a, b):
+        seen.append(isinstance(a, jax.core.Tracer))
+        return vdot(a, b)
 
-    policy = sam_optax.When(optax.init_empty_state, update)
-    link = sam_optax.sharpness_aware(perturb.ball(0.1), when=policy)
-    w = jnp.ones(2)
-    state = (link if init else sam_optax.sharpness_aware(perturb.ball(0.1), when=policy)).init(w)
-    for _ in range(calls):
-        _, state = link.update(w, state, w, grad_fn=lambda p: p, **extra)
-    return seen
+    def traces(extra, init=True):
+        seen.clear()
+        link = sam_optax.sharpness_aware(perturb.random_coordinates(1.0), when=when.adaptive(0.0))
+        other = sam_optax.sharpness_aware(perturb.random_coordinates(1.0), when=when.adaptive(0.0))
+        w = jnp.ones(2)
+        state = (link if init else other).init(w)
+        for _ in range(4):
+            _, state = link.update(w, state, w, grad_fn=lambda p: p, **extra)
+        return list(seen)
+
+    monkeypatch.setattr(when._tree, "vdot", spy)
+    return traces
 
 
-def test_outside_jit_the_pieces_are_compiled():
+def test_outside_jit_the_pieces_are_compiled(traces):
     """Unless an extra argument is no array, which a compiled piece could not take."""
     assert traces({}) == [True]
     assert traces({"value": jnp.ones(3), "n": 1}) == [True]
     assert traces({"name": "a string"}) == [False] * 4
 
 
-def test_a_link_without_init_runs_its_first_update_as_it_is():
+def test_a_link_without_init_runs_its_first_update_as_it_is(traces):
     """`inject_hyperparams` makes one for each update, and would compile every one."""
     assert traces({}, init=False) == [False, True]
 
@@ -285,15 +292,17 @@ def test_outside_jit_a_step_rounds_alike_in_every_process(name):
         chex.assert_trees_all_equal(new_step(params, state, batch), states[t])
 
 
-def test_a_piece_that_asks_for_the_gradient_is_tried_compiled_once():
+def test_a_piece_that_asks_for_the_gradient_is_tried_compiled_once(monkeypatch):
     seen = []
+    branch = perturb._decision.branch
 
-    def update(first, state, params, *, grad_fn, **extra):
-        seen.append(isinstance(first, jax.core.Tracer))
-        return grad_fn(params), state
+    def spy(fire, yes, no, gradient, point):
+        seen.append(isinstance(fire, jax.core.Tracer))
+        gradient(point)
+        return branch(fire, yes, no, gradient, point)
 
-    geometry = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-    link = sam_optax.sharpness_aware(geometry)
+    monkeypatch.setattr(perturb._decision, "branch", spy)
+    link = sam_optax.eigen_sam()
     w = jnp.ones(2)
     state = link.init(w)
     for _ in range(4):

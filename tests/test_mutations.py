@@ -113,7 +113,7 @@ MUTATIONS = {
     ),
     "the scale of the noise of the step before": Mutation(
         "start.py",
-        "value_at(hyperparameter, optax.safe_increment(step))",
+        "value_at(hyperparameter, step, ahead=1)",
         "value_at(hyperparameter, step)",
         "exactness",
         "r_sam_schedule",
@@ -306,7 +306,7 @@ MUTATIONS = {
     ),
     "skipped steps do not move the geometry": Mutation(
         "_engine.py",
-        "_, state = ascend.plain(grad_fn, first, state, params, extra)",
+        "_, state = ascend(grad_fn, first, state, params, extra)",
         "",
         "off_menu",
         "a_random_composition and 38",
