@@ -24,7 +24,7 @@ def of(out: Path, *, exact: bool = True) -> dict[str, Any]:
             found[str(name)] = plain(read(path), exact)
         elif path.suffix == ".jsonl":
             lines = [json.dumps(plain(one, exact), sort_keys=True) for one in _lines(path)]
-            found[str(name)] = sorted(lines)
+            found[str(name)] = sorted(set(lines))
     return found
 
 

@@ -21,7 +21,8 @@ class Reader(NamedTuple):
       name: of the command.
       held: what its own folder holds: results that are "finished", "cut" short, or "nothing".
       more: its further words.
-      what: whose files are damaged: its "own", those of the "runs" it is given, or the "data".
+      what: whose files are damaged: its "own", those of the "runs" it is given, the "data" or
+        the "weights".
       share: how often it is drawn.
     """
 
@@ -40,6 +41,7 @@ READERS = (
     Reader("train", "cut", ("--overwrite",), share=3),
     Reader("train", "finished", ("--overwrite",), share=3),
     Reader("train", "nothing", what="data", share=4),
+    Reader("train", "nothing", what="weights", share=4),
     Reader("compare", "finished", share=6),
     Reader("compare", "finished", ("--overwrite",), share=1),
     Reader("sweep", "finished", share=6),
@@ -76,11 +78,11 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
     own = place.out / scenario.folder
     _hold(reader, scenario, reference, place, world)
     scenario, folder = _given(reader, scenario, place, world)
-    before = promise.snapshot(place.out, *([] if folder == own else [folder]))
     path = _chosen(folder, rng)
     how = damage(path, rng, _other(path, folder, world))
-    changed = {name: digest for name, digest in promise.snapshot(place.out, folder).items()}
-    asked = scenario.command(place.out, *reader.more)
+    changed = promise.snapshot(place.out, folder)
+    more = ("--weights", str(path)) if reader.what == "weights" else reader.more
+    asked = scenario.command(place.out, *more)
     ended = run(asked, place, limit=world.limit)
     broken = promise.of_end(ended, allowed=())
     after = promise.snapshot(place.out, folder)
@@ -88,7 +90,10 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
     strange |= {n: d for n, d in changed.items() if n.endswith("mine.txt")}
     broken += promise.of_files(strange, after)
     broken += promise.of_halves(place.out)
-    if ended.code == 0:
+    if ended.code == 0 and reader.what == "weights":
+        broken.append(Broken("weights that fit no model are taken", ""))
+        ending = "done"
+    elif ended.code == 0:
         broken += _right(scenario, reference, place, path)
         ending = "right figures"
     elif ended.code == 2:
@@ -106,7 +111,6 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
             broken += [Broken(f"with --overwrite: {kind}", seen) for kind, seen in more]
     else:
         ending = f"exit {ended.code}"
-    del before
     line = f"{asked}  # {reader.held}, {path.relative_to(place.root)}: {how}"
     return Outcome(scenario.name, ending, line, broken)
 
@@ -128,6 +132,9 @@ def _given(reader, scenario: Scenario, place: Place, world: World) -> tuple[Scen
     shutil.copytree(world.shared / reader.what, folder, symlinks=True)
     if reader.what == "data":
         return scenario._replace(options={**scenario.options, "--data-dir": (str(folder),)}), folder
+    if reader.what == "weights":
+        model = {"--model": ("imagenet_resnet18",)}
+        return scenario._replace(options={**scenario.options, **model}), folder
     if reader.name == "tables":
         return scenario._replace(options={"--runs": (str(folder),)}), folder
     runs = tuple(str(folder / name) for name in RUNS)

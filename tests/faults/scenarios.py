@@ -193,9 +193,10 @@ class World:
         self.scenarios = scenarios(shared)
 
     def prepare(self) -> None:
-        """Trains the runs that other commands look at."""
+        """Trains the runs that other commands look at, and makes files of weights."""
         for name in RUNS:
             self._once(self.shared / "runs" / name, lambda to, name=name: self._train(name, to))
+        self._once(self.shared / "weights", _weights)
 
     def _train(self, name, to):
         method = name.split("-")[1]
@@ -271,6 +272,17 @@ def done(command: Command, place: Place) -> Ended:
     if ended.code != 0:
         raise UndisturbedError(command.name, f"{ended.code}: {ended.err.strip()[-300:]}")
     return ended
+
+
+def _weights(to: Path) -> None:
+    """Files of weights that fit no model: what is read of them is told, and nothing trained."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    to.mkdir()
+    arrays = {"conv1.weight": np.ones((4, 3, 7, 7), np.float32), "bn1.bias": np.zeros(4)}
+    save_file(arrays, to / "small.safetensors")
+    np.savez(to / "small.npz", **arrays)
 
 
 def _stops_halfway():
