@@ -25,8 +25,8 @@ def check(key: Key) -> None:
     if isinstance(key, numbers.Integral) and not isinstance(key, bool):
         if not -(2**63) <= key < 2**63:
             raise ValueError(
-                f"key must fit 64 bits, got an integer of {int(key).bit_length()}: pass a smaller "
-                "one."
+                f"key must fit 64 bits, got an integer of {int(key).bit_length()} bits: pass a "
+                "smaller one."
             )
         return
     if not isinstance(key, jax.Array):

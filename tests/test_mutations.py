@@ -126,7 +126,11 @@ MUTATIONS = {
         "noise_has_the_scale",
     ),
     "a variance in place of a standard deviation": Mutation(
-        "methods.py", '{"std": 1.0,', '{"std": 0.5,', "closed_forms", "noise_has_the_scale"
+        "methods.py",
+        "return 1.0 if noise_scale",
+        "return 0.5 if noise_scale",
+        "closed_forms",
+        "noise_has_the_scale",
     ),
     "lambda_ weighs the noise": Mutation(
         "perturb.py",
@@ -284,7 +288,7 @@ MUTATIONS = {
     ),
     "norms in the dtype of the leaves": Mutation(
         "_tree.py",
-        "return x.astype(jnp.promote_types(x.dtype, jnp.float32))",
+        "return x.astype(_promotion.common(x.dtype))",
         "return x",
         "edge_cases",
         "overflows_float16",
@@ -364,6 +368,54 @@ MUTATIONS = {
         "ratio=ratio)",
         "devices",
         "loop_over_the_parts and samar",
+    ),
+    "code of the caller's is compiled": Mutation(
+        "_purity.py",
+        'if thing.__globals__.get("__name__", "").split(".")[0] not in PACKAGES:',
+        "if False:",
+        "outside_jit",
+        "follows_what_it_reads",
+    ),
+    "a schedule is called once for all": Mutation(
+        "_contracts.py",
+        "if answer is None or _purity.is_pure(hyperparameter):",
+        "if True:",
+        "outside_jit",
+        "may_be_any_python",
+    ),
+    "the values of the schedules are mixed up": Mutation(
+        "_pieces.py",
+        "following = iter(values)",
+        "following = reversed(values)",
+        "outside_jit",
+        "keep_their_places",
+    ),
+    "schedules are not held to the caller's promotion": Mutation(
+        "_contracts.py",
+        "with _promotion.callers():",
+        "if True:",
+        "promotion",
+        "held_to_strict and schedule",
+    ),
+    "our arithmetic is held to the caller's promotion": Mutation(
+        "_promotion.py",
+        'if rules == "standard":',
+        "if True:",
+        "promotion",
+        "outside_jit and injected",
+    ),
+    "any state is taken": Mutation(
+        "_engine.py", "        states.check(state, params)\n", "", "states", "other_parameters"
+    ),
+    "shapes of a state are not looked at": Mutation(
+        "_states.py",
+        "if jnp.shape(leaf) != jnp.shape(other):",
+        "if False:",
+        "states",
+        "names_the_leaf",
+    ),
+    "booleans are numbers": Mutation(
+        "_checks.py", "(bool, np.longdouble)", "np.longdouble", "odd_arguments", "no_number"
     ),
 }
 

@@ -146,7 +146,9 @@ def foreign(call):
 
 CALLERS = {
     "a schedule": lambda: sam_optax.sam(rho=mixed_sum),
-    "a schedule ahead": lambda: sam_optax.msam(rho=lambda t: mixed_sum() if t else 0.1),
+    "a schedule ahead": lambda: sam_optax.msam(
+        rho=lambda t: 0.1 if isinstance(t, int) else mixed_sum()
+    ),
     "a learning rate": lambda: sam_optax.sam(
         schedules.rho_from_learning_rate(
             mixed_sum, rho_max=1.0, rho_min=0.0, lr_max=1.0, lr_min=0.0
@@ -154,7 +156,7 @@ CALLERS = {
     ),
     "a base": lambda: sam_optax.wsam(foreign(mixed_sum)),
     "a geometry": lambda: sam_optax.sharpness_aware(foreign(mixed_sum)),
-    "a choice of weights": lambda: sam_optax.asam(weights=lambda path: bool(mixed_sum())),
+    "a choice of weights": lambda: sam_optax.asam(weights=lambda path: mixed_sum().shape == ()),
 }
 
 
@@ -166,9 +168,10 @@ def test_what_the_caller_hands_in_is_held_to_strict_promotion(name):
         link = CALLERS[name]()
         return link.update(w, link.init(w), w, grad_fn=lambda p: p)
 
-    assert step()
-    with jax.numpy_dtype_promotion("strict"), pytest.raises(jax.dtypes.TypePromotionError):
-        step()
+    for call in (step, jax.jit(step)):
+        assert call()
+        with jax.numpy_dtype_promotion("strict"), pytest.raises(jax.dtypes.TypePromotionError):
+            call()
 
 
 @pytest.mark.parametrize("geometry", [perturb.ball(0.1), perturb.eigen_ball(0.1, period=1)])
