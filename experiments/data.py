@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = Path("~/tensorflow_datasets")  # as not everyone has a home, see `directory`
 BLOCK = 1024  # records read at once
+MOST_CLASSES = 10**6  # more than any set has, and fewer than names would fill the memory
 UNLABELLED = ("imagenet2012", "imagenet2012_corrupted")  # in their test splits
 
 
@@ -378,6 +379,8 @@ def _look_at(info: tfds.core.DatasetInfo) -> None:
     """Raises where a description is not whole, which TFDS itself finds when it is asked for it."""
     for feature in dict(info.features.items()).values():
         if isinstance(feature, tfds.features.ClassLabel):
+            if not 0 <= (feature.num_classes or 0) <= MOST_CLASSES:
+                raise ValueError(f"there are {feature.num_classes} classes")
             list(feature.names)
     for split in info.splits.values():
         if min(split.shard_lengths, default=0) < 0:
@@ -510,6 +513,10 @@ def _read(
         image = example["image"]
         if images is None:
             shape = shape or image.shape
+            if 0 in shape:
+                raise ValueError(
+                    f"{name} has images of {shape}, without a pixel: pass another set."
+                )
             images, labels = _room(name, splits[split], shape)
         if image.shape != shape:
             raise ValueError(

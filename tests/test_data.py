@@ -618,12 +618,28 @@ def test_a_label_that_is_no_class_is_told(tmp_path):
         data.load("tiny", data_dir=tmp_path)
 
 
+@pytest.mark.parametrize("count", ["-3", "1000000000000000"])
+def test_a_number_of_classes_that_cannot_be_is_told(count, tmp_path):
+    path = prepare(tmp_path) / "features.json"
+    path.write_text(path.read_text().replace('"numClasses": "3"', f'"numClasses": "{count}"'))
+    with pytest.raises(data.CorruptedError, match=rf"description of tiny .*{count} classes"):
+        data.load("tiny", data_dir=tmp_path)
+
+
 @pytest.mark.parametrize("count", ["-30", "1000000000000000"])
 def test_a_number_of_images_that_cannot_be_is_told(count, tmp_path):
     rewrite(prepare(tmp_path), '"30"', f'"{count}"')
     for load in (data.load, data.load_tested):
         with pytest.raises(data.CorruptedError, match=rf"description of tiny .*{count} images"):
             load("tiny", data_dir=tmp_path)
+
+
+def test_images_without_a_pixel_are_told(tmp_path, monkeypatch):
+    prepare(tmp_path)
+    empty = {"image": np.zeros((4, 0, 3), np.uint8), "label": 0}
+    monkeypatch.setattr(data, "_examples", lambda *_: iter([empty] * 30))
+    with pytest.raises(ValueError, match=r"images of \(4, 0, 3\), without a pixel"):
+        data.load("tiny", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("count", [10**14, 10**20])

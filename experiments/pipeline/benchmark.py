@@ -309,8 +309,8 @@ def main(options: Options) -> None:
     config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "pipeline.benchmark", config, overwrite=options.overwrite) as folder:
-        with tempfile.TemporaryDirectory() as folder:
-            records = prepared(options, folder)
+        with tempfile.TemporaryDirectory() as made:
+            records = prepared(options, made)
             if len(records) < max(options.batch_size, options.images):
                 raise cli.UserError(
                     f"--images {options.images} or --batch-size {options.batch_size} exceeds the "
