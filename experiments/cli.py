@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from experiments import augment, data, limits, models, objectives, streams
+from experiments import augment, data, models, objectives, sizes, streams
 from experiments.command import run
 from experiments.errors import UserError
 from experiments.normalization import NORMALIZATIONS
@@ -213,7 +213,8 @@ class Options:
     ) -> Trainer:
         """A trainer for this method, its settings checked."""
         on_host = self.on_host(recipe) and not apart
-        _check_sizes(recipe, loaded.train.shape, loaded.classes)
+        shape = augment.shape(loaded.train.shape, recipe.image_size)
+        sizes.check(recipe.model, recipe.width, loaded.classes, shape, recipe.batch_size)
         try:
             return Trainer(
                 recipe,
@@ -300,36 +301,6 @@ def load(
         return loaded
     mean, std = NORMALIZATIONS[recipe.normalization].of(loaded.train.shape[-1])
     return loaded._replace(mean=mean, std=std)
-
-
-@functools.cache
-def _parameter_bytes(model: str, width: int | None, classes: int, shape: tuple[int, ...]) -> int:
-    """Of a model's parameters in float32, of which none is made."""
-    module = models.make(model, classes, width=width)
-    image = jax.ShapeDtypeStruct((1, *shape), "float32")
-    init = functools.partial(module.init, train=False)
-    variables = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0), image)
-    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-
-
-def _check_sizes(recipe, shape, classes):
-    """Raises where parameters or images take more than all memory; what a step needs is more."""
-    shape = augment.shape(shape, recipe.image_size)
-    images = recipe.batch_size * math.prod(shape)
-    limits.check_memory(
-        5 * images,  # as bytes and as numbers
-        f"a batch of --batch-size {recipe.batch_size} images of {shape[0]} x {shape[1]}",
-    )
-    try:
-        parameters = _parameter_bytes(recipe.model, recipe.width, classes, shape)
-    except ValueError:
-        return  # the model cannot take such images, which is told where it is made
-    limits.check_memory(
-        3 * parameters,  # with a gradient and a perturbed copy
-        f"training {recipe.model}"
-        + (f" of --width {recipe.width}" if recipe.width else "")
-        + (f" on images of --image-size {recipe.image_size}" if recipe.image_size else ""),
-    )
 
 
 def _check_in_memory(recipe):

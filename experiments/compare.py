@@ -20,6 +20,7 @@ from rich.table import Table
 from experiments import cli, files, folders, interrupt, limits, numerics, plots, runs
 from experiments.fit import DivergedError, train
 from experiments.lines import Lines
+from experiments.markdown import escaped
 from experiments.optimizers import SGD
 from experiments.recipes.base import UNTRAINED
 
@@ -289,7 +290,7 @@ def markdown(title: str, config: Mapping[str, Any], tables: Mapping[str, Sequenc
         "",
         "Settings: "
         + "; ".join(
-            f"{method} " + (", ".join(f"{k} {v}" for k, v in kwargs.items()) or "none")
+            f"{method} " + (escaped(", ".join(f"{k} {v}" for k, v in kwargs.items())) or "none")
             for method, kwargs in config["methods"].items()
         )
         + ".",

@@ -27,6 +27,7 @@ import tyro
 from experiments import augment, cli, data, feeds, files, folders, numerics, runs, streams
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.trained import Trained
+from experiments.markdown import escaped
 from experiments.othersets import OtherSet, benchmark, expanded
 from experiments.recipes.r_sam import ELSEWHERE
 
@@ -339,7 +340,7 @@ def _notes(found):
         among, classes = figures[0]["among"], figures[0]["classes"]
         if among < classes:
             said.append(f"predictions among {among} of the {classes:,} classes")
-        yield f"- {group.name}: {'; '.join(said)}"
+        yield f"- {escaped(group.name)}: {'; '.join(said)}"
 
 
 if __name__ == "__main__":

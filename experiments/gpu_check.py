@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import rich
 
-from experiments import cli, data, files, folders, limits, runs
+from experiments import cli, data, files, folders, runs, sizes
 from experiments.benchmark.measure import Turn, over, over_ideal, take_turns
 from experiments.feeds import arrays
 from experiments.optimizers import SGD
@@ -108,12 +108,13 @@ def main(options: Options) -> None:
     cli.positive("seconds", options.seconds)
     if options.examples < options.batch_size:
         raise cli.UserError("--examples must be at least --batch-size.")
-    limits.check_memory(3072 * options.examples, f"--examples {options.examples:,}")
+    cli.known("model", options.model, cli.models.MODELS)
+    sizes.check(options.model, options.width, 10, (32, 32, 3), options.examples)
     path = folders.path_of(options.out, options.name)
     folders.check(path, "gpu_check")
     recipe = dataclasses.replace(
         RECIPES["cifar10_resnet18_ae_sam"],
-        model=cli.known("model", options.model, cli.models.MODELS),
+        model=options.model,
         width=options.width,
         dtype=options.dtype,
         batch_size=options.batch_size,

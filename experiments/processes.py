@@ -171,7 +171,7 @@ def check_alike(options: str) -> None:
     Raises:
       NoConnectionError: it is not the same.
     """
-    number = zlib.crc32(options.encode()) >> 1
+    number = zlib.crc32(options.encode("utf-8", "backslashreplace")) >> 1
     high, low = agree((number, -number))
     if high != -low:
         raise NoConnectionError(

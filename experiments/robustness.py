@@ -29,6 +29,7 @@ from experiments.analysis import kept, pictures, table
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
 from experiments.data import CorruptedError
+from experiments.markdown import escaped
 
 
 class Norm(NamedTuple):
@@ -386,7 +387,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "cross-entropy, clean and at the worst that was found. "
         f"{_attack(found)}: other attacks may do more harm.",
         "",
-        *(f"- {said}" for said in found["weak"]),
+        *(f"- {escaped(said)}" for said in found["weak"]),
         *([""] if found["weak"] else []),
     ]
     return "\n".join(lines)

@@ -21,11 +21,13 @@ from typing import Annotated, Any
 import rich
 from rich import box
 from rich.table import Table
+from rich.text import Text
 import tyro
 
 from experiments import cli, files, folders, interrupt, limits, numerics, runs, sweep_plots, watch
 from experiments.fit import DivergedError, evaluated, train
 from experiments.lines import Lines
+from experiments.markdown import escaped
 from experiments.recipes.base import UNTRAINED
 
 SHARED = ("learning_rate", "momentum", "weight_decay")
@@ -290,7 +292,7 @@ def _table(config, rows):
         justify = "left" if heading == "setting" else "right"
         table.add_column(heading, no_wrap=heading != "setting", justify=justify)
     for line in _lines(rows):
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 
@@ -303,14 +305,14 @@ def markdown(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
             "",
             f"| {' | '.join(HEADINGS)} |",
             "|---|--:|--:|--:|--:|",
-            *(f"| {' | '.join(line)} |" for line in _lines(rows)),
+            *(f"| {' | '.join(map(escaped, line))} |" for line in _lines(rows)),
             "",
             f"{_split(config).capitalize()} after the last epoch: mean ± standard deviation over "
             "the seeds. A run that diverged counts with the accuracy of a guess, and not in the "
             "columns behind. Seconds are the median over the runs, of which the first of a cell "
             "compiles too.",
             "",
-            f"Shared: {fixed}.",
+            f"Shared: {escaped(fixed)}.",
             "",
         ]
     )

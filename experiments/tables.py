@@ -22,6 +22,7 @@ import tyro
 from experiments import cli, files, folders, runs
 from experiments.analysis import table as tabulated
 from experiments.collected import Collected, Run, collect
+from experiments.markdown import escaped
 from experiments.paper_tables import PAPERS, Paper, PaperTable
 from experiments.recipes import RECIPES
 
@@ -313,7 +314,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def _bullets(heading, listed):
-    return [heading, "", *(f"- {line}" for line in listed), ""] if listed else []
+    return [heading, "", *(f"- {escaped(line)}" for line in listed), ""] if listed else []
 
 
 if __name__ == "__main__":

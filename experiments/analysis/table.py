@@ -5,6 +5,9 @@ import statistics
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from experiments.markdown import escaped
 
 # Heading, the number of a run, which raises KeyError where there is none, and its format.
 Column = tuple[str, Callable[[Mapping[str, Any]], float], str]
@@ -54,9 +57,9 @@ def cells(
 def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """The lines of the table as Markdown."""
     return [
-        f"| {' | '.join(headings)} |",
+        f"| {' | '.join(map(escaped, headings))} |",
         f"|{'---|' + '--:|' * (len(headings) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in body),
+        *(f"| {' | '.join(map(escaped, row))} |" for row in body),
     ]
 
 
@@ -64,7 +67,9 @@ def shown(
     headings: Sequence[str], body: Sequence[Sequence[str]], title: str | None = None
 ) -> Table:
     """The table for a terminal."""
-    table = Table(*headings, title=title)
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(Text(heading))
     for row in body:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import models
+from experiments import models, sizes
 
 
 class Problem(NamedTuple):
@@ -61,11 +61,15 @@ def of_model(name: str, *, batch_size: int | None = None, width: int | None = No
       name: a key of `MODELS`.
       batch_size: images of the batch; None for the benchmark's.
       width: of the model's narrowest layer; None for the published one.
+
+    Raises:
+      UserError: they do not fit into memory.
     """
     model = MODELS[name]
     module = models.make(name, 10, width=width)
     rng = np.random.default_rng(0)
     size = batch_size or model.batch_size
+    sizes.check(name, width, 10, model.shape, BATCHES * size)
     batches = [
         (
             jnp.asarray(rng.normal(size=(size, *model.shape)), jnp.float32),

@@ -1,0 +1,684 @@
+"""What the commands promise beside their figures: nothing lost, nothing claimed wrongly."""
+
+import dataclasses
+import errno
+import inspect
+import json
+import logging
+import os
+from pathlib import Path
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_experiments import command, data_dir, read  # noqa: F401
+
+from experiments import (
+    analyze,
+    cli,
+    compare,
+    data,
+    files,
+    fit,
+    folders,
+    gpu_check,
+    limits,
+    markdown,
+    numerics,
+    robustness,
+    sweep,
+    toy,
+    train,
+)
+from experiments.analysis.trained import Trained
+from experiments.command import _Output
+from experiments.recipes.base import of_config
+from experiments.training import Trainer
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("digits", "--epochs", 2, "--train-examples", 128, "--batch-size", 64)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
+    """Runs a command, with its results below the test's folder, and gives its exit status."""
+    monkeypatch.setattr("os._exit", sys.exit)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def run(module, *arguments):
+        fields = {field.name for field in dataclasses.fields(module.Options)}
+        out = ["--out", tmp_path / ("toy" if module is toy else "")]
+        where = ["--data-dir", data_dir] if "data_dir" in fields else []
+        try:
+            command(monkeypatch, module, *arguments, *where, *out)
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    yield run
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt_at(monkeypatch, epoch):
+    """Sends SIGTERM behind an epoch."""
+    means, sent = fit.means, []
+
+    def watched(state, steps):
+        if int(np.max(state.step)) == epoch * steps and not sent:
+            sent.append(epoch)
+            signal.raise_signal(signal.SIGTERM)
+        return means(state, steps)
+
+    monkeypatch.setattr(fit, "means", watched)
+
+
+@pytest.fixture
+def cut(run, monkeypatch):
+    """An unfinished run of the name "cut", of other options where some are given."""
+
+    def cut(*arguments):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 1)
+            assert run(train, *SHORT, "--name", "cut", *arguments) == 143
+        return ("--name", "cut", *arguments, "--resume")
+
+    return cut
+
+
+# Comparisons
+
+
+def test_a_comparison_behaves_as_a_training(run, tmp_path, monkeypatch, capsys):
+    """Finished is said, unfinished goes on, each run is kept, and so is the table."""
+    trained, path = [], tmp_path / "digits-comparison"
+    runs_of_trainer = fit.train
+
+    def watched(trainer, loaded, *, seed, on_dispatch):
+        trained.append((type(trainer.optimizer.method.init(np.ones(2))).__name__, seed))
+        return runs_of_trainer(trainer, loaded, seed=seed, on_dispatch=on_dispatch)
+
+    monkeypatch.setattr(compare, "train", watched)
+    one = (*SHORT, "--methods", "sgd", "--seeds", 2)
+    assert run(compare, *one) == 0
+    whole = {name: (path / name).read_bytes() for name in ("table.json", "table.md")}
+    assert (len(trained), "written to" in capsys.readouterr().out) == (2, True)
+    assert run(compare, *one) == 0
+    assert (len(trained), "already finished" in capsys.readouterr().out) == (2, True)
+    assert {name: (path / name).read_bytes() for name in whole} == whole
+    more = (*SHORT, "--methods", "sgd", "sam", "--seeds", 3)
+    with monkeypatch.context() as patch:
+        stop = compare._Comparison._check
+
+        def stopped(self, *args):
+            if len(trained) == 4:
+                signal.raise_signal(signal.SIGINT)
+            stop(self, *args)
+
+        patch.setattr(compare._Comparison, "_check", stopped)
+        assert run(compare, *more) == 130
+    said = capsys.readouterr().err
+    assert "3 runs are kept in" in said
+    assert "the same command goes on" in said
+    assert len(trained) == 4  # the third seed of sgd, and one of sam, which was given up
+    assert run(compare, *more) == 0
+    assert len(trained) == 7
+    assert [row["method"] for row in read(path / "table.json")["tables"]["equal epochs"]] == [
+        "sgd",
+        "sam",
+    ]
+    assert run(compare, *SHORT, "--methods", "sgd", "--seeds", 2, "--label-noise", 0.1) == 2
+    assert "holds a run with other label_noise" in capsys.readouterr().err
+
+
+def test_a_measurement_of_other_options_is_not_replaced(run, tmp_path, monkeypatch, capsys):
+    made = []
+
+    def measured(contestants, options):
+        made.append(options)
+        return []
+
+    monkeypatch.setattr(gpu_check, "Contestant", lambda recipe, name, loaded, train: name)
+    monkeypatch.setattr(gpu_check, "_steps", measured)
+    monkeypatch.setattr(gpu_check, "_epochs", lambda contestants, options: [])
+    assert run(gpu_check, "--examples", 256) == 0
+    assert run(gpu_check, "--examples", 128) == 2
+    assert "holds a run with other examples" in capsys.readouterr().err
+    assert read(tmp_path / "gpu_check" / "gpu_check.json")["options"]["examples"] == "256"
+    assert run(gpu_check, "--examples", 256) == 0
+    assert run(gpu_check, "--examples", 128, "--overwrite") == 0
+    assert read(tmp_path / "gpu_check" / "gpu_check.json")["options"]["examples"] == "128"
+    assert len(made) == 3
+
+
+# What a run goes on with
+
+
+def changed_data(monkeypatch):
+    """One image of the training split is another."""
+    load = data.load
+
+    def other(*args, **kwargs):
+        found = load(*args, **kwargs)
+        entry = {**found.read["train"], "examples": found.read["train"]["examples"] - 1}
+        return found._replace(read={**found.read, "train": entry})
+
+    monkeypatch.setattr(data, "load", other)
+
+
+def test_a_run_does_not_go_on_with_other_data(run, cut, tmp_path, monkeypatch, capsys):
+    resume = cut()
+    with monkeypatch.context() as patch:
+        changed_data(patch)
+        assert run(train, *SHORT, *resume) == 2
+    assert "(train: 1,437 images then, 1,436 now)" in capsys.readouterr().err
+    assert run(train, *SHORT, *resume) == 0
+
+
+def test_what_was_measured_on_other_data_is_not_gone_on_with(run, monkeypatch, capsys):
+    grid = (*SHORT, "--seeds", 1, "--over", "rho=0.1")
+    assert run(sweep, *grid) == 0
+    assert run(train, *SHORT, "--name", "run") == 0
+    changed_data(monkeypatch)
+    assert run(sweep, *grid, "--over", "weight_decay=0,1") == 2
+    assert "holds a run with other data" in capsys.readouterr().err
+
+
+def test_a_trained_run_is_not_looked_at_on_other_data(run, tmp_path, data_dir, monkeypatch):  # noqa: F811
+    assert run(train, *SHORT, "--name", "run") == 0
+    trained = Trained(tmp_path / "run", data_dir)
+    changed_data(monkeypatch)
+    with pytest.raises(cli.UserError, match=r"not those that .* was trained on"):
+        _ = trained.data
+
+
+CONFIGURED = ("JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE")
+
+
+def test_the_generator_is_pinned(run, tmp_path):
+    """Whatever the environment says, which is read when JAX is imported."""
+    assert run(train, *SHORT, "--name", "one") == 0
+    before = {name: jax.config.values[name] for name in numerics.PINNED}
+    jax.config.update("jax_default_prng_impl", "rbg")
+    jax.config.update("jax_threefry_partitionable", False)
+    try:
+        assert run(train, *SHORT, "--name", "two") == 0
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    one, two = (read(tmp_path / name / "summary.json") for name in ("one", "two"))
+    assert one["test_loss"] == two["test_loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), [*zip(CONFIGURED, ("rbg", "0"), strict=True)])
+def test_the_environment_does_not_choose_the_generator(name, value, run, tmp_path, data_dir):  # noqa: F811
+    assert run(train, *SHORT, "--name", "one") == 0
+    words = [*SHORT, "--name", "two", "--data-dir", data_dir, "--out", tmp_path]
+    start([*map(str, words)], env={name: value})
+    one, two = (read(tmp_path / name / "summary.json") for name in ("one", "two"))
+    assert one["test_loss"] == pytest.approx(two["test_loss"], rel=1e-5)
+    assert one["test_accuracy"] == two["test_accuracy"]
+
+
+def test_a_run_does_not_go_on_in_another_configuration(run, cut, monkeypatch, capsys):
+    resume = cut()
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        assert run(train, *SHORT, *resume) == 2
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+    assert "with other jax_default_matmul_precision" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_enable_fast_math=true")
+        assert run(train, *SHORT, *resume) == 2
+    assert "with other XLA_FLAGS" in capsys.readouterr().err
+    assert run(train, *SHORT, *resume) == 0
+
+
+# Of JAX's configuration, what changes no number: messages, checks, caches, devices and how they are
+# found, transfers, and how programs are dumped or exported.
+HARMLESS = {
+    *("check_vma", "jax2tf_associative_scan_reductions", "jax2tf_default_native_serialization"),
+    *("jax_array_garbage_collection_guard", "jax_auto_pcast", "jax_backend_target"),
+    *("jax_captured_constants_report_frames", "jax_captured_constants_warn_bytes"),
+    *("jax_check_proxy_envs", "jax_check_static_indices", "jax_check_tracer_leaks"),
+    *("jax_compilation_cache_check_contents", "jax_compilation_cache_dir"),
+    *("jax_compilation_cache_expect_pgle", "jax_compilation_cache_include_metadata_in_key"),
+    *("jax_compilation_cache_max_size", "jax_compiler_detailed_logging_min_ops"),
+    *("jax_cpu_collectives_implementation", "jax_cpu_enable_async_dispatch"),
+    *("jax_cpu_get_global_topology_timeout_minutes", "jax_cpu_get_local_topology_timeout_minutes"),
+    *("jax_cross_host_transfer_socket_address", "jax_cross_host_transfer_timeout_seconds"),
+    *("jax_cross_host_transfer_transfer_size", "jax_cross_host_transport_addresses"),
+    *("jax_cuda_visible_devices", "jax_debug_infs", "jax_debug_key_reuse", "jax_debug_nans"),
+    *("jax_debug_leaked_clients_on_clear_backends", "jax_debug_log_modules"),
+    *("jax_default_device", "jax_disable_bwd_checks", "jax_disable_vmap_shmap_error"),
+    *("jax_disallow_mesh_context_manager", "jax_distributed_debug", "jax_dump_ir_modes"),
+    *("jax_distributed_verify_secure_credentials", "jax_dump_ir_to"),
+    *("jax_embedded_constants_max_bytes", "jax_enable_checks", "jax_enable_compilation_cache"),
+    *("jax_enable_custom_prng", "jax_enable_preemption_service", "jax_enable_recoverability"),
+    *("jax_error_checking_behavior_divide", "jax_error_checking_behavior_nan"),
+    *("jax_error_checking_behavior_oob", "jax_experimental_unsafe_xla_runtime_errors"),
+    *("jax_explain_cache_misses", "jax_export_calling_convention_version"),
+    *("jax_export_deserialize_expired_versions", "jax_export_ignore_forward_compatibility"),
+    *("jax_force_dcn_cross_host_transfers", "jax_hlo_source_file_canonicalization_regex"),
+    *("jax_include_debug_info_in_dumps", "jax_include_full_tracebacks_in_locations"),
+    *("jax_legacy_prng_key", "jax_log_checkpoint_residuals", "jax_log_compiles"),
+    *("jax_logging_level", "jax_mock_gpu_topology", "jax_mosaic_allow_hlo"),
+    *("jax_mosaic_unzip_debug_locations", "jax_mtls_ca_file", "jax_mtls_cert_file"),
+    *("jax_mtls_key_file", "jax_mtls_peer_uri_prefix", "jax_mutable_array_checks"),
+    *("jax_no_execution", "jax_no_tracing", "jax_num_cpu_devices", "jax_numpy_rank_promotion"),
+    *("jax_oneapi_visible_devices", "jax_pallas_auto_assign_collective_ids"),
+    *("jax_pallas_auto_assign_collective_ids_limit", "jax_pallas_enable_debug_checks"),
+    *("jax_pallas_poison_buffers", "jax_pallas_verbose_errors"),
+    *("jax_persistent_cache_enable_xla_caches", "jax_persistent_cache_min_compile_time_secs"),
+    *("jax_persistent_cache_min_entry_size_bytes", "jax_pgle_aggregation_percentile"),
+    *("jax_pgle_profiling_runs", "jax_pjrt_client_create_options", "jax_platform_name"),
+    *("jax_platforms", "jax_pprint_use_color", "jax_raise_on_ppermute_sort_diff"),
+    *("jax_raise_persistent_cache_errors", "jax_refs_to_pins"),
+    *("jax_remove_custom_partitioning_ptr_from_cache_key",),
+    *("jax_remove_size_one_mesh_axis_from_type", "jax_rocm_visible_devices"),
+    *("jax_send_traceback_to_runtime", "jax_serialization_version"),
+    *("jax_share_binary_between_hosts", "jax_share_binary_between_hosts_timeout_ms"),
+    *("jax_sort_devices_by_process_index", "jax_source_url_schema", "jax_thread_guard"),
+    *("jax_traceback_filtering", "jax_traceback_in_locations_limit"),
+    *("jax_tracer_error_num_traceback_frames", "jax_transfer_guard"),
+    *("jax_transfer_guard_device_to_device", "jax_transfer_guard_device_to_host"),
+    *("jax_transfer_guard_host_to_device", "jax_use_cpp_shard_args", "jax_xla_backend"),
+    *("jax_xla_profile_version", "mock_num_gpu_processes"),
+}
+
+
+def test_all_of_jaxs_configuration_is_recorded_or_known_to_change_nothing():
+    """What a new version of JAX brings is to be put into one of the two lists."""
+    assert set(jax.config.values) - set(numerics.RECORDED) - HARMLESS == set()
+    assert set(numerics.RECORDED) & HARMLESS == set()
+
+
+def test_nothing_goes_on_without_its_config(run, cut, tmp_path, capsys):
+    resume = cut()
+    (tmp_path / "cut" / "config.json").unlink()
+    for other in (("--seed", 5), ("--set", "rho=0.3"), ("--label-noise", 0.2), ()):
+        assert run(train, *SHORT, *resume, *other) == 2
+        assert "without the config.json that tells their options" in capsys.readouterr().err
+    assert folders.has_checkpoints(tmp_path / "cut")
+
+
+def test_a_checkpoint_goes_on_under_no_other_config(run, cut, tmp_path, capsys):
+    """Also where somebody has put another config beside it."""
+    resume = cut()
+    assert run(train, *SHORT, "--seed", 5, "--name", "other") == 0
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "cut" / "config.json")
+    assert run(train, *SHORT, *resume, "--seed", 5) == 2
+    assert "it is of a run with other options" in capsys.readouterr().err
+
+
+def test_a_summary_of_another_run_counts_for_nothing(run, tmp_path, data_dir, capsys):  # noqa: F811
+    for seed in (0, 1):
+        assert run(train, *SHORT, "--seed", seed, "--name", seed) == 0
+    own = (tmp_path / "0" / "summary.json").read_text()
+    shutil.copy(tmp_path / "1" / "summary.json", tmp_path / "0" / "summary.json")
+    with pytest.raises(cli.UserError, match="its summary is that of another run"):
+        Trained(tmp_path / "0", data_dir)
+    assert run(train, *SHORT, "--name", 0) == 2
+    assert "holds an unfinished run" in capsys.readouterr().err
+    assert run(train, *SHORT, "--name", 0, "--resume") == 0
+    held = json.loads(own)
+    assert read(tmp_path / "0" / "summary.json")["test_loss"] == held["test_loss"]
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", ""), "unknown method ''"),
+        (("--name", ""), "--name must be a plain name, got ''"),
+        (("--crop-area", "nan", 1), "--crop-area must be a finite number, got nan"),
+        (("--crop-area", 0.5, 0.1), "--crop-area must be two ascending shares in (0, 1]"),
+        (("--crop-area", 0, 0.1), "--crop-area must be two ascending shares in (0, 1]"),
+        (("--workers", -1), "--workers must be at least 0, got -1"),
+        (("--set", "rho=True"), "rho"),
+        (("--set", "axis_name=x"), "unknown setting of sam 'axis_name'"),
+        (("--method", "asam", "--set", "weights=kernel"), "weights"),
+        (("--method", "looksam", "--set", f"period={10**30}"), "period"),
+        (("--set", f"rho={10**400}"), "rho"),
+        (("--set", "rho=1", "rho=2"), "rho of sam is given twice"),
+        (("--seed", 2**70), "--seeds must be at most 4,294,967,295"),
+        (("--epochs", 10**30), "--epochs must be at most 1,000,000"),
+        (("--checkpoint-minutes", "nan"), "--checkpoint-minutes must be a finite number"),
+        (("--out", "~nobody_of_this_name/x"), "there is no such home directory"),
+    ],
+)
+def test_a_mistaken_option_is_told(arguments, message, monkeypatch, data_dir, tmp_path, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, train, *SHORT, "--data-dir", data_dir, *arguments)
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert message.replace("there is no such home directory", "no such home") in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_begins_at_the_home_directory(monkeypatch, data_dir, tmp_path):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, toy, "--out", "~/toy")
+    assert sorted(os.listdir(tmp_path)) == ["home"]
+    assert (tmp_path / "home" / "toy" / "toy.json").exists()
+
+
+SIZES = {
+    "image_size": ("--image-size", 4096),
+    "width": ("--width", 2**14),
+    "batch_size": ("--batch-size", 2**20),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_beyond_its_bound_is_refused_before_anything_is_read(
+    name, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cli, "load", lambda *args, **kwargs: pytest.fail("data are read"))
+    option, most = SIZES[name]
+    assert run(train, *SHORT, option, most + 1) == 2
+    assert f"{option} must be at most {most:,}, got {most + 1}" in capsys.readouterr().err
+
+
+def test_what_exceeds_all_memory_is_refused_before_it_is_made(run, monkeypatch, capsys):
+    """The bound is brought down to the sizes at hand, in place of sizes that no machine has."""
+    monkeypatch.setattr(Trainer, "init", lambda *args, **kwargs: pytest.fail("it is made"))
+    for memory, said in ((10**4, "a batch of 64 images of 8 x 8"), (10**5, "training mlp of")):
+        monkeypatch.setattr(limits, "memory", lambda memory=memory: memory)
+        assert run(train, *SHORT) == 2
+        assert f"{said}" in (told := capsys.readouterr().err)
+        assert "of memory: pass less" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seeds", limits.SEEDS + 1), "--seeds must"),
+        (("--over", f"rho={','.join(map(str, range(1, 402)))}", "--seeds", 250), "100,250 runs"),
+    ],
+)
+def test_too_many_runs_are_told_before_any_is_made(arguments, message, run, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "load", lambda *args, **kwargs: pytest.fail("data are read"))
+    assert run(sweep, *SHORT, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_thousands_of_cells_are_checked_within_seconds(digits_data):
+    options = sweep.Options(recipe="digits", validation=0)
+    recipe = options.resolve()
+    cells = [(recipe, "sam", {"rho": 0.001 * i}) for i in range(1, 4001)]
+    made = []
+    trainer = cli.Options.trainer
+
+    def counted(self, *args, **kwargs):
+        made.append(args)
+        return trainer(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.Options, "trainer", counted)
+        options.check(cells, digits_data)
+        with pytest.raises(cli.UserError, match="rho"):
+            options.check([*cells, (recipe, "sam", {"rho": -1})], digits_data)
+    assert len(made) == 2
+
+
+@pytest.fixture(scope="module")
+def digits_data(data_dir):  # noqa: F811
+    return data.load("digits", data_dir=data_dir)
+
+
+def test_a_sweep_holds_the_data_of_one_seed_at_a_time(run, monkeypatch):
+    loaded = []
+    load = cli.Options.load
+
+    def watched(self, recipe, seed):
+        loaded.append(seed)
+        return load(self, recipe, seed)
+
+    monkeypatch.setattr(cli.Options, "load", watched)
+    figures = {"test_accuracy": 0.5, "sam_fraction": 1, "gradients_per_step": 2, "seconds": 1}
+    monkeypatch.setattr(sweep, "train", lambda *args, **kwargs: figures)
+    assert run(sweep, *SHORT, "--seeds", 3, "--over", "rho=0.1", "--validation", 0) == 0
+    assert loaded == [1000, 1000, 1001, 1002]
+
+
+# Files
+
+
+DAMAGED = ("", "{", "[]", "5", "null", '"text"', "[" * 10**5, '{"a": 1}', "\x80", "{}")
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", ".sam_optax.json"])
+def test_json_that_is_no_object_or_not_whole_is_told(name, run, tmp_path, capsys):
+    assert run(train, *SHORT, "--name", "run") == 0
+    before = read(tmp_path / "run" / "summary.json")
+    for text in DAMAGED:
+        (tmp_path / "run" / name).write_text(text, encoding="latin-1")
+        capsys.readouterr()
+        assert run(train, *SHORT, "--name", "run") == 2
+        if name != files.MANIFEST:
+            assert run(robustness, tmp_path / "run", "--name", "attacked") == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == (1 if name == files.MANIFEST else 2)
+        assert all(line.startswith("error: ") for line in lines)
+    code = run(train, *SHORT, "--name", "run", "--resume")
+    assert code == (0 if name == "summary.json" else 2)
+    if code == 0:
+        assert read(tmp_path / "run" / "summary.json")["test_loss"] == before["test_loss"]
+
+
+WRONG = (None, True, -1, 3.5, "", "text", [], [None], {}, {"a": 1})
+
+
+def test_every_field_of_a_config_of_the_wrong_kind_is_told(run, tmp_path, data_dir):  # noqa: F811
+    """Of a run without a manifest, as earlier versions wrote it, whose JSON has no checksum."""
+    assert run(train, *SHORT, "--name", "run") == 0
+    path = tmp_path / "run"
+    (path / files.MANIFEST).unlink()
+    config = files.read_json(path / "config.json")
+    right = of_config(config)
+    config.pop("data"), config.pop("jax")
+    for name in config:
+        for value in WRONG:
+            (path / "config.json").write_text(json.dumps({**config, name: value}))
+            try:
+                found = Trained(path, data_dir)
+                assert isinstance(found.label + found.group, str)
+            except cli.UserError:
+                continue
+            assert type(getattr(found.recipe, name, None)) in (
+                type(getattr(right, name, None)),
+                type(None),
+                type(value),
+            )
+
+
+def test_a_disk_that_is_full_is_told_by_every_command(run, tmp_path, monkeypatch, capsys):
+    """Nothing half-written is left, and what was there before is."""
+    assert run(train, *SHORT, "--name", "run") == 0
+    commands = {
+        compare: (*SHORT, "--methods", "sgd", "--seeds", 2),
+        toy: (),
+        analyze: (tmp_path / "run", "--parts", "steps"),
+        robustness: (tmp_path / "run", "--linf", 1, "--l2"),
+    }
+    for module, arguments in commands.items():
+        assert run(module, *arguments) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    replace = os.replace
+
+    def no_room(source, target):
+        if Path(source).name == Path(target).name + files.PART:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_room)
+    for module, arguments in commands.items():
+        capsys.readouterr()
+        flags = () if module is toy else ("--overwrite",)
+        assert run(module, *arguments, *flags) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "No space left on device. What was written before is kept: make room" in said
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.part"))
+    held = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    aside = {path.name: text for path, text in held.items() if folders.REPLACED in str(path)}
+    for path, text in before.items():
+        assert held.get(path) == text or aside.get(path.name) == text
+
+
+# The process
+
+
+def start(words, *, flags=(), env=(), stdout=subprocess.PIPE, module="train"):
+    """Runs a command as a user does, and gives what ended."""
+    python = [sys.executable, *flags, "-m", f"experiments.{module}"]
+    return subprocess.run(
+        [*python, *words],
+        cwd=ROOT,
+        env={**os.environ, **dict(env)},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["train", "compare", "sweep", "tables", "toy", "recipes"])
+def test_commands_need_no_docstrings(module, tmp_path, data_dir):  # noqa: F811
+    words = [] if module in ("tables", "toy", "recipes") else [*map(str, SHORT)]
+    words += {"sweep": ["--seeds", "1"], "compare": ["--seeds", "2"]}.get(module, [])
+    words += [] if module in ("tables", "toy", "recipes") else ["--data-dir", str(data_dir)]
+    words += [] if module in ("tables", "recipes") else ["--out", str(tmp_path)]
+    ended = start(words, flags=["-OO"], module=module)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_help_needs_no_docstrings(monkeypatch, capsys):
+    monkeypatch.setattr(inspect, "getdoc", lambda module: None)
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, toy, "--help")
+    assert stop.value.code == 0
+    assert "python -m experiments.toy" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.1, 0.4, 0.8, 1.6])
+def test_ctrl_c_during_the_imports_is_told(wait):
+    words = [sys.executable, "-X", "importtime", "-m", "experiments.toy", "--help"]
+    # Whoever starts the tests in the background has the signal ignored.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{heed} os.execv(sys.executable, {words})"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr:  # the package is imported, and the handler is there
+            if line.rstrip().endswith(" experiments"):
+                break
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+        code = process.wait()
+    assert code in (130, 0)  # 0 where all was over
+    assert "Traceback" not in "".join(said)
+    assert code == 0 or next(line for line in said if line.strip()).startswith("interrupted")
+
+
+class _Full:
+    """A standard output without room."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    flush = write
+    encoding, errors = "utf-8", "strict"
+
+    def fileno(self):
+        raise OSError
+
+
+def test_a_full_output_is_told_and_blamed_on_nothing_else(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", _Full())
+    assert run(train, *SHORT, "--name", "run") == 2
+    monkeypatch.undo()
+    said = capsys.readouterr().err
+    assert said == "error: standard output cannot be written (No space left on device).\n"
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_who_closes_a_pipe_has_seen_enough(capsys):
+    class Closed(_Full):
+        def write(self, text=""):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+        flush = write
+
+    output = _Output(Closed())
+    output.write("text")
+    assert output.told() == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (train, "--batch-size or --width or --train-examples"),
+        (analyze, "--batch-size or --examples or --samples"),
+        (toy, None),
+    ],
+)
+def test_too_little_memory_advises_what_the_command_has(module, options, monkeypatch, capsys):
+    def full(options):
+        raise MemoryError("no room")
+
+    full.__module__ = module.__name__
+    words = ("run",) if module is analyze else ()
+    monkeypatch.setattr(sys, "argv", ["", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(full, module.Options)
+    advice = f": pass a smaller {options}" if options else ""
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (no room)")
+    assert advice in said
+    assert advice or "pass" not in said
+
+
+def test_a_checkpoints_error_comes_without_noise(run, cut, tmp_path, caplog, capsys):
+    resume = cut()
+    for file in (tmp_path / "cut" / "checkpoints").rglob("*"):
+        if file.is_file() and "d" in file.parts:
+            file.write_bytes(b"")
+    capsys.readouterr()
+    assert run(train, *SHORT, *resume) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert logging.getLogger("asyncio").level >= logging.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a|b", r"a\|b"),
+        ("*bold* _it_ `code`", r"\*bold\* \_it\_ \`code\`"),
+        ("le_sam", "le_sam"),
+        ("<img src=x>", r"\<img src=x\>"),
+        ("[a](b)", r"\[a\](b)"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_text_in_markdown_is_shown_as_it_is(text, shown):
+    assert markdown.escaped(text) == shown
