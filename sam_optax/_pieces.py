@@ -66,7 +66,9 @@ class Piece(Generic[Args, Result]):
         self, link: Pieces, plain: Callable[Concatenate[GradFn, Args], Result], parts: Any
     ) -> None:
         self._link, self.plain, self._parts = link, plain, parts
-        self._schedules: list[tuple[optax.Schedule, int]] | None = None
+        # By the structure of the arguments: without a second gradient others are asked.
+        self._schedules: dict[Any, list[tuple[optax.Schedule, int]]] = {}
+        self._asked: list[tuple[optax.Schedule, int]] | None = None
         self._compiled = jax.jit(self._answered)
 
     def __call__(self, grad_fn: GradFn, *args: Args.args, **kwargs: Args.kwargs) -> Result:
@@ -85,12 +87,20 @@ class Piece(Generic[Args, Result]):
 
     def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[jax.typing.ArrayLike]:
         """What the schedules are worth at this step, in the order in which they are asked."""
-        if self._schedules is None:
-            self._asked: list[tuple[optax.Schedule, int]] = []
-            self._compiled.trace([], args, kwargs)  # which serves the call where there are none
-            self._schedules = self._asked
+        structure = jax.tree.structure((args, kwargs))
+        if structure not in self._schedules:
+            asked: list[tuple[optax.Schedule, int]] = []
+            self._asked = asked
+            try:
+                self._compiled.trace([], args, kwargs)  # serves the call where there are none
+            finally:
+                self._asked = None
+            self._schedules[structure] = asked
         step = args[-1]["step"]
-        return [_contracts.scheduled(schedule, step, ahead) for schedule, ahead in self._schedules]
+        return [
+            _contracts.scheduled(schedule, step, ahead)
+            for schedule, ahead in self._schedules[structure]
+        ]
 
     def _answered(
         self, values: list[jax.typing.ArrayLike], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -98,7 +108,7 @@ class Piece(Generic[Args, Result]):
         following = iter(values)
 
         def answer(schedule: optax.Schedule, ahead: int) -> jax.typing.ArrayLike:
-            if self._schedules is not None:
+            if self._asked is None:
                 return next(following)
             self._asked.append((schedule, ahead))
             return _contracts.some_number()

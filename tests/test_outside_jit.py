@@ -97,6 +97,29 @@ def test_the_schedules_of_a_piece_keep_their_places():
     np.testing.assert_allclose(offsets(link), [1.0, 1.0, 3.0, 2.0], rtol=1e-5)
 
 
+def test_a_piece_without_a_second_gradient_asks_its_own_schedules():
+    """Where the geometry needs grad_fn, and so a skipped step is not compiled as one."""
+    link = sam_optax.sharpness_aware(
+        perturb.eigen_ball(0.1, period=9),
+        when=when.every(2),
+        combine=combine.reuse(lambda t: 0.5 if t else 1.0),
+    )
+    plain = sam_optax.sharpness_aware(
+        perturb.eigen_ball(0.1, period=9), when=when.every(2), combine=combine.reuse(0.5)
+    )
+
+    def grad_fn(p):
+        return jax.tree.map(lambda leaf: leaf**2 + 1, p)
+
+    states = [link.init(W), plain.init(W)]
+    for _ in range(4):
+        (d, states[0]), (expected, states[1]) = (
+            tx.update(W, state, W, grad_fn=grad_fn)
+            for tx, state in zip((link, plain), states, strict=True)
+        )
+        np.testing.assert_allclose(d["a"], expected["a"], rtol=1e-5)
+
+
 def test_a_schedule_is_called_once_a_step_with_the_step():
     """And not to find out what it is: it may have a side effect."""
     for make in (sam_optax.sam, lambda rho: sam_optax.ae_sam(rho, total_steps=9)):
