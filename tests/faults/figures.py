@@ -57,19 +57,29 @@ def plain(value: Any, exact: bool) -> Any:
     return value if exact else "number"
 
 
-def differences(found: Any, expected: Any, where: str = "") -> list[str]:
-    """Where values differ, in words."""
+def differences(found: Any, expected: Any, where: str = "", *, part: bool = False) -> list[str]:
+    """Where values differ, in words.
+
+    Args:
+      found: the value.
+      expected: what it should be.
+      where: its name.
+      part: whether what is not there yet is no difference.
+    """
     if isinstance(found, dict) and isinstance(expected, dict):
         words = []
         for key in sorted({*found, *expected}):
             at = f"{where}/{key}"
-            if key not in found or key not in expected:
+            if key in found and key in expected:
+                words += differences(found[key], expected[key], at, part=part)
+            elif key in found or not part:
                 words.append(f"{at} {'is missing' if key not in found else 'is too much'}")
-            else:
-                words += differences(found[key], expected[key], at)
+        return words
+    lists = isinstance(found, list) and isinstance(expected, list)
+    if lists and (len(found) == len(expected) or (part and len(found) < len(expected))):
+        words = []
+        for i, (one, other) in enumerate(zip(found, expected, strict=False)):
+            words += differences(one, other, f"{where}/{i}", part=part)
         return words
     same = found == expected and type(found) is type(expected)
-    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        pairs = zip(found, expected, strict=True)
-        return [w for i, (a, b) in enumerate(pairs) for w in differences(a, b, f"{where}/{i}")]
     return [] if same else [f"{where}: {found!r:.80} for {expected!r:.80}"]

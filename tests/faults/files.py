@@ -82,7 +82,7 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
     how = damage(path, rng, _other(path, folder, world))
     changed = promise.snapshot(place.out, folder)
     more = ("--weights", str(path)) if reader.what == "weights" else reader.more
-    asked = scenario.command(place.out, *more)
+    asked = scenario.command(*more)
     ended = run(asked, place, limit=world.limit)
     broken = promise.of_end(ended, allowed=())
     after = promise.snapshot(place.out, folder)
@@ -100,7 +100,7 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
         broken += _kept(scenario, own, path, changed, after)
         ending = "refused"
         if reader.what == "own" and scenario.replaces and reader.more != scenario.replaces:
-            again: Command = scenario.command(place.out, *scenario.replaces)
+            again: Command = scenario.command(*scenario.replaces)
             second: Ended = run(again, place, limit=world.limit)
             more = promise.of_end(second, allowed=())
             if second.code == 0:

@@ -91,7 +91,7 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
     scenario, held, fault = draw(number, seed, world)
     reference = world.reference(scenario.name)
     place.make()
-    asked = scenario.command(place.out, *(scenario.replaces if held == "replaced" else ()))
+    asked = scenario.command(*(scenario.replaces if held == "replaced" else ()))
     with _disk(place, fault.room) as grow:
         neighbours = _neighbours(place, world)
         if held != "nothing":
@@ -185,7 +185,7 @@ def _again(scenario, ended, reference, place, world, neighbours, mine) -> list[B
     """The same command ends as if nothing had been."""
     if ended.code is None:
         return []
-    again: Command = scenario.command(place.out, *scenario.again)
+    again: Command = scenario.command(*scenario.again)
     second: Ended = run(again, place, limit=world.limit)
     if second.code != 0:
         return [Broken("did not recover", f"{second.code}: {second.err.strip()[-300:]}")]

@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import os
-from pathlib import Path
 import random
 import shutil
 import typing
@@ -152,15 +151,14 @@ def _words(option, rng):
     return {flag: values}
 
 
-def command(scenario: Scenario, odd: list[tuple[Option, Options]], out: Path) -> Command:
+def command(scenario: Scenario, odd: list[tuple[Option, Options]]) -> Command:
     """The command with its odd options in place of its own."""
     options = dict(scenario.options)
     for option, words in odd:
         for name in (option.flag, "--no-" + option.flag.removeprefix("--")):
             options.pop(name, None)
         options |= words
-    named = any(option.name == "out" for option, _ in odd)
-    return scenario._replace(options=options).command(None if named else out)
+    return scenario._replace(options=options).command()
 
 
 def case(number: int, seed: int, place: Place, world: World) -> Outcome:
@@ -168,7 +166,7 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
     scenario, odd = draw(number, seed, world)
     place.make()
     (place.out / "foreign.txt").write_text("mine")
-    asked = command(scenario, odd, place.out)
+    asked = command(scenario, odd)
     before = promise.snapshot(place.out, world.shared / "runs", world.shared / "data")
     ended = run(asked, place, limit=world.limit)
     after = promise.snapshot(place.out, world.shared / "runs", world.shared / "data")

@@ -24,6 +24,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+OUT = "../../out"  # of every case from where it starts, so that results can be copied
 # Small programs that run once: what takes long is to compile them.
 FLAGS = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "

@@ -126,11 +126,11 @@ def of_figures(
     Args:
       found: the figures.
       expected: those of the reference.
-      whole: whether all are to be there; else what is there is to be right.
+      whole: whether all are to be there; else what is there is to be right, as far as it goes.
     """
     if not whole:
         ended = {n for n in found if n in expected and not n.endswith(("l", "config.json"))}
         found, expected = ({n: side[n] for n in ended} for side in (found, expected))
-    words = figures.differences(found, expected)
+    words = figures.differences(found, expected, part=not whole)
     kind = "wrong figures" if whole else "wrong figures claimed"
     return [Broken(kind, "; ".join(words[:4]))] if words else []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from . import figures
 from .cases import UndisturbedError
-from .process import Command, Ended, Place, run
+from .process import OUT, Command, Ended, Place, run
 
 Options = Mapping[str, tuple[str, ...]]
 RUNS = ("digits-sgd-0", "digits-sam-0")
@@ -35,16 +35,16 @@ class Scenario(NamedTuple):
     again: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
 
-    def command(self, out: Path | None, *more: str) -> Command:
-        """The command with the folder of its results."""
-        return Command(self.name, (*words(self.options), *self.to(out), *more))
+    def command(self, *more: str) -> Command:
+        """The command with the folder of its results, as each place has it."""
+        return Command(self.name, (*words(self.options), *self.to(), *more))
 
-    def to(self, out: Path | None) -> tuple[str, ...]:
+    def to(self) -> tuple[str, ...]:
         """The option that names the folder of its results."""
-        if out is None or self.name == "recipes":
+        if self.name == "recipes" or "--out" in self.options:
             return ()
         # These write into --out itself, and beside them lies what is not theirs.
-        return ("--out", str(out / self.folder if self.name in ("tables", "toy") else out))
+        return ("--out", f"{OUT}/{self.folder}" if self.name in ("tables", "toy") else OUT)
 
 
 def words(options: Options) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ class World:
         method = name.split("-")[1]
         scenario = self.scenarios["train"]
         place = Place(to.parent / f"{name}-place", self.shared).make()
-        done(scenario.command(place.out, "--method", method), place)
+        done(scenario.command("--method", method), place)
         os.rename(place.out / name, to)
         shutil.rmtree(place.root)
 
@@ -211,7 +211,7 @@ class World:
 
         def make(to):
             place = Place(to.with_suffix(".place"), self.shared).make()
-            command = self.scenarios[name].command(place.out)
+            command = self.scenarios[name].command()
             first = done(command, place)
             if first.seconds > 1:  # it may have compiled
                 first = done(command, place.make())
@@ -229,7 +229,7 @@ class World:
 
         def make(to):
             place = Place(to.with_suffix(".place"), self.shared).make()
-            ended = run(self.scenarios[name].command(place.out), place, before=_stops_halfway)
+            ended = run(self.scenarios[name].command(), place, before=_stops_halfway)
             if ended.code != 128 + signal.SIGTERM:
                 raise UndisturbedError(name, f"not stopped halfway: {ended.code} {ended.err}")
             os.rename(place.out, to)
