@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ def main() -> int:
         "--cache", type=Path, default=ROOT / ".pytest_cache/d/jax", help="of compiled programs"
     )
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shared = Path(tempfile.mkdtemp(prefix="faults-"))
     try:
         found = _run(asked, shared)

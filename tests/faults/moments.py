@@ -27,6 +27,8 @@ FAULTS = {
     **{"full output": 3, "closed output": 3},
 }
 REAL = 0.03  # of the signals: Python anew, since its imports can be cut short too
+PAGE = 4096  # bytes that a file takes at least
+NEIGHBOURS = 6 * PAGE  # what lies beside the command's folder
 STARTS = ("nothing", "nothing", "finished", "replaced")
 
 
@@ -72,18 +74,16 @@ def draw(number: int, seed: int, world: World) -> tuple[Scenario, str, Fault]:
             signals.append((at + rng.choice([0, 0.001, 0.05, 0.3]), signal.SIGINT))
         return scenario, held, Fault(kind, tuple((s, int(n)) for s, n in signals), real=real)
     if kind == "full disk":
-        used = _size(world.reference(name).path) * (1 if held == "nothing" else 2)
-        least = 4096 * (
-            len(list(world.reference(name).path.rglob("*"))) if held != "nothing" else 1
-        )
-        return scenario, held, Fault(kind, room=least + 4096 * int(rng.uniform(1, used / 4096 + 4)))
+        used = _size(world.reference(name).path)
+        there = NEIGHBOURS + (used if held != "nothing" else 0)
+        return scenario, held, Fault(kind, room=there + PAGE * rng.randrange(used // PAGE + 2))
     return scenario, held, Fault(kind)
 
 
 def _size(path):
     """Bytes on a disk that gives each file whole pages."""
-    sizes = [-(-one.stat().st_size // 4096) * 4096 for one in path.rglob("*") if one.is_file()]
-    return sum(sizes) + 4096 * len(sizes)
+    sizes = [one.stat().st_size for one in path.rglob("*") if one.is_file()]
+    return sum(-(-size // PAGE) * PAGE for size in sizes)
 
 
 def case(number: int, seed: int, place: Place, world: World) -> Outcome:
@@ -123,7 +123,7 @@ def _disk(place: Place, room: int | None) -> Iterator:
     def mount(*options):
         subprocess.run(["mount", *options, str(place.out)], check=True)
 
-    mount("-t", "tmpfs", "-o", f"size={room + 65536}", "tmpfs")
+    mount("-t", "tmpfs", "-o", f"size={room}", "tmpfs")
     try:
         yield lambda: mount("-o", "remount,size=64m")
     finally:
