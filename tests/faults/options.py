@@ -181,7 +181,7 @@ def case(number: int, seed: int, place: Place, world: World) -> Outcome:
         broken += _finite(where)
         if not broken and scenario.exact and number % 8 == 0:
             broken += _same_again(scenario, odd, asked, where, place, world)
-    said = "parser" if ended.code == 2 and ended.err.startswith("╭") else None
+    said = "parser" if ended.code == 2 and ended.err.startswith(("╭", "usage: ")) else None
     return Outcome(scenario.name, said or _ending(ended), str(asked), broken)
 
 

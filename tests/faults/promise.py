@@ -74,7 +74,7 @@ def _innermost(stack):
 def _of_lines(ended):
     """One line that says what is wrong, or that it was interrupted."""
     said = [line for line in ended.err.splitlines() if line.strip() and STOPPING not in line]
-    if ended.code == 2 and said and said[0].startswith("╭"):
+    if ended.code == 2 and said and said[0].startswith(("╭", "usage: ")):
         return []  # the parser's own message
     beginning = "error: " if ended.code == 2 else "interrupted"
     if ended.code < 0:
