@@ -111,7 +111,8 @@ def collect(folder: Path) -> Collected:
 
 
 def _note(found, path, error):
-    found.damaged.append(f"{path} ({type(error).__name__}: {error})")
+    kind = "" if isinstance(error, DamagedError) else f"{type(error).__name__}: "
+    found.damaged.append(f"{path} ({kind}{error})")
 
 
 def _read(path):

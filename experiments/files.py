@@ -106,26 +106,28 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path} is damaged ({said(error)})") from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in the lines of a file; none where there is no file.
+def read_lines(path: Path) -> dict[bytes, dict[str, Any]]:
+    """The lines of a file with the objects that they tell; none where there is no file.
 
-    A last line without an end, as a killed process leaves it, is passed over.
+    A last line that a killed process left incomplete is passed over.
 
     Raises:
       DamagedError: the file cannot be read, or a line is not what was written.
     """
     try:
-        whole = path.read_bytes().split(b"\n")[:-1]
+        *lines, last = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return []
+        return {}
     except OSError as error:
         raise DamagedError(f"{path} is damaged ({said(error)})") from error
-    values, required = [], is_sealed(path.parent)
-    for number, text in enumerate(whole, 1):
+    values, required = {}, is_sealed(path.parent)
+    for number, text in enumerate(lines, 1):
         try:
-            values.append(unsealed(text, required=required))
+            values[text] = unsealed(text, required=required)
         except (ValueError, RecursionError) as error:
             raise DamagedError(f"line {number} of {path} is damaged ({said(error)})") from error
+    with contextlib.suppress(ValueError, RecursionError):
+        values[last] = unsealed(last, required=required)
     return values
 
 

@@ -23,16 +23,19 @@ class Lines:
         """
         self._path, self._key = path, key
         try:
-            values = files.read_lines(path)
-            self._lines = {key(value): value for value in values}
-        except (files.DamagedError, KeyError, TypeError) as error:
-            what = error if isinstance(error, files.DamagedError) else f"{path} holds other lines"
-            raise UserError(f"{what}: remove what is damaged, or pass --overwrite.") from error
-        if path.exists():
-            whole = path.read_bytes()
-            if not whole.endswith(b"\n"):
-                with files.replacing(path) as part:
-                    part.write_bytes(whole[: whole.rfind(b"\n") + 1])
+            found = files.read_lines(path)
+        except files.DamagedError as error:
+            raise UserError(f"{error}: remove that line, or pass --overwrite.") from error
+        try:
+            self._lines = {key(value): value for value in found.values()}
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} holds a line that is no run: remove it, or pass --overwrite."
+            ) from error
+        whole = b"".join(line + b"\n" for line in found)
+        if path.exists() and path.read_bytes() != whole:
+            with files.replacing(path) as part:
+                part.write_bytes(whole)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._lines

@@ -58,7 +58,7 @@ def main(options: Options) -> None:
     settings = [[f"{name}={value}" for value in values] for name, values in axes.items()]
     if not 1 <= options.seeds <= limits.SEEDS:
         raise cli.UserError(
-            f"--seeds must lie between 1 and {limits.SEEDS:,}, got {options.seeds}."
+            f"--seeds must be at least 1 and at most {limits.SEEDS:,}, got {options.seeds}."
         )
     asked = math.prod(map(len, settings)) * options.seeds
     if asked > limits.RUNS:

@@ -9,7 +9,7 @@ import made
 import numpy as np
 import pytest
 
-from experiments import cli
+from experiments import cli, limits
 from experiments.pipeline import benchmark
 from experiments.pipeline.records import FolderRecords
 
@@ -44,8 +44,14 @@ def test_the_command_measures_all_and_writes_it(tmp_path):
     ],
 )
 def test_what_cannot_be_measured(tmp_path, changes, message):
+    asked = options(tmp_path, **changes)
+
+    def run():
+        limits.check(asked)
+        benchmark.main(asked)
+
     with pytest.raises(cli.UserError, match=message):
-        benchmark.main(options(tmp_path, **changes))
+        run()
 
 
 def test_a_process_has_memory_and_has_taken_time():

@@ -107,11 +107,11 @@ def test_a_run_that_was_cut_behind_its_last_step_is_finished(run, tmp_path):
     assert (tmp_path / "cut" / "curves.png").exists()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 20, signal.SIGINT)
         assert run(*SHORT) == 130
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert "stopping after this step" in said
     assert "saved at step 20 of 88; go on with --resume" in said
     assert Checkpoints(tmp_path / "digits-sam-0" / "checkpoints").steps() == [20]

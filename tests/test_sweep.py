@@ -244,8 +244,9 @@ def test_what_is_damaged_is_told_or_healed(run, trained, tmp_path, capsys):
         assert kept.read_bytes() == whole
         assert len(trained) == (len(cut) == len(whole) - 20)
     for damaged, message in (
-        (b"\xff" + whole, f"line 1 of {kept} is damaged: remove that line, or pass --overwrite"),
-        (b"5\n" + whole, "holds a line that is no run: remove it, or pass --overwrite"),
+        (b"\xff" + whole, f"line 1 of {kept} is damaged ("),
+        (b"5\n" + whole, f"line 1 of {kept} is damaged (it holds no JSON object but 5): remove"),
+        (b"{}\n" + whole, "its checksum is not that of what was written"),
     ):
         kept.write_bytes(damaged)
         assert run(*SHORT, *ONE) == 2
@@ -253,7 +254,7 @@ def test_what_is_damaged_is_told_or_healed(run, trained, tmp_path, capsys):
     kept.write_bytes(whole)
     (folder / "config.json").unlink()
     assert run(*SHORT, *ONE) == 2
-    assert "without the config.json that tells its options" in capsys.readouterr().err
+    assert "without the config.json that tells their options" in capsys.readouterr().err
     assert kept.read_bytes() == whole
 
 

@@ -70,7 +70,7 @@ def cell(found, title, method, heading):
 
 def changed(path, file="config.json", **changes):
     """Other values in a file of JSON; ... removes one."""
-    held = {**read(path / file), **changes}
+    held = {**files.read_json(path / file), **changes}
     text = json.dumps({name: value for name, value in held.items() if value is not ...})
     (path / file).write_text(text)
 
@@ -395,14 +395,14 @@ def test_runs_of_recipes_that_no_table_has_are_told(made, found):
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("summary.json", "{", "JSONDecodeError"),
-        ("summary.json", "[]", "TypeError"),
+        ("summary.json", "{", "summary.json is damaged (Expecting property name"),
+        ("summary.json", "[]", "summary.json is damaged (it holds no JSON object but [])"),
         ("summary.json", '{"test_accuracy": 0.5}', "test_accuracy_best"),
         ("summary.json", '{"test_accuracy": NaN, "test_accuracy_best": 1}', "test_accuracy is nan"),
-        ("config.json", "", "JSONDecodeError"),
-        ("config.json", "[]", "TypeError"),
+        ("config.json", "", "config.json is damaged (Expecting value"),
+        ("config.json", "[]", "config.json is damaged (it holds no JSON object but [])"),
         ("config.json", "{}", "KeyError: 'recipe'"),
-        ("config.json", b"\xff", "UnicodeDecodeError"),
+        ("config.json", b"\xff", "config.json is damaged ('utf-8' codec"),
         ("config.json", None, "FileNotFoundError"),
     ],
 )
@@ -502,11 +502,11 @@ def test_papers_are_chosen_by_name(run):
 def test_mistakes_are_one_line(refused, made, tmp_path):
     assert refused("--paper", "wsan") == "error: unknown paper 'wsan': did you mean wsam?\n"
     path = made(AE, "sam", 0)
-    assert "is the folder of a run" in refused("--out", path)
+    assert "is neither empty nor a folder that" in refused("--out", path)
     file = tmp_path / "file"
     file.write_text("")
     assert "is no folder" in refused("--runs", file)
-    assert "cannot be written" in refused("--out", file / "inner")
+    assert "Not a directory" in refused("--out", file / "inner")
 
 
 def test_the_tables_are_written_with_all_numbers(made, run, found, tmp_path):
@@ -516,7 +516,9 @@ def test_the_tables_are_written_with_all_numbers(made, run, found, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     out = tmp_path / "new" / "docs"
     assert f"written to {out}/" in run("--paper", "ae_sam", "--out", out)
-    assert sorted(path.name for path in out.iterdir()) == ["tables.json", "tables.md"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(".sam_optax.json", "config.json", "tables.json", "tables.md")
+    ]
     held = read(out / "tables.json")
     assert held["runs"][0] == {
         "path": str(tmp_path / "runs" / f"{AE}-ae_sam-0"),

@@ -67,7 +67,9 @@ class Trained:
             self.recipe = of_config(self.config)
             self.seed = self.config["seed"]
             _check(self.config)
-            self.rows = files.read_lines(path / folders.METRICS)
+            self.rows = list(files.read_lines(path / folders.METRICS).values())
+            if [row["epoch"] for row in self.rows] != [*range(1, len(self.rows) + 1)]:
+                raise ValueError("an epoch is missing in its metrics")
             summary = path / folders.SUMMARY
             self.summary = files.read_json(summary) if summary.exists() else {}
             if not folders.belongs(self.summary, self.config):
