@@ -13,5 +13,7 @@ def _leave(number, frame):
 
 
 # Python calls a module so while it imports its package for `python -m`.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _leave)
+if sys.argv[:1] == ["-m"]:
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:
+            signal.signal(_number, _leave)

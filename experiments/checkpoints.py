@@ -4,7 +4,10 @@ from collections.abc import Sequence
 import json
 import logging
 import math
+import os
 from pathlib import Path
+import re
+import shutil
 from typing import Any, NamedTuple
 import zlib
 
@@ -96,6 +99,8 @@ class Checkpoints:
                     force=True,
                 )
         except Exception as error:  # Orbax and what is below it raise what they like
+            for half in self.path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
             raise CheckpointError(
                 f"cannot write the checkpoint of step {step} under {self.path}: {_first(error)}. "
                 "What was saved before is kept: make room, and go on with --resume."
@@ -245,5 +250,7 @@ def _words(leaf):
 
 
 def _first(error):
-    """The beginning of what Orbax says, which may go on for many lines."""
+    """The beginning of what Orbax says, which may go on for many lines; or what the system said."""
+    if found := re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error)):
+        return os.strerror(int(found[1] or found[2]))
     return f"{str(error).strip().partition(chr(10))[0].rstrip('.:'):.200}"

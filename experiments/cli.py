@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from experiments import augment, data, models, objectives, sizes, streams
+from experiments import augment, data, limits, models, objectives, sizes, streams
 from experiments.command import run
 from experiments.errors import UserError
 from experiments.normalization import NORMALIZATIONS
@@ -332,6 +332,8 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             or not math.isfinite(value)
         ):
             raise UserError(f"{option} must be a finite number, got {value!r}.")
+        if value > limits.FLOAT:
+            raise UserError(f"{option} must be at most {limits.FLOAT:g}, got {value}.")
         if name in ("train_examples", "imbalance") and value < 1:
             raise UserError(f"{option} must be at least 1, got {value}.")
         if value < 0:
@@ -363,6 +365,8 @@ def method_settings(recipe: Recipe, method: str, changes: Iterable[str] = ()) ->
             raise UserError(f"the setting {name} of {method} is given twice: pass one value.")
         named.add(known(f"setting of {method}", name, allowed))
         settings[name] = parse(value)
+        if isinstance(settings[name], float) and limits.FLOAT < abs(settings[name]) < math.inf:
+            raise UserError(f"{name} must be at most {limits.FLOAT:g}, got {value}.")
     return settings
 
 

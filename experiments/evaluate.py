@@ -153,7 +153,8 @@ class Model:
           UserError: it cannot be read, or the set that it was trained on.
         """
         self._trained, self._options, self._on_batch = trained, options, on_batch
-        recipe, found = trained.recipe, trained.data
+        # Of a streamed set no more is used than the number of its classes.
+        recipe, found = trained.recipe, trained.found if trained.is_streamed else trained.data
         params, model_state = trained.last_weights()
         model = trained.model(recipe.dtype)
         variables = {"params": params, **model_state}

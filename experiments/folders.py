@@ -7,6 +7,7 @@ is to be replaced is set aside until what replaces it is complete.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import dataclasses
 import fcntl
 import os
 from pathlib import Path
@@ -26,6 +27,12 @@ LOCK = ".sam_optax.lock"
 REPLACED = ".sam_optax.replaced"
 _SETTING_ASIDE = REPLACED + PART
 _OWN = {MANIFEST, MANIFEST + PART, LOCK, REPLACED, _SETTING_ASIDE}
+
+
+def config_of(options: Any) -> dict[str, Any]:
+    """The options that a result depends on: all but those of where things lie."""
+    where = ("out", "name", "data_dir", "overwrite")
+    return {k: value for k, value in dataclasses.asdict(options).items() if k not in where}
 
 
 def path_of(out: Path, name: str) -> Path:

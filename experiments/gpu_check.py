@@ -125,11 +125,7 @@ def main(options: Options) -> None:
     start = time.perf_counter()
     loaded, real = _load(recipe, options)
     train = arrays(loaded)
-    config = {
-        name: str(value)
-        for name, value in dataclasses.asdict(options).items()
-        if name != "overwrite"
-    }
+    config = {name: str(value) for name, value in folders.config_of(options).items()}
     with folders.anew(path, "gpu_check", config, overwrite=options.overwrite) as folder:
         names = list(dict.fromkeys([*EPOCHS, *chosen, *BOUNDS]))
         with ThreadPoolExecutor(options.workers) as pool:

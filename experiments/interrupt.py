@@ -5,6 +5,8 @@ import contextlib
 from multiprocessing import resource_tracker
 import os
 import signal
+import sys
+import threading
 
 
 class InterruptedRunError(Exception):
@@ -30,6 +32,16 @@ def ready() -> None:
         del number, frame
         raise TerminatedError
 
+    def unraisable(swallowed):
+        """Sends anew what came in the middle of a collection of garbage, where nothing raises."""
+        if issubclass(swallowed.exc_type, KeyboardInterrupt):
+            number = signal.SIGTERM if swallowed.exc_type is TerminatedError else signal.SIGINT
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        # Behind a write that failed, tensorstore's threads answer to a loop that is no more.
+        elif str(swallowed.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(swallowed)
+
+    sys.unraisablehook = unraisable
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGTERM, terminate),

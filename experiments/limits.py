@@ -12,6 +12,7 @@ import jax
 from experiments.errors import UserError
 
 WHOLE = 2**31 - 1  # of numbers that JAX counts by
+FLOAT = 3.4e38  # of those that it computes with
 SEED = 2**32 - 1
 
 # The least and the most of an option, in whichever command it stands.
@@ -59,17 +60,17 @@ def check(options: Any) -> None:
         option = f"--{name.replace('_', '-')}"
         if not math.isfinite(value):
             raise UserError(f"{option} must be a finite number, got {value}.")
-        low, high = BOUNDS.get(name, (-math.inf, WHOLE if isinstance(value, int) else math.inf))
+        low, high = BOUNDS.get(name, (-FLOAT, WHOLE if isinstance(value, int) else FLOAT))
         if name in ("seed", "seeds"):
             low, high = 0, SEED
         if value < low:
-            raise UserError(f"{option} must be at least {low:,.0f}, got {_shown(value)}.")
+            raise UserError(f"{option} must be at least {_shown(low)}, got {_shown(value)}.")
         if value > high:
-            raise UserError(f"{option} must be at most {high:,.0f}, got {_shown(value)}.")
+            raise UserError(f"{option} must be at most {_shown(high)}, got {_shown(value)}.")
 
 
 def _shown(value):
-    text = f"{value}"
+    text = f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value}"
     return text if len(text) <= 40 else f"{text[:20]}… ({len(text)} digits)"
 
 

@@ -173,7 +173,7 @@ def main(options: Options) -> None:
             f"counting takes 8 devices, and there are {jax.device_count()}: run it with "
             "JAX_PLATFORMS=cpu, which makes virtual ones."
         )
-    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "scaling", config, overwrite=options.overwrite) as folder:
         digits = cli.Options(data_dir=options.data_dir)

@@ -266,7 +266,7 @@ def test_looking_changes_nothing_in_a_run(folder, run, tmp_path, capsys):
     run(tmp_path / "live", *LITTLE, "--parts", "hessian")
     with pytest.raises(SystemExit):
         run(tmp_path / "live", *LITTLE, "--name", "live", "--overwrite")
-    assert "is the folder of a run" in capsys.readouterr().err
+    assert "holds what experiments.train wrote" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "live").rglob("*")} == before
 
 
@@ -383,7 +383,7 @@ def test_a_folder_that_is_no_run_is_told(message, folder, run, tmp_path, capsys)
         (("sgd-0",), ("--name", "../sgd-0"), "must be a plain name"),
         (("sgd-0",), ("--parts", "hessian", "hessian"), "--parts must be different ones"),
         (("sgd-0",), ("--basis", 0), "--basis must be at least 1"),
-        (("sgd-0",), ("--radii", "nan"), "--radii must be positive and ascending"),
+        (("sgd-0",), ("--radii", "nan"), "--radii must be a finite number"),
         (("sgd-0",), ("--radii", 0.5, 0.1), "--radii must be positive and ascending"),
         (("sgd-0",), ("--batch-size", 0), "--batch-size must be at least 1, got 0"),
         (("sgd-0",), ("--dtype", "float16"), "float16"),

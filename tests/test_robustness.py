@@ -291,7 +291,7 @@ def test_an_attack_that_does_less_harm_in_a_larger_ball_is_told():
         (("sam", "sam"), (), "must have different names"),
         (("sam",), ("--linf", 0, 1), r"--linf must be positive and ascending, got \(0.0, 1.0\)"),
         (("sam",), ("--l2", 1, 0.5), "--l2 must be positive and ascending"),
-        (("sam",), ("--l2", "nan"), "--l2 must be positive and ascending"),
+        (("sam",), ("--l2", "nan"), "--l2 must be a finite number"),
         (("sam",), ("--linf", 2, 300), "--linf is in 1/255, and at most 255, got 300"),
         (("sam",), ("--linf", "--l2"), "--linf and --l2 are both empty"),
         (("sam",), ("--steps", 0), "--steps must be at least 1, got 0"),
@@ -299,8 +299,8 @@ def test_an_attack_that_does_less_harm_in_a_larger_ball_is_told():
         (("sam",), ("--examples", 0), "--examples must be at least 1, got 0"),
         (("sam",), ("--batch-size", 0), "--batch-size must be at least 1, got 0"),
         (("sam",), ("--linf-step-size", -1), "--linf-step-size must be positive and finite"),
-        (("sam",), ("--l2-step-size", "inf"), "--l2-step-size must be positive and finite"),
-        (("sam",), ("--seed", -1), "--seed must lie in"),
+        (("sam",), ("--l2-step-size", "inf"), "--l2-step-size must be a finite number"),
+        (("sam",), ("--seed", -1), "--seed must be at least 0"),
         (("sam",), ("--restarts", 2, "--no-random-start"), "the same attack again and again"),
         (("sam",), ("--name", "a/b"), "must be a plain name"),
         (("none",), (), "is no folder of a run"),
@@ -313,5 +313,5 @@ def test_wrong_arguments_are_told(names, arguments, message, folder, refused):
 def test_the_folder_of_a_run_is_no_place_for_tables(folder, refused, tmp_path):
     (tmp_path / "live").symlink_to(folder / "sam")
     said = refused(folder / "sgd-0", "--name", "live", "--overwrite")
-    assert "is the folder of a run" in said
+    assert "holds what experiments.train wrote" in said
     assert (folder / "sam/summary.json").exists()

@@ -148,18 +148,23 @@ class Trained:
         Raises:
           UserError: it cannot be read, or is not what the run was trained on.
         """
-        found = cli.load(self.recipe, self.seed, self._data_dir, **self._how)
-        changed = changes(self.config.get("data", {}), files.plain(found.read))
+        changed = changes(self.config.get("data", {}), files.plain(self.found.read))
         if "data" in self.config and changed:
             raise cli.UserError(
                 f"the data are not those that {self.path} was trained on ({changed}): bring them "
                 "back."
             )
-        return found
+        return self.found
+
+    @functools.cached_property
+    def found(self) -> Data:
+        """What there is of its data set, for what does not depend on the images themselves."""
+        return cli.load(self.recipe, self.seed, self._data_dir, **self._how)
 
     def forget(self) -> None:
         """Lets go of the data, which are read again where they are needed."""
-        self.__dict__.pop("data", None)
+        for name in ("data", "found"):
+            self.__dict__.pop(name, None)
         self._decoded.clear()
 
     @property
@@ -175,7 +180,7 @@ class Trained:
           UserError: it cannot be read.
         """
         model = self.model(jnp.float32)
-        shape = augment.shape(self.data.train.shape, self.recipe.image_size)
+        shape = augment.shape(self.found.train.shape, self.recipe.image_size)
         image = jnp.zeros((1, *shape), jnp.float32)
         variables = jax.eval_shape(
             functools.partial(model.init, train=False), jax.random.key(0), image
@@ -252,7 +257,7 @@ class Trained:
 
     def model(self, dtype: Any = jnp.float32) -> nn.Module:
         """The module that it trained, for computations in a dtype."""
-        return objectives.make(self.recipe, self.data.classes).model(dtype)
+        return objectives.make(self.recipe, self.found.classes).model(dtype)
 
     def _chosen(self, examples):
         """So many training images drawn from the seed, or all; those of a stream are kept."""

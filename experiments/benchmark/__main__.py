@@ -69,7 +69,7 @@ def main(options: Options) -> None:
         raise cli.UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
     if torch and options.width is not None:
         raise cli.UserError("--width is of JAX's models alone: leave it out with --peers torch.")
-    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "benchmark", config, overwrite=options.overwrite) as folder:
         # A cached compilation costs nothing, and is no measurement.

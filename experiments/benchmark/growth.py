@@ -82,7 +82,7 @@ def main(options: Options) -> None:
     if options.most < least:
         raise cli.UserError(f"--most must be at least {least}, got {options.most}.")
     limits.check_memory(50 * options.most, f"a problem of --most {options.most:,} parameters")
-    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "benchmark.growth", config, overwrite=options.overwrite) as folder:
         jax.config.update("jax_enable_compilation_cache", False)

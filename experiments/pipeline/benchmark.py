@@ -306,7 +306,7 @@ def main(options: Options) -> None:
         held * 3 * options.size**2,
         f"a stream of --batch-size {options.batch_size} images of --size {options.size}",
     )
-    config = {k: v for k, v in dataclasses.asdict(options).items() if k != "overwrite"}
+    config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "pipeline.benchmark", config, overwrite=options.overwrite) as folder:
         with tempfile.TemporaryDirectory() as made:
