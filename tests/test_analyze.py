@@ -17,6 +17,7 @@ from experiments.analysis.parts import Look, Measures, spread
 from experiments.analysis.replay import replay
 from experiments.analysis.trained import Trained
 from experiments.checkpoints import Checkpoints
+from experiments.files import write_json
 
 SHORT = ("digits", "--epochs", 3, "--keep-epochs", 1, "--width", 4, "--batch-size", 256)
 LITTLE = ("--examples", 300, "--grid", 3, "--steps", 5, "--probes", 1, "--samples", 2)
@@ -342,11 +343,14 @@ BAD = {
     "sgd-0 is no folder of a run .FileNotFoundError": lambda path: (
         path / "sgd-0/config.json"
     ).unlink(),
-    "sgd-0 is no folder of a run .JSONDecodeError": lambda path: (
+    "config.json is damaged .Expecting property name": lambda path: (
         path / "sgd-0/config.json"
     ).write_text("{"),
-    "sgd-0 is no folder of a run .KeyError": lambda path: (path / "sgd-0/config.json").write_text(
+    "config.json is damaged .its checksum": lambda path: (path / "sgd-0/config.json").write_text(
         "{}"
+    ),
+    "sgd-0 is no folder of a run .KeyError": lambda path: write_json(
+        path / "sgd-0/config.json", {}
     ),
     "cannot read the checkpoint of step 15": lambda path: damage(path / "sgd-0/checkpoints/15"),
 }
@@ -378,7 +382,7 @@ def test_a_folder_that_is_no_run_is_told(message, folder, run, tmp_path, capsys)
             ("--parts", "landscape", *LITTLE),
             "sgd-0 to other: .*different models",
         ),
-        (("sgd-0",), ("--parts", "hessian", "--k", 100_000), r"k must lie between 1 and the \d+"),
+        (("sgd-0",), ("--parts", "hessian", "--k", 10_000), r"k must lie between 1 and the \d+"),
         (("sgd-0",), ("--parts", "gradients", "--examples", 300), "two batches of 256"),
         (("sgd-0",), ("--name", "../sgd-0"), "must be a plain name"),
         (("sgd-0",), ("--parts", "hessian", "hessian"), "--parts must be different ones"),

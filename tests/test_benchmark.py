@@ -363,7 +363,11 @@ def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "FLOPs over SGD: two-gradient methods" in written
     assert "FLOPs over SGD: two-gradient methods" in said
-    command(monkeypatch, benchmark, *arguments[:-2], "--turns", 3, "--out", tmp_path)  # anew
+    other = (*arguments[:-2], "--turns", 3, "--out", tmp_path)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, benchmark, *other)
+    assert "holds a run with other turns" in capsys.readouterr().err
+    command(monkeypatch, benchmark, *other, "--overwrite")
 
 
 def test_without_turns_only_what_the_compiler_counts_is_written(monkeypatch, tmp_path):
@@ -415,7 +419,7 @@ def test_growth_without_a_problem_is_a_mistake(monkeypatch, tmp_path, capsys):
         (("--methods", "sgd"), "unknown method 'sgd'"),
         (("--turns", 1), "--turns must be at least 2 for a spread, or 0 for no times, got 1"),
         (("--seconds", 0), "--seconds must be positive and finite, got 0"),
-        (("--seconds", "inf"), "--seconds must be positive and finite, got inf"),
+        (("--seconds", "inf"), "--seconds must be a finite number, got inf"),
         (("--width", 0), "--width must be at least 1, got 0"),
         (("--peers", "torch"), "--peers torch needs PyTorch"),
         (("--peers", "torch", "--turns", 0), "--peers torch is for times"),

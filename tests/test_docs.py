@@ -88,8 +88,8 @@ def test_the_commands_are_understood(page):
             train._plan(asked, None)
         elif name == "sweep":
             for axis, values in sweep._axes([a for axes in asked.over for a in axes]).items():
-                cell = [f"{axis}={value}" for value in values]
-                sweep._apply(asked.resolve(), asked.method, cell)
+                for value in values:
+                    sweep._apply(asked.resolve(), asked.method, [f"{axis}={value}"])
 
 
 @pytest.mark.slow

@@ -387,7 +387,7 @@ def test_a_size_beyond_its_bound_is_refused_before_anything_is_read(
     monkeypatch.setattr(cli, "load", lambda *args, **kwargs: pytest.fail("data are read"))
     option, most = SIZES[name]
     assert run(train, *SHORT, option, most + 1) == 2
-    assert f"{option} must be at most {most:,}, got {most + 1}" in capsys.readouterr().err
+    assert f"{option} must be at most {most:,}, got {most + 1:,}" in capsys.readouterr().err
 
 
 def test_what_exceeds_all_memory_is_refused_before_it_is_made(run, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 from reference import KINDS
 from test_experiments import command, data_dir, digits, read  # noqa: F401
 
-from experiments import cli, collectives, mesh, scaling, train
+from experiments import cli, collectives, files, mesh, scaling, train
 from experiments.feeds import arrays
 from experiments.mesh import DATA, MODEL, Layout
 from experiments.recipes import RECIPES
@@ -128,8 +128,8 @@ def trained(monkeypatch, tmp_path, data_dir):  # noqa: F811
     def run(name, *more):
         arguments = ("digits", "--epochs", 2, "--name", name, *more)
         command(monkeypatch, train, *arguments, "--data-dir", data_dir, "--out", tmp_path)
-        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        return read(tmp_path / name / "summary.json"), [json.loads(row) for row in rows]
+        rows = files.read_lines(tmp_path / name / "metrics.jsonl").values()
+        return read(tmp_path / name / "summary.json"), list(rows)
 
     return run
 

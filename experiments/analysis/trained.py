@@ -76,7 +76,11 @@ class Trained:
                 raise ValueError("its summary is that of another run")
             if self.summary.get("metrics", files.checksum(self.rows)) != files.checksum(self.rows):
                 raise ValueError("its metrics are not those that its summary was made of")
-        except (OSError, ValueError, KeyError, TypeError, files.DamagedError) as error:
+        except files.DamagedError as error:
+            raise cli.UserError(
+                f"{error}: pass a folder that experiments.train wrote, and nothing has changed."
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise cli.UserError(
                 f"{path} is no folder of a run ({type(error).__name__}: {error}): pass one that "
                 "experiments.train wrote."

@@ -60,6 +60,7 @@ def _run(asked, shared):
     process.preload(shared)
     world = World(shared, asked.commands, asked.limit, imports=time.monotonic() - start)
     world.prepare()
+    process.remember(shared / "data")
     found = []
     for name in asked.generators:
         records = []

@@ -19,8 +19,8 @@ from .scenarios import Scenario, World
 # A command, and how often it is drawn; the slow ones seldom.
 SHARES = {
     **{"train": 30, "compare": 14, "sweep": 16, "robustness": 8, "evaluate": 8, "analyze": 4},
-    **{"tables": 6, "toy": 6, "benchmark": 2, "growth": 2, "scaling": 2, "gpu_check": 1},
-    **{"pipeline": 1, "recipes": 1},
+    **{"tables": 6, "toy": 6, "recipes": 1},
+    **{"benchmark": 0.5, "growth": 0.5, "scaling": 0.5, "gpu_check": 0.5, "pipeline": 0.5},
 }
 FAULTS = {
     **{"SIGINT": 22, "SIGTERM": 20, "SIGKILL": 20, "SIGINT twice": 12, "full disk": 20},

@@ -225,7 +225,8 @@ def _honoured(odd, where):
     broken = []
     for option, words in odd:
         given = [v for values in words.values() for v in values]
-        if option.lists or len(given) != 1 or option.name in PATHS:
+        # "None" leaves an option out.
+        if option.lists or len(given) != 1 or option.name in PATHS or given == ["None"]:
             continue
         for held in _values(configs, option.name):
             if not _is(held, given[0]):

@@ -68,7 +68,7 @@ def scenarios(shared: Path) -> dict[str, Scenario]:
     trained = {"": tuple(str(shared / "runs" / name) for name in RUNS), **data}
     few = {"--examples": ("32",), "--batch-size": ("32",)}
     times = {"--turns": ("2",), "--seconds": ("0.001",)}
-    every = ("--checkpoint-minutes", "0", "--steps-per-dispatch", "2")
+    every = ("--checkpoint-minutes", "0", "--steps-per-dispatch", "4")
     found = [
         Scenario(
             "train",
