@@ -151,7 +151,7 @@ class Run:
 
     def saved_steps(self) -> list[int]:
         """The steps of the checkpoints to go on from."""
-        return self.checkpoints.steps() if self._held == "unfinished" else []
+        return [] if self._held == "nothing" else self.checkpoints.steps()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a checkpoint; metrics and time go back to it too."""
