@@ -269,6 +269,17 @@ def _unlocking(lock):
             lock.unlink()
 
 
+def settle(path: Path, command: str) -> None:
+    """Undoes what a process that was killed has left half done in a folder, if there is any.
+
+    Raises:
+      UserError: as `held`.
+    """
+    if check(path, command) and any((path / name).exists() for name in (REPLACED, _SETTING_ASIDE)):
+        with held(path, command):
+            pass
+
+
 @contextlib.contextmanager
 def anew(
     path: Path, command: str, config: Mapping[str, Any], *, overwrite: bool = True

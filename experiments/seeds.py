@@ -67,6 +67,8 @@ class Run:
         self.writers: list[Callable[[dict[str, Any]], None]] = []
         self.folder: folders.Folder | None = None  # while this process holds it
         self.checkpoints = Checkpoints(self.path / folders.CHECKPOINTS)
+        if processes.is_first():
+            folders.settle(self.path, "train")
         self._held = self._look()
         if self._held == "unfinished" and not options.resume:
             raise cli.UserError(

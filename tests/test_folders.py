@@ -239,6 +239,17 @@ def test_what_was_to_be_replaced_by_nothing_comes_back(tmp_path):
     }
 
 
+def test_what_a_kill_left_half_replaced_is_put_back_before_it_is_looked_at(run, tmp_path, capsys):
+    folder = tmp_path / "ours"
+    assert run("train", folder) == 0
+    with folders.held(folder, "train") as held:
+        held.begin({"a": 2})
+        held.tidy = lambda: None  # as where the process is killed
+    assert not (folder / "summary.json").exists()
+    assert run("train", folder) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("after", range(1, 14))
 def test_a_kill_at_any_call_loses_nothing(after, tmp_path, monkeypatch):
     """Every rename and removal of replacing results, and of undoing that, is the last one once."""
