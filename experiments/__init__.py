@@ -6,9 +6,9 @@ import sys
 
 
 def _leave(number, frame):
-    """Ends a command whose imports are interrupted, before it can take signals itself."""
+    """Ends a command that is interrupted in its imports or at its end, outside `command.run`."""
     del frame
-    os.write(2, b"\ninterrupted before anything was begun\n")
+    os.write(2, b"\ninterrupted\n")
     os._exit(128 + number)
 
 

@@ -34,8 +34,7 @@ def run(main: Callable[[Any], None], options: type) -> None:
       main: does it.
       options: a dataclass, which `tyro` reads from the command line.
     """
-    interrupt.ready()
-    with _guarded() as output:
+    with interrupt.heeded(), _guarded() as output:
         description = inspect.getdoc(sys.modules[main.__module__]) or ""
 
         def command():
@@ -47,8 +46,8 @@ def run(main: Callable[[Any], None], options: type) -> None:
 
         code, at_once = _status(command, options)
         code = output.told() or code
-    if at_once:
-        _leave(code)
+        if at_once:
+            _leave(code)
     if code:
         sys.exit(code)
 

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
+import math
 from multiprocessing import resource_tracker
 import os
 import signal
 import sys
 import threading
+import time
+
+MOMENT = 2.0  # seconds in which a command that is interrupted ends
 
 
 class InterruptedRunError(Exception):
@@ -25,29 +30,42 @@ class TerminatedError(KeyboardInterrupt):
     """SIGTERM where nothing notes it; who stops for a Ctrl-C stops for it."""
 
 
-def ready() -> None:
-    """From now on Ctrl-C and SIGTERM raise, unless the shell has them ignored."""
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM raise, unless the shell has them ignored.
 
-    def terminate(number, frame):
-        del number, frame
-        raise TerminatedError
+    One that comes within a moment of another does not, and what that one cleans up is cleaned up.
+    """
+    before, raised = {}, [-math.inf]
 
-    def unraisable(swallowed):
-        """Sends anew what came in the middle of a collection of garbage, where nothing raises."""
-        if issubclass(swallowed.exc_type, KeyboardInterrupt):
-            number = signal.SIGTERM if swallowed.exc_type is TerminatedError else signal.SIGINT
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
-        # Behind a write that failed, tensorstore's threads answer to a loop that is no more.
-        elif str(swallowed.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(swallowed)
+    def leave(number, frame):
+        del frame
+        if time.monotonic() - raised[0] > MOMENT:
+            raised[0] = time.monotonic()
+            raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
-    sys.unraisablehook = unraisable
-    for number, handler in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, terminate),
-    ):
+    def again(number):
+        raised[0] = -math.inf
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+    sys.unraisablehook = functools.partial(_unraisable, again)
+    for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _unraisable(again, swallowed):
+    """Sends a signal anew that came in a collection of garbage, where nothing can be raised."""
+    if issubclass(swallowed.exc_type, KeyboardInterrupt):
+        again(signal.SIGTERM if swallowed.exc_type is TerminatedError else signal.SIGINT)
+    # Behind a write that failed, tensorstore's threads answer to a loop that is no more.
+    elif str(swallowed.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(swallowed)
 
 
 @contextlib.contextmanager

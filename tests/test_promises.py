@@ -682,3 +682,50 @@ def test_a_checkpoints_error_comes_without_noise(run, cut, tmp_path, caplog, cap
 )
 def test_text_in_markdown_is_shown_as_it_is(text, shown):
     assert markdown.escaped(text) == shown
+
+
+def swallowing(number):
+    """Gets a signal where an exception cannot be raised, as in a collection of garbage."""
+
+    class Collected:
+        def __del__(self):
+            signal.raise_signal(number)
+            time.sleep(0)
+
+    Collected()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_collection_of_garbage_is_not_lost(number, code, monkeypatch, capsys):
+    monkeypatch.setattr("os._exit", sys.exit)
+    monkeypatch.setattr(sys, "argv", [""])
+
+    def main(options):
+        swallowing(number)
+        time.sleep(5)
+        pytest.fail("it is lost")
+
+    main.__module__ = toy.__name__
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, toy.Options)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == "interrupted; what was written before is kept\n"
+
+
+def test_a_signal_behind_another_does_not_cut_its_end_short(monkeypatch, capsys):
+    monkeypatch.setattr("os._exit", sys.exit)
+    monkeypatch.setattr(sys, "argv", [""])
+    ended = []
+
+    def main(options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            ended.append(True)
+
+    main.__module__ = toy.__name__
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, toy.Options)
+    assert (stop.value.code, ended) == (130, [True])
