@@ -41,6 +41,7 @@ SIZES = {
 }
 INTEGERS = ("0", "-1", "1", "2", "3", "7")
 FLOATS = (*INTEGERS, "0.5", "-0.0", "1e-320", "1e400", "nan", "inf", "-inf", "1e-8", "1e30")
+SECONDS = ("", "0", "-1", "1e-320", "1e400", "nan", "inf", "-inf", "1e-8", "None", "1_0", "x")
 COUNTS_OF_SEEDS = {("compare", "seeds"), ("sweep", "seeds")}
 PATHS = {"out", "data_dir", "runs", "weights"}
 
@@ -100,6 +101,8 @@ def value(option: Option, rng: random.Random) -> str:
         return rng.choice(SETTINGS)
     if option.name == "mesh" and rng.random() < 0.5:
         return rng.choice(MESHES)
+    if option.name == "seconds":  # a large one is waited for
+        return rng.choice(SECONDS)
     large = LARGE
     if option.name in SIZES or (option.command, option.name) in COUNTS_OF_SEEDS:
         large = (str(2**70), "10" * 50, "-" + "9" * 30)
