@@ -345,12 +345,20 @@ def opened(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     """What reads the newest prepared version of a set, whatever its features.
 
     Raises:
-      ValueError: the set is unknown to TFDS, or there is no such directory as `directory` says.
+      ValueError: the set is unknown to TFDS, its path is no UTF-8, or there is no such directory as
+        `directory` says.
       NotPreparedError: it is not prepared, or not as array_record.
       CorruptedError: its description cannot be read.
       OSError: data_dir cannot be read or written.
     """
     data_dir = directory(data_dir)
+    try:
+        str(data_dir / name).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the path {str(data_dir / name)!r} is no UTF-8, as TFDS needs it: pass another "
+            "directory by --data-dir."
+        ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # how images are decoded is of no interest
     folder = _newest(data_dir / name)
     if folder is None and name == "digits":

@@ -352,6 +352,7 @@ def test_a_summary_of_another_run_counts_for_nothing(run, tmp_path, data_dir, ca
         (("--seed", 2**70), "--seeds must be at most 4,294,967,295"),
         (("--epochs", 10**30), "--epochs must be at most 1,000,000"),
         (("--checkpoint-minutes", "nan"), "--checkpoint-minutes must be a finite number"),
+        (("--data-dir", "\udcff"), "is no UTF-8, as TFDS needs it"),
         (("--out", "~nobody_of_this_name/x"), "there is no such home directory"),
     ],
 )
