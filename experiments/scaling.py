@@ -164,6 +164,9 @@ def main(options: Options) -> None:
     for method in options.methods:
         cli.known("method", method, cli.METHODS)
     cli.known("model", options.model, problems.MODELS)
+    for name in ("methods", "gigabits"):
+        if not getattr(options, name):
+            raise cli.UserError(f"--{name} needs a value or more.")
     cli.positive("microseconds", options.microseconds)
     for speed in options.gigabits:
         cli.positive("gigabits", speed)

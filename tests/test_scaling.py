@@ -248,3 +248,12 @@ def test_a_mistake_is_told(arguments, message, monkeypatch, tmp_path, data_dir, 
         command(monkeypatch, train, "digits", *arguments, *options)
     assert stop.value.code == 2
     assert message in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+@eight_devices
+@pytest.mark.parametrize("option", ["--methods", "--gigabits"])
+def test_a_list_without_values_is_told(option, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, scaling, option, "--out", tmp_path)
+    assert stop.value.code == 2
+    assert f"{option} needs a value or more" in capsys.readouterr().err
