@@ -226,7 +226,8 @@ def _honoured(odd, where):
     """Whether the config that was written holds the values that were given."""
     configs = [figures.read(path) for path in where.rglob("config.json") if path.is_file()]
     broken = []
-    for option, words in odd:
+    last = {option.flag: (option, words) for option, words in odd}  # of one that is given twice
+    for option, words in last.values():
         given = [v for values in words.values() for v in values]
         # "None" leaves an option out.
         if option.lists or len(given) != 1 or option.name in PATHS or given == ["None"]:
