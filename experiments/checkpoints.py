@@ -99,12 +99,13 @@ class Checkpoints:
                     force=True,
                 )
         except Exception as error:  # Orbax and what is below it raise what they like
-            for half in self.path.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half, ignore_errors=True)
             raise CheckpointError(
                 f"cannot write the checkpoint of step {step} under {self.path}: {_first(error)}. "
                 "What was saved before is kept: make room, and go on with --resume."
             ) from error
+        finally:
+            for half in self.path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half, ignore_errors=True)
 
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints of later steps."""

@@ -74,12 +74,13 @@ def append_json(path: Path, value: Mapping[str, Any]) -> None:
       WriteError: it cannot be written.
     """
     try:
-        with path.open("ab") as file:
-            end = file.tell()
+        # Without a buffer, whose rest would be written once more as the file is closed.
+        with path.open("ab", buffering=0) as file:
+            end, rest = file.tell(), _utf8(line(value))
             try:
-                file.write(_utf8(line(value)))
-                file.flush()
-            except OSError:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BaseException:
                 os.ftruncate(file.fileno(), end)
                 raise
     except OSError as error:

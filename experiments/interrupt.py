@@ -30,6 +30,11 @@ class TerminatedError(KeyboardInterrupt):
     """SIGTERM where nothing notes it; who stops for a Ctrl-C stops for it."""
 
 
+def status(error: KeyboardInterrupt) -> int:
+    """The exit status of a command that a signal ended."""
+    return 128 + (signal.SIGTERM if isinstance(error, TerminatedError) else signal.SIGINT)
+
+
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
     """Within, Ctrl-C and SIGTERM raise, unless the shell has them ignored.

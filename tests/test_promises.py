@@ -36,7 +36,7 @@ from experiments import (
     train,
 )
 from experiments.analysis.trained import Trained
-from experiments.command import _Output
+from experiments.output import Output
 from experiments.recipes.base import of_config
 from experiments.training import Trainer
 
@@ -628,7 +628,7 @@ def test_who_closes_a_pipe_has_seen_enough(capsys):
 
         flush = write
 
-    output = _Output(Closed())
+    output = Output(Closed())
     output.write("text")
     assert output.told() == 0
     assert capsys.readouterr().err == ""

@@ -13,6 +13,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from experiments import interrupt, output
 from experiments.recipes import RECIPES, Recipe, cost
 from experiments.recipes.markdown import markdown
 
@@ -116,5 +117,18 @@ def _value(value):
     return f"{value['schedule']}({_arguments(rest)})"
 
 
+def run() -> None:
+    """Runs the command as the others are run, which import JAX."""
+    with interrupt.heeded(), output.guarded() as said:
+        code = 0
+        try:
+            main()
+        except KeyboardInterrupt as error:
+            code = interrupt.status(error)
+            output.tell("interrupted")
+        code = said.told() or code
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    run()
