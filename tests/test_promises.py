@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
@@ -36,6 +38,7 @@ from experiments import (
     train,
 )
 from experiments.analysis.trained import Trained
+from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.output import Output
 from experiments.recipes.base import of_config
 from experiments.training import Trainer
@@ -730,3 +733,41 @@ def test_a_signal_behind_another_does_not_cut_its_end_short(monkeypatch, capsys)
     with pytest.raises(SystemExit) as stop:
         cli.run(main, toy.Options)
     assert (stop.value.code, ended) == (130, [True])
+
+
+def test_a_line_that_does_not_fit_leaves_nothing_of_it(tmp_path):
+    """Neither its beginning, nor what a buffer would write once more as the file is closed."""
+    path = tmp_path / "lines"
+    files.append_json(path, {"n": 1})
+    whole = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, before[1]))
+    try:
+        with pytest.raises(files.WriteError, match="File too large"):
+            files.append_json(path, {"n": 2, "text": "long" * 10})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == whole
+    files.append_json(path, {"n": 3})
+    assert [line["n"] for line in files.read_lines(path).values()] == [1, 3]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_no_half_of_a_checkpoint_stays_behind(error, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+
+    def half(manager, step, **kwargs):
+        (tmp_path / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", half)
+    with pytest.raises((KeyboardInterrupt, CheckpointError)):
+        checkpoints.save(5, {"a": np.ones(2)}, [], 0.0)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_the_list_of_recipes_tells_a_full_output_too():
+    with open("/dev/full", "w") as full:
+        ended = start(["digits"], module="recipes", stdout=full)
+    said = "error: standard output cannot be written (No space left on device).\n"
+    assert (ended.returncode, ended.stderr) == (2, said)
