@@ -1,5 +1,6 @@
 """Training scripts that reproduce the papers' experiments with `sam_optax`."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -8,7 +9,8 @@ import sys
 def _leave(number, frame):
     """Ends a command that is interrupted in its imports or at its end, outside `command.run`."""
     del frame
-    os.write(2, b"\ninterrupted\n")
+    with contextlib.suppress(OSError):  # as where it is a pipe that nobody reads
+        os.write(2, b"\ninterrupted\n")
     os._exit(128 + number)
 
 

@@ -29,11 +29,13 @@ class Restored(NamedTuple):
       state: the whole state of the training.
       rows: the metrics of the epochs that were over.
       seconds: the time that they had taken.
+      every: the number whose multiples are the steps of the checkpoints that stay.
     """
 
     state: Any
     rows: list[dict[str, Any]]
     seconds: float
+    every: int | None
 
 
 class Checkpoints:
@@ -83,7 +85,7 @@ class Checkpoints:
         Raises:
           CheckpointError: it cannot be written; those before it stay.
         """
-        progress = {"rows": list(rows), "seconds": seconds, "of": self.of}
+        progress = {"rows": list(rows), "seconds": seconds, "of": self.of, "every": self._kept}
         try:
             with self._manager() as manager:
                 if step in manager.all_steps():
@@ -130,7 +132,7 @@ class Checkpoints:
                         progress=ocp.args.JsonRestore(),
                     ),
                 )
-            progress = {name: held.progress[name] for name in ("rows", "seconds", "of")}
+            progress = {name: held.progress[name] for name in ("rows", "seconds", "of", "every")}
             if held.progress["digest"] != _digest(held.state, progress):
                 raise ValueError("its numbers are not those that were saved")
             self._check_config(progress.pop("of"))

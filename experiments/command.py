@@ -85,6 +85,12 @@ def _status(command, options):
     except KeyboardInterrupt as error:
         output.tell("interrupted; what was written before is kept")
         return interrupt.status(error), True
+    except (FloatingPointError, RuntimeError) as error:
+        told = isinstance(error, FloatingPointError) or "Unable to initialize backend" in str(error)
+        if not told:
+            raise
+        output.tell(f"error: {files.said(error)}")  # JAX_DEBUG_NANS or JAX_PLATFORMS asks for it
+        return 2, False
     except OSError as error:
         output.tell(f"error: {f'{error.filename}: ' if error.filename else ''}{files.said(error)}.")
         return 2, False

@@ -2,9 +2,9 @@
 
     python -m experiments.compare [RECIPE] --methods sgd sam ae_sam … [--seeds 10] [options]
 
-Writes <out>/<name>/: config.json, runs.jsonl (a line for each finished run) and, after each method
-and at the end, table.json, table.md and comparison.png. After Ctrl-C, SIGTERM or a crash the same
-command goes on; with more methods or seeds it trains the runs that are missing.
+Writes <out>/<name>/: config.json, runs.jsonl (a line for each finished run) and, at the end,
+table.json, table.md and comparison.png. After Ctrl-C, SIGTERM or a crash the same command goes on;
+with more methods or seeds it trains the runs that are missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,8 +58,7 @@ def main(options: Options) -> None:
     recipe = options.resolve()
     if options.on == "held-out" and not recipe.validation:
         raise cli.UserError("--on held-out needs a held-out part: pass --validation 0.1.")
-    names = list(dict.fromkeys(options.methods))
-    names = names if SGD in names else [SGD, *names]
+    names = list(dict.fromkeys([SGD, *options.methods]))
     settings = {name: cli.method_settings(recipe, name) for name in names}
     name = f"{options.recipe}-comparison" if options.name is None else options.name
     path = folders.path_of(options.out, name)
@@ -106,7 +105,6 @@ class _Comparison:
             for method in names:
                 results = self._runs(recipe, method, settings[method])
                 finished["equal epochs"][method] = results
-                self._write(finished)
             if self._options.equal_gradients:
                 finished["equal gradients"] = {}
                 for method in names:
@@ -114,7 +112,7 @@ class _Comparison:
                     longer = dataclasses.replace(recipe, epochs=round(2 * recipe.epochs / per_step))
                     results = self._runs(longer, method, settings[method])
                     finished["equal gradients"][method] = results
-                    self._write(finished)
+        self._write(finished)
         self._folder.done()
         return finished
 
@@ -145,18 +143,15 @@ class _Comparison:
             )
 
     def _is_written(self):
-        """Whether the whole table is there already, of the same methods and seeds."""
+        """Whether the table is there already, of the same methods and seeds."""
         try:
             held = files.read_json(self._folder.path / "table.json")
         except (FileNotFoundError, files.DamagedError):
             return False
-        budgets = ["equal epochs", *(["equal gradients"] if self._options.equal_gradients else [])]
-        whole = {budget: list(self._config["methods"]) for budget in budgets}
-        rows = {budget: [row["method"] for row in rows] for budget, rows in held["tables"].items()}
-        return held["config"] == files.unplain(files.plain(self._config)) and rows == whole
+        return held["config"] == files.unplain(files.plain(self._config))
 
     def _write(self, finished):
-        """The table as far as it goes, unless it is there."""
+        """The table, unless it is there."""
         if not self.wrote:
             return
         options, config = self._options, self._config

@@ -15,9 +15,8 @@ from experiments.errors import UserError
 # In every folder that a command writes: what it wrote there. JSON beside it is sealed.
 MANIFEST = ".sam_optax.json"
 SEAL = "checksum"
-PART = ".part"  # behind the name of a file that is being written
 
-# JSON has no words for these numbers.
+# JSON has no numbers for these words; where a text is one of them, a \ stands in front.
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -29,6 +28,11 @@ class DamagedError(UserError):
     """A file is not what was written; the message says which, and what to do."""
 
 
+def part_of(path: Path) -> Path:
+    """Where a file is written before it is whole."""
+    return path.with_name(f".sam_optax.{path.name}.part")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, whose file takes the place of another at the end, or is removed.
@@ -36,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       WriteError: it cannot be written.
     """
-    part = path.with_name(path.name + PART)
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)
@@ -165,7 +169,11 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, bool | str):
+    if isinstance(value, str):
+        # As bytes of a name that are no UTF-8 would be no JSON to others, they stand as escapes.
+        text = value.encode("utf-8", "backslashreplace").decode()
+        return f"\\{text}" if text in _NUMBERS or text.startswith("\\") else text
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, numbers.Integral):
         return int(value)
@@ -201,7 +209,9 @@ def unplain(value: Any) -> Any:
         return {key: unplain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [unplain(item) for item in value]
-    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return _NUMBERS.get(value, value.removeprefix("\\"))
+    return value
 
 
 def _utf8(text):

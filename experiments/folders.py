@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import files, numerics
 from experiments.errors import UserError
-from experiments.files import MANIFEST, PART, DamagedError, WriteError
+from experiments.files import MANIFEST, DamagedError, WriteError
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -25,8 +25,8 @@ RUNS = "runs.jsonl"  # what a command has finished so far, a line each
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 LOCK = ".sam_optax.lock"
 REPLACED = ".sam_optax.replaced"
-_SETTING_ASIDE = REPLACED + PART
-_OWN = {MANIFEST, MANIFEST + PART, LOCK, REPLACED, _SETTING_ASIDE}
+_SETTING_ASIDE = REPLACED + ".part"
+_OWN = {MANIFEST, files.part_of(Path(MANIFEST)).name, LOCK, REPLACED, _SETTING_ASIDE}
 
 
 def config_of(options: Any) -> dict[str, Any]:
@@ -41,9 +41,14 @@ def path_of(out: Path, name: str) -> Path:
     Raises:
       UserError: the name is none of a folder in out.
     """
-    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+    if not _is_plain(name):
         raise UserError(f"--name must be a plain name, got {name!r}: pass folders by --out.")
     return out / name
+
+
+def _is_plain(name):
+    """Whether a name is that of something in a folder."""
+    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
 
 
 def check(path: Path, command: str) -> dict[str, Any]:
@@ -52,6 +57,13 @@ def check(path: Path, command: str) -> dict[str, Any]:
     Raises:
       UserError: the folder is another's, or cannot be read.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the path {str(path)!r} is no UTF-8, as checkpoints need it: pass another --out or "
+            "--name."
+        ) from error
     try:
         if not path.exists():
             return {}
@@ -65,14 +77,20 @@ def check(path: Path, command: str) -> dict[str, Any]:
     if not held - _OWN and MANIFEST not in held:
         return {}
     if MANIFEST not in held:
+        earlier = (
+            f" Results of an earlier version, or copied without their {MANIFEST}, are read and not "
+            "written into."
+            if CONFIG in held
+            else ""
+        )
         raise UserError(
             f"{path} is neither empty nor a folder that experiments.{command} wrote (it holds "
-            f"{files.names(sorted(held - _OWN))}): pass another --out or --name."
+            f"{files.names(sorted(held - _OWN))}): pass another --out or --name.{earlier}"
         )
     try:
         manifest = files.read_json(path / MANIFEST)
         listed, owner = manifest["files"], manifest["command"]
-        if not all(isinstance(name, str) and Path(name).name == name for name in listed):
+        if not all(isinstance(name, str) and _is_plain(name) for name in listed):
             raise KeyError("files")
     except (DamagedError, FileNotFoundError, KeyError, TypeError) as error:
         raise UserError(
@@ -108,6 +126,12 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
 def belongs(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a summary is that of the run of a config; one of an earlier version does not tell."""
     return summary.get("config", files.checksum(config)) == files.checksum(config)
+
+
+def on_other_data(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether of two runs it is known that they were trained on other data."""
+    one, two = config.get("data"), other.get("data")
+    return one is not None and two is not None and one != two
 
 
 def has_checkpoints(path: Path) -> bool:
@@ -172,7 +196,7 @@ class Folder:
                 for name in there:
                     os.rename(self.path / name, aside / name)
                 kept.mkdir(exist_ok=True)
-                os.rename(aside, kept / str(1 + len(os.listdir(kept))))
+                os.rename(aside, kept / str(1 + max(_numbers(kept), default=0)))
             except OSError as error:
                 raise WriteError(f"cannot write in {self.path}: {files.said(error)}") from error
         files.write_json(self.file(CONFIG), config)
@@ -183,25 +207,30 @@ class Folder:
             _remove(self.path / name)
         self._listed = set(self._used)
         self._note()
-        _remove(self.path / REPLACED)
+        for number in _numbers(self.path / REPLACED):
+            _remove(self.path / REPLACED / str(number))
+        with contextlib.suppress(OSError):
+            (self.path / REPLACED).rmdir()
 
     def holds_results(self) -> bool:
         """Whether anything was saved that is worth keeping."""
-        return any(_is_worth(self.path / name) for name in self._listed - {CONFIG, TENSORBOARD})
+        return any(
+            _is_worth(self.path / name) for name in self._listed - {CONFIG, METRICS, TENSORBOARD}
+        )
 
     def tidy(self) -> None:
         """Undoes what a process that ended in the middle has left half done."""
         for name in self._listed:
-            _remove(self.path / (name + PART))
-        _remove(self.path / (MANIFEST + PART))
+            _remove(files.part_of(self.path / name))
+        _remove(files.part_of(self.path / MANIFEST))
         if (self.path / _SETTING_ASIDE).exists():
             self._put_back()
         kept = self.path / REPLACED
         if kept.exists() and not self.holds_results():
             for name in self._listed:
                 _remove(self.path / name)
-            if latest := max(os.listdir(kept), key=int, default=None):
-                os.rename(kept / latest, self.path / _SETTING_ASIDE)
+            if latest := max(_numbers(kept), default=None):
+                os.rename(kept / str(latest), self.path / _SETTING_ASIDE)
                 self._put_back()
             with contextlib.suppress(OSError):
                 kept.rmdir()
@@ -335,6 +364,14 @@ def _is_worth(path):
         return path.stat().st_size > 0
     except OSError:
         return False
+
+
+def _numbers(kept):
+    """The numbers of what was set aside; what else lies there is another's."""
+    try:
+        return [int(name) for name in os.listdir(kept) if name.isdecimal()]
+    except FileNotFoundError:
+        return []
 
 
 def _remove(path):

@@ -87,7 +87,9 @@ def noted() -> Iterator[Callable[[], int]]:
         received.append(number)
         restore()
         # Not by print, whose buffer the signal may have come in the middle of.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError):  # as where it is a pipe that nobody reads
+                os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.signal(number, note) for number in signals}

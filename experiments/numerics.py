@@ -8,8 +8,15 @@ import jax
 
 from experiments import files
 
-# The generator of all random numbers; its environment variables would draw others.
-PINNED = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}
+# The generator of all random numbers, as its environment variables would draw others; and what
+# refuses programs that are right.
+PINNED = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": "allow",
+}
 
 RECORDED = (
     *PINNED,
@@ -19,7 +26,7 @@ RECORDED = (
     *("jax_disable_most_optimizations", "jax_enable_pgle", "jax_enable_x64"),
     *("jax_exec_time_optimization_effort", "jax_explicit_x64_dtypes"),
     *("jax_high_dynamic_range_gumbel", "jax_memory_fitting_effort", "jax_memory_fitting_level"),
-    *("jax_numpy_dtype_promotion", "jax_optimization_level", "jax_pallas_use_mosaic_gpu"),
+    *("jax_optimization_level", "jax_pallas_use_mosaic_gpu"),
     *("jax_ragged_dot_use_gpu_pallas_triton_lowering",),
     *("jax_ragged_dot_use_ragged_dot_instruction", "jax_random_seed_offset"),
     *("jax_remat3", "jax_remat_barrier_no_cotangents", "jax_scan3", "jax_softmax_custom_jvp"),
@@ -32,7 +39,7 @@ _UNRECORDED = ("--xla_force_host_platform_device_count", "--xla_dump", "--xla_hl
 
 
 def pin() -> None:
-    """Draws every random number by one generator, whatever the environment says."""
+    """Configures JAX as the experiments need it, whatever the environment says."""
     for name, value in PINNED.items():
         jax.config.update(name, value)
 

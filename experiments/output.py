@@ -59,9 +59,11 @@ class Output:
 @contextlib.contextmanager
 def guarded() -> Iterator[Output]:
     """Within, standard output never fails, and takes every letter in every locale."""
-    for file in (sys.stdout, sys.stderr):
-        if hasattr(file, "reconfigure"):
-            file.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as Python runs
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     before = sys.stdout
     sys.stdout = output = Output(before)
     try:

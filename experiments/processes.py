@@ -243,6 +243,11 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def of_first(number: int) -> int:
+    """The number, not negative, that the first process has."""
+    return agree((int(number) if is_first() else -1,))[0]
+
+
 def agree(numbers: tuple[int, ...]) -> tuple[int, ...]:
     """The largest of each number over all processes."""
     if jax.process_count() == 1:

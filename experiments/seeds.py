@@ -44,6 +44,9 @@ class Plan:
         return "-then-".join(name for _, name, _ in self.methods)
 
 
+_STATES = ("nothing", "unfinished", "finished")
+
+
 class Run:
     """One seed of a plan: its folder, and its metrics so far.
 
@@ -69,7 +72,7 @@ class Run:
         self.checkpoints = Checkpoints(self.path / folders.CHECKPOINTS)
         if processes.is_first():
             folders.settle(self.path, "train")
-        self._held = self._look()
+        self._held = _STATES[processes.of_first(_STATES.index(self._look()))]
         if self._held == "unfinished" and not options.resume:
             raise cli.UserError(
                 f"{self.path} holds an unfinished run: pass --resume to go on with it, or "
@@ -107,15 +110,22 @@ class Run:
         Raises:
           UserError: another command holds it, or has trained in it since this one began.
         """
-        if not processes.is_first():
-            yield
-            return
-        with folders.held(self.path, "train", again="go on with --resume") as self.folder:
-            if self._look() != self._held:
-                raise cli.UserError(
-                    f"another process has trained in {self.path} since this one began: start the "
-                    "same command again."
-                )
+        with contextlib.ExitStack() as stack:
+            failed = None
+            if processes.is_first():
+                try:
+                    again = "go on with --resume"
+                    held = folders.held(self.path, "train", again=again)
+                    self.folder = stack.enter_context(held)
+                    if self._look() != self._held:
+                        raise cli.UserError(
+                            f"another process has trained in {self.path} since this one began: "
+                            "start the same command again."
+                        )
+                except cli.UserError as error:  # the others would wait for this process
+                    failed = error
+            if processes.of_first(failed is not None):
+                raise failed or cli.UserError("process 0 cannot go on, and says why.")
             yield
 
     def begin(self, data: Data) -> None:
@@ -146,7 +156,8 @@ class Run:
             self._claim()
 
     def _claim(self):
-        self.folder.file(folders.CHECKPOINTS)
+        for name in (folders.CHECKPOINTS, "curves.png", folders.SUMMARY):
+            self.folder.file(name)  # which may be another's, as is better known now
         metrics = self.folder.file(folders.METRICS)
         files.write_text(metrics, "".join(map(files.line, self.rows)))
         self.writers.append(functools.partial(files.append_json, metrics))
@@ -159,6 +170,8 @@ class Run:
         """The state of a checkpoint; metrics and time go back to it too."""
         held = self.checkpoints.restore(step, like)
         self.rows, self.seconds = held.rows, held.seconds
+        if self._options.keep_epochs is None:  # what was kept to look at later stays
+            self.checkpoints.keep(held.every)
         return held.state
 
     def add(self, row: dict[str, Any]) -> None:

@@ -168,8 +168,9 @@ def _apply(recipe, method, cell):
 
 
 def _key(cell, seed):
-    """A run by its cell, in whatever order the settings were named, and its seed."""
-    return frozenset(cell), seed
+    """A run by its cell, in whatever order and form the settings were given, and its seed."""
+    parts = (setting.partition("=") for setting in cell)
+    return frozenset((name, repr(cli.parse(value))) for name, _, value in parts), seed
 
 
 def _train(options, path, cells, seeds, lines):

@@ -89,6 +89,8 @@ def gathered(collected: Collected, names: Sequence[str]) -> dict[str, Any]:
             rest.append((run, ", again with a seed that is counted"))
         elif any(run.weights != other.weights for other in seeds.values()):
             rest.append((run, ", from other weights than those counted"))
+        elif any(folders.on_other_data(run.config, other.config) for other in seeds.values()):
+            rest.append((run, ", on other data than those counted"))
         else:
             seeds[run.seed] = run
     papers = [_paper(name, PAPERS[name], counted, rest) for name in names]

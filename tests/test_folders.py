@@ -337,3 +337,49 @@ def test_json_is_json_and_shows_damage(tmp_path):
     path.write_text('{"n": 1}')
     with pytest.raises(files.DamagedError, match="checksum"):
         files.read_json(path)
+
+
+def test_the_metrics_of_what_saved_nothing_replace_nothing(tmp_path):
+    path = tmp_path / "a"
+    wrote(path, text="old")
+    with folders.held(path, "train") as folder:
+        folder.begin({"a": 2})
+        files.append_json(folder.file(folders.METRICS), {"epoch": 1})
+    assert (path / "summary.json").read_text() == "old"
+    assert not (path / folders.METRICS).exists()
+
+
+@pytest.mark.parametrize("name", ["old", ".DS_Store", "7"])
+def test_what_lies_among_what_was_set_aside_is_no_trouble(name, tmp_path):
+    path = tmp_path / "a"
+    wrote(path, text="old")
+    (path / folders.REPLACED / name).mkdir(parents=True)
+    (path / folders.REPLACED / name / "theirs").write_text("theirs")
+    wrote(path)
+    assert (path / "summary.json").read_text() == "new"
+    if not name.isdecimal():
+        assert (path / folders.REPLACED / name / "theirs").read_text() == "theirs"
+
+
+def test_a_file_of_the_name_of_a_half_written_one_stays(tmp_path):
+    path = tmp_path / "a"
+    wrote(path)
+    (path / "summary.json.part").write_text("theirs")
+    wrote(path)
+    assert (path / "summary.json.part").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../theirs", "a/b"])
+def test_a_manifest_names_what_lies_in_its_folder(name, tmp_path):
+    path = tmp_path / "a"
+    wrote(path)
+    files.write_json(path / files.MANIFEST, {"command": "train", "files": [name]})
+    with pytest.raises(UserError, match="is damaged"):
+        wrote(path)
+
+
+def test_results_of_an_earlier_version_are_told_apart(tmp_path):
+    path = tmp_path / "a"
+    fill(path, ["config.json", "summary.json"])
+    with pytest.raises(UserError, match="of an earlier version, or copied without their"):
+        wrote(path)

@@ -29,6 +29,7 @@ from experiments import (
     fit,
     folders,
     gpu_check,
+    interrupt,
     limits,
     markdown,
     numerics,
@@ -128,6 +129,7 @@ def test_a_comparison_behaves_as_a_training(run, tmp_path, monkeypatch, capsys):
     assert "3 runs are kept in" in said
     assert "the same command goes on" in said
     assert len(trained) == 4  # the third seed of sgd, and one of sam, which was given up
+    assert {name: (path / name).read_bytes() for name in whole} == whole
     assert run(compare, *more) == 0
     assert len(trained) == 7
     assert [row["method"] for row in read(path / "table.json")["tables"]["equal epochs"]] == [
@@ -274,7 +276,11 @@ HARMLESS = {
     *("jax_logging_level", "jax_mock_gpu_topology", "jax_mosaic_allow_hlo"),
     *("jax_mosaic_unzip_debug_locations", "jax_mtls_ca_file", "jax_mtls_cert_file"),
     *("jax_mtls_key_file", "jax_mtls_peer_uri_prefix", "jax_mutable_array_checks"),
-    *("jax_no_execution", "jax_no_tracing", "jax_num_cpu_devices", "jax_numpy_rank_promotion"),
+    *(
+        "jax_no_execution",
+        "jax_no_tracing",
+        "jax_num_cpu_devices",
+    ),
     *("jax_oneapi_visible_devices", "jax_pallas_auto_assign_collective_ids"),
     *("jax_pallas_auto_assign_collective_ids_limit", "jax_pallas_enable_debug_checks"),
     *("jax_pallas_poison_buffers", "jax_pallas_verbose_errors"),
@@ -289,7 +295,7 @@ HARMLESS = {
     *("jax_share_binary_between_hosts", "jax_share_binary_between_hosts_timeout_ms"),
     *("jax_sort_devices_by_process_index", "jax_source_url_schema", "jax_thread_guard"),
     *("jax_traceback_filtering", "jax_traceback_in_locations_limit"),
-    *("jax_tracer_error_num_traceback_frames", "jax_transfer_guard"),
+    *("jax_tracer_error_num_traceback_frames",),
     *("jax_transfer_guard_device_to_device", "jax_transfer_guard_device_to_host"),
     *("jax_transfer_guard_host_to_device", "jax_use_cpp_shard_args", "jax_xla_backend"),
     *("jax_xla_profile_version", "mock_num_gpu_processes"),
@@ -522,7 +528,7 @@ def test_a_disk_that_is_full_is_told_by_every_command(run, tmp_path, monkeypatch
     replace = os.replace
 
     def no_room(source, target):
-        if Path(source).name == Path(target).name + files.PART:
+        if Path(source) == files.part_of(Path(target)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
         replace(source, target)
 
@@ -771,3 +777,133 @@ def test_the_list_of_recipes_tells_a_full_output_too():
         ended = start(["digits"], module="recipes", stdout=full)
     said = "error: standard output cannot be written (No space left on device).\n"
     assert (ended.returncode, ended.stderr) == (2, said)
+
+
+LOCALES = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "no UTF-8": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", LOCALES)
+def test_commands_need_no_locale_of_utf_8(locale, tmp_path, data_dir):  # noqa: F811
+    """Neither for what they print, nor for the files that they write and read."""
+    words = [*map(str, SHORT), "--data-dir", str(data_dir), "--out", str(tmp_path)]
+    name = ["--name", "γ"]
+    for module, arguments in (
+        ("train", [*words, *name]),
+        ("train", [*words, *name]),
+        ("robustness", [str(tmp_path / "γ"), *words[-4:], "--linf", "1", "--l2"]),
+        ("tables", ["--runs", str(tmp_path)]),
+        ("toy", ["--out", str(tmp_path / "toy")]),
+    ):
+        ended = start(arguments, module=module, env=LOCALES[locale])
+        assert (ended.returncode, ended.stderr) == (0, ""), module
+    assert "L∞" in (tmp_path / "robustness" / "robustness.md").read_text("utf-8")
+
+
+# What a second reading of the promises found
+
+
+def test_the_baseline_is_trained_first_wherever_it_is_named(run, tmp_path):
+    assert run(compare, *SHORT, "--methods", "sam", "sgd", "--seeds", 2) == 0
+    rows = read(tmp_path / "digits-comparison" / "table.json")["tables"]["equal epochs"]
+    assert [row["method"] for row in rows] == ["sgd", "sam"]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_signal_is_noted_where_nobody_reads_what_is_said(missing, monkeypatch):
+    def broken(descriptor, text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(interrupt.os, "write", broken)
+    if missing:
+        monkeypatch.setattr(sys, "stderr", None)
+    with interrupt.noted() as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped() == signal.SIGTERM
+
+
+def test_a_closed_output_ends_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run(train, *SHORT, "--name", "run") == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_what_was_kept_to_look_at_later_stays(run, tmp_path, monkeypatch):
+    kept = ("digits", "--train-examples", 128, "--batch-size", 64, "--epochs", 6, "--name", "run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        assert run(train, *kept, "--keep-epochs", 1) == 143
+    assert run(train, *kept, "--resume") == 0
+    steps = Checkpoints(tmp_path / "run" / "checkpoints").steps()
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("option", ["--out", "--name"])
+def test_a_path_that_is_no_utf_8_is_refused_before_anything_is_trained(
+    option,
+    monkeypatch,
+    tmp_path,
+    data_dir,  # noqa: F811
+    capsys,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Trainer, "init", lambda *args: pytest.fail("it is trained"))
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, train, *SHORT, "--data-dir", data_dir, option, "\udcff")
+    assert stop.value.code == 2
+    assert "is no UTF-8, as checkpoints need it" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_a_run_is_no_other_seed(run, tmp_path, capsys):
+    assert run(train, *SHORT, "--name", "run") == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    arguments = (tmp_path / "run", tmp_path / "copy", "--linf", 1, "--l2")
+    assert run(robustness, *arguments) == 2
+    assert "are of the same seed, 0, and no two seeds" in capsys.readouterr().err
+
+
+def test_seeds_are_a_group_whatever_jax_they_were_trained_with(run, tmp_path, data_dir):  # noqa: F811
+    for seed in (0, 1):
+        assert run(train, *SHORT, "--seed", seed, "--name", seed) == 0
+    config = files.read_json(tmp_path / "1" / "config.json")
+    for name in (files.MANIFEST, folders.SUMMARY):
+        (tmp_path / "1" / name).unlink()
+    (tmp_path / "0" / folders.SUMMARY).unlink()
+    for change in ({"jax": {}}, {"data": {}}):
+        (tmp_path / "1" / "config.json").write_text(json.dumps({**config, **change}))
+        one, two = (Trained(tmp_path / name, data_dir) for name in ("0", "1"))
+        assert one.group == two.group
+        assert folders.on_other_data(one.config, two.config) == ("data" in change)
+
+
+@pytest.mark.slow
+def test_a_backend_that_is_not_there_is_told(tmp_path):
+    ended = start(["--out", str(tmp_path)], module="toy", env={"JAX_PLATFORMS": "foo"})
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: Unable to initialize backend 'foo'")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "\\", "\\NaN", "\\\\x", ""])
+def test_a_text_that_reads_like_a_number_is_a_text(text, tmp_path):
+    value = {"name": text, "names": [text], "number": float("inf")}
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
+
+
+def test_a_name_that_is_no_utf_8_is_json_to_everybody(tmp_path):
+    files.write_json(tmp_path / "a.json", {"name": "b\udcffad"})
+    assert files.read_json(tmp_path / "a.json") == {"name": "b\\udcffad"}
+
+
+def test_a_value_in_another_form_is_the_same_cell(run, monkeypatch):
+    figures = {"test_accuracy": 0.5, "sam_fraction": 1, "gradients_per_step": 2, "seconds": 1}
+    trained = []
+    monkeypatch.setattr(sweep, "train", lambda *args, **kwargs: trained.append(1) or figures)
+    for form in ("0.1", "0.10", "1e-1"):
+        assert run(sweep, *SHORT, "--seeds", 1, "--over", f"rho={form}", "--validation", 0) == 0
+    assert len(trained) == 1

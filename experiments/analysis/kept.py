@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 import tyro
 
-from experiments import cli, data, runs
+from experiments import cli, data, folders, runs
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
 from experiments.lines import Lines
@@ -53,7 +53,19 @@ def opened(options: Options) -> list[Trained]:
     if len(set(names)) < len(names):
         raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
     how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
-    return [Trained(path, options.data_dir, **how) for path in options.runs]
+    trained = [Trained(path, options.data_dir, **how) for path in options.runs]
+    for i, run in enumerate(trained):
+        for other in (one for one in trained[:i] if one.group == run.group):
+            if other.seed == run.seed:
+                raise cli.UserError(
+                    f"{other.path} and {run.path} are of the same seed, {run.seed}, and no two "
+                    "seeds: pass one of them."
+                )
+            if folders.on_other_data(other.config, run.config):
+                raise cli.UserError(
+                    f"{other.path} and {run.path} were trained on other data: look at them apart."
+                )
+    return trained
 
 
 def about(run: Trained) -> dict[str, Any]:

@@ -58,6 +58,12 @@ class Trained:
           UserError: it is no folder of a run, or holds no checkpoint.
         """
         path = path.resolve()
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise cli.UserError(
+                f"the path {str(path)!r} is no UTF-8, as checkpoints need it: move the folder."
+            ) from error
         self.path, self._data_dir = path, data_dir
         self._how = {"workers": workers, "skip_corrupt": skip_corrupt}
         self.corrupt: list[str] = []
@@ -303,4 +309,4 @@ def _check(config):
 
 
 # What may differ between runs of one group.
-_OF_A_SEED = ("seed", "together")
+_OF_A_SEED = ("seed", "together", "data", "jax")
