@@ -1,6 +1,6 @@
 """Several processes that train one model: finding each other, agreeing, and ending together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import json
 import os
@@ -16,6 +16,8 @@ import jax
 from jax._src import distributed  # the one place that tells how many processes JAX has found
 from jax.experimental import multihost_utils
 import numpy as np
+
+from experiments.errors import UserError
 
 # Seconds: for the processes to find each other, after which one that is gone has been missed, and
 # for a file of one to be seen by the others, since network file systems look again late.
@@ -243,9 +245,22 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def of_first(number: int) -> int:
-    """The number, not negative, that the first process has."""
-    return agree((int(number) if is_first() else -1,))[0]
+def of_first(find: Callable[[], int]) -> int:
+    """The number, not negative, that the first process finds.
+
+    Raises:
+      UserError: it finds none; in the other processes too, which would wait for it.
+    """
+    number, failed = 0, None
+    if is_first():
+        try:
+            number = find()
+        except UserError as error:
+            failed = error
+    (found,) = agree((number if is_first() and failed is None else -1,))
+    if found < 0:
+        raise failed or UserError("process 0 cannot go on, and says why.")
+    return found
 
 
 def agree(numbers: tuple[int, ...]) -> tuple[int, ...]:

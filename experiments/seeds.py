@@ -70,9 +70,7 @@ class Run:
         self.writers: list[Callable[[dict[str, Any]], None]] = []
         self.folder: folders.Folder | None = None  # while this process holds it
         self.checkpoints = Checkpoints(self.path / folders.CHECKPOINTS)
-        if processes.is_first():
-            folders.settle(self.path, "train")
-        self._held = _STATES[processes.of_first(_STATES.index(self._look()))]
+        self._held = _STATES[processes.of_first(self._settled)]
         if self._held == "unfinished" and not options.resume:
             raise cli.UserError(
                 f"{self.path} holds an unfinished run: pass --resume to go on with it, or "
@@ -83,6 +81,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the folder held the results of the run when the command began."""
         return self._held == "finished"
+
+    def _settled(self):
+        """The number of the state of the folder, once what a kill left half done is undone."""
+        folders.settle(self.path, "train")
+        return _STATES.index(self._look())
 
     def _look(self):
         """What the folder holds of this run: "finished", "unfinished" or "nothing".
@@ -111,21 +114,18 @@ class Run:
           UserError: another command holds it, or has trained in it since this one began.
         """
         with contextlib.ExitStack() as stack:
-            failed = None
-            if processes.is_first():
-                try:
-                    again = "go on with --resume"
-                    held = folders.held(self.path, "train", again=again)
-                    self.folder = stack.enter_context(held)
-                    if self._look() != self._held:
-                        raise cli.UserError(
-                            f"another process has trained in {self.path} since this one began: "
-                            "start the same command again."
-                        )
-                except cli.UserError as error:  # the others would wait for this process
-                    failed = error
-            if processes.of_first(failed is not None):
-                raise failed or cli.UserError("process 0 cannot go on, and says why.")
+
+            def hold():
+                held = folders.held(self.path, "train", again="go on with --resume")
+                self.folder = stack.enter_context(held)
+                if self._look() != self._held:
+                    raise cli.UserError(
+                        f"another process has trained in {self.path} since this one began: start "
+                        "the same command again."
+                    )
+                return 0
+
+            processes.of_first(hold)
             yield
 
     def begin(self, data: Data) -> None:
