@@ -4,9 +4,10 @@ import contextlib
 import os
 import signal
 import sys
+from typing import Any
 
 
-def _leave(number, frame):
+def leave(number: int, frame: Any) -> None:
     """Ends a command that is interrupted in its imports or at its end, outside `command.run`."""
     del frame
     with contextlib.suppress(OSError):  # as where it is a pipe that nobody reads
@@ -18,4 +19,4 @@ def _leave(number, frame):
 if sys.argv[:1] == ["-m"]:
     for _number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(_number) is not signal.SIG_IGN:
-            signal.signal(_number, _leave)
+            signal.signal(_number, leave)

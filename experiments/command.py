@@ -32,15 +32,17 @@ def run(main: Callable[[Any], None], options: type) -> None:
       main: does it.
       options: a dataclass, which `tyro` reads from the command line.
     """
-    with interrupt.heeded(), output.guarded() as said:
+    with interrupt.heeded() as raising, output.guarded() as said:
         description = inspect.getdoc(sys.modules[main.__module__]) or ""
 
         def command():
+            raising(True)
             asked = tyro.cli(options, prog=_called(main), description=description)
             limits.check(asked)
             numerics.pin()
             with processes.together():
                 main(limits.expanded(asked))
+            raising(False)
 
         code, at_once = _status(command, options)
         code = said.told() or code

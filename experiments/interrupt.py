@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 
+import experiments
+
 MOMENT = 2.0  # seconds in which a command that is interrupted ends
 
 
@@ -36,18 +38,23 @@ def status(error: KeyboardInterrupt) -> int:
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM raise, unless the shell has them ignored.
+def heeded() -> Iterator[Callable[[bool], None]]:
+    """Within, Ctrl-C and SIGTERM end the process, unless the shell has them ignored.
 
-    One that comes within a moment of another does not, and what that one cleans up is cleaned up.
+    One that comes within a moment of another does nothing, so that the first one's end is no other.
+
+    Yields:
+      A function that tells whether they are to raise, as where there is somebody to catch it.
     """
-    before, raised = {}, [-math.inf]
+    before, raised, caught = {}, [-math.inf], [False]
 
     def leave(number, frame):
-        del frame
-        if time.monotonic() - raised[0] > MOMENT:
-            raised[0] = time.monotonic()
-            raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
+        if time.monotonic() - raised[0] < MOMENT:
+            return
+        if not caught[0]:
+            experiments.leave(number, frame)
+        raised[0] = time.monotonic()
+        raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
     def again(number):
         raised[0] = -math.inf
@@ -58,7 +65,7 @@ def heeded() -> Iterator[None]:
         if signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, leave)
     try:
-        yield
+        yield functools.partial(caught.__setitem__, 0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -73,8 +73,8 @@ class Run:
         self._held = _STATES[processes.of_first(self._settled)]
         if self._held == "unfinished" and not options.resume:
             raise cli.UserError(
-                f"{self.path} holds an unfinished run: pass --resume to go on with it, or "
-                "--overwrite to begin again."
+                f"{self.path} holds an unfinished run, or one with a damaged file: pass --resume "
+                "to go on with it, or --overwrite to begin again."
             )
 
     @property
@@ -101,7 +101,9 @@ class Run:
         folders.check_config(self.path, self.config())
         try:
             found = files.read_json(summary)
+            rows = list(files.read_lines(self.path / folders.METRICS).values())
             whole = folders.belongs(found, files.read_json(self.path / folders.CONFIG))
+            whole = whole and found.get("metrics") == files.checksum(rows)
         except (FileNotFoundError, files.DamagedError):
             whole = False
         return "finished" if whole else "unfinished" if saved else "nothing"

@@ -133,7 +133,7 @@ def test_an_unfinished_run_is_neither_lost_nor_mistaken(run, tmp_path, monkeypat
         interrupt_at(patch, 32)
         run(*SHORT)
     for arguments, message in (
-        ((), "holds an unfinished run: pass --resume"),
+        ((), "holds an unfinished run, or one with a damaged file: pass --resume"),
         (("--resume", "--learning-rate", 0.3), "holds a run with other learning_rate"),
         (("--resume", "--method", "gsam", "--name", "digits-sam-0"), "other method"),
     ):

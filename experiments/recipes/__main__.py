@@ -119,10 +119,12 @@ def _value(value):
 
 def run() -> None:
     """Runs the command as the others are run, which import JAX."""
-    with interrupt.heeded(), output.guarded() as said:
+    with interrupt.heeded() as raising, output.guarded() as said:
         code = 0
         try:
+            raising(True)
             main()
+            raising(False)
         except KeyboardInterrupt as error:
             code = interrupt.status(error)
             output.tell("interrupted")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from . import figures, promise
 from .cases import Outcome
-from .process import Command, Ended, Place, run
+from .process import BEGUN, PYTHON, Command, Ended, Place, run
 from .promise import Broken
 from .scenarios import Scenario, World
 
@@ -151,6 +151,9 @@ def _after_fault(scenario, fault, held, ended, reference, place, whole) -> list[
     """What is promised at the moment of the fault."""
     numbers = {number for _, number in fault.signals}
     allowed = {-9} if signal.SIGKILL in numbers else {128 + number for number in numbers}
+    begun = (place.root / BEGUN).exists()
+    if not begun and not (fault.real and min(at for at, _ in fault.signals) > PYTHON):
+        allowed |= {-number for number in numbers}
     broken = promise.of_end(ended, allowed=allowed)
     found = figures.of(place.out)
     own = {n: v for n, v in found.items() if n.startswith(scenario.folder)}

@@ -33,6 +33,8 @@ FLAGS = (
     "--xla_llvm_disable_expensive_passes=true"
 )
 LIMIT = 120.0  # seconds
+BEGUN = "begun"  # there once the package heeds signals, before which Python itself ends
+PYTHON = 0.5  # seconds of a process anew until then, about
 MEMORY = 16 * 2**30  # bytes of addresses: what is larger is a mistake, and told as one
 MODULES = {
     "train": "experiments.train",
@@ -276,6 +278,7 @@ def _child(command, place, outputs, before):
         # What the package does for `python -m`, which calls a module so while it imports it.
         sys.argv = ["-m", *command.words]
         importlib.reload(sys.modules["experiments"])
+        (place.root / BEGUN).touch()
         module = MODULES[command.name]
         sys.argv = [module, *command.words]
         sys.modules.pop(module, None)  # it is run, and was imported only for what it imports
