@@ -259,7 +259,8 @@ def test_asam_takes_the_size_of_negative_weights():
 
 def test_asam_takes_which_leaves_are_weights():
     # With T = |w| on both, T g = (3 · 2 | 2 · 4), ε = 5 (3 · 6 | 2 · 8) / 10.
-    everything = {"weights": True}, {"weights": lambda path: True}, {"weights": pair(1, 1)}
+    ones = jax.tree.map(lambda w: w > 0, pair(1, 1))
+    everything = {"weights": True}, {"weights": lambda path: True}, {"weights": ones}
     for choice in everything:
         actual, _ = directions(sam_optax.asam(rho=5.0, eta=0.0, **choice), pair(2, 4))
         assert_pairs(actual, (3 + 9, 2 * (2 + 8)))

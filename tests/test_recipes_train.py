@@ -13,8 +13,8 @@ from test_weights import cut_short
 
 from experiments import data, models, train
 from experiments.checkpoints import Checkpoints
+from experiments.folders import CHECKPOINTS
 from experiments.recipes import RECIPES
-from experiments.runs import CHECKPOINTS
 
 # Of the narrowest layers; any other model has 2 channels.
 WIDTHS = {"vit_small": 12, "mlp": 4}
@@ -38,6 +38,7 @@ def mocked(monkeypatch):
     for name in ("_builder", "opened"):
         monkeypatch.setattr(data, name, lambda name, data_dir: tfds.builder(name))
     monkeypatch.setattr(data, "_read", read)
+    monkeypatch.setattr(data, "_state", lambda builder: (object(),))  # of no file
     with tfds.testing.mock_data(num_examples=400):
         yield
 

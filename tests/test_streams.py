@@ -164,9 +164,8 @@ def test_a_corrupt_image_may_have_any_name(tmp_path, monkeypatch):
     Path(os.fsdecode(bad)).write_bytes(made.jpeg(0)[:100])
     arguments = (tmp_path, tmp_path / "out", "made_folders", "--method", "sgd", "--skip-corrupt")
     path = run(monkeypatch, *arguments, "--validation", 0)
-    told = f"photo/dog/bad\udcff\n.jpg in {root}"
+    told = f"photo/dog/bad\\udcff\n.jpg in {root}"  # as JSON has no bytes that are no UTF-8
     assert read(path / "summary.json")["corrupt"] == [told]
-    assert rf"photo/dog/bad\udcff\n.jpg in {root}".encode() in (path / "summary.json").read_bytes()
 
 
 def test_a_lost_worker_is_one_line(monkeypatch, capsys):
