@@ -101,9 +101,13 @@ class Run:
         folders.check_config(self.path, self.config())
         try:
             found = files.read_json(summary)
-            rows = list(files.read_lines(self.path / folders.METRICS).values())
-            whole = folders.belongs(found, files.read_json(self.path / folders.CONFIG))
-            whole = whole and found.get("metrics") == files.checksum(rows)
+            metrics = self.path / folders.METRICS
+            rows = list(files.read_lines(metrics).values())
+            whole = (
+                folders.belongs(found, files.read_json(self.path / folders.CONFIG))
+                and found.get("metrics") == files.checksum(rows)
+                and metrics.read_text("utf-8") == "".join(map(files.line, rows))
+            )
         except (FileNotFoundError, files.DamagedError):
             whole = False
         return "finished" if whole else "unfinished" if saved else "nothing"

@@ -907,3 +907,23 @@ def test_a_value_in_another_form_is_the_same_cell(run, monkeypatch):
     for form in ("0.1", "0.10", "1e-1"):
         assert run(sweep, *SHORT, "--seeds", 1, "--over", f"rho={form}", "--validation", 0) == 0
     assert len(trained) == 1
+
+
+DAMAGES = {
+    "a line twice": lambda text: text + text.splitlines(keepends=True)[-1],
+    "a line less": lambda text: text.splitlines(keepends=True)[0],
+    "another number": lambda text: text.replace('"epoch": 2', '"epoch": 3'),
+    "nothing": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_metrics_of_a_finished_run_are_told_and_healed(damage, run, tmp_path, capsys):
+    assert run(train, *SHORT, "--name", "run") == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(DAMAGES[damage](whole))
+    assert run(train, *SHORT, "--name", "run") == 2
+    assert "or one with a damaged file: pass --resume" in capsys.readouterr().err
+    assert run(train, *SHORT, "--name", "run", "--resume") == 0
+    assert path.read_text() == whole
