@@ -153,7 +153,7 @@ def _after_fault(scenario, fault, held, ended, reference, place, whole) -> list[
     allowed = {-9} if signal.SIGKILL in numbers else {128 + number for number in numbers}
     begun = (place.root / BEGUN).exists()
     if not begun and not (fault.real and min(at for at, _ in fault.signals) > PYTHON):
-        allowed |= {-number for number in numbers}
+        allowed |= {1, *(-number for number in numbers)}  # of this process's own handlers too
     broken = promise.of_end(ended, allowed=allowed)
     found = figures.of(place.out)
     own = {n: v for n, v in found.items() if n.startswith(scenario.folder)}

@@ -34,7 +34,7 @@ FLAGS = (
 )
 LIMIT = 120.0  # seconds
 BEGUN = "begun"  # there once the package heeds signals, before which Python itself ends
-PYTHON = 0.5  # seconds of a process anew until then, about
+PYTHON = 1.0  # seconds of a process anew until then, at most
 MEMORY = 16 * 2**30  # bytes of addresses: what is larger is a mistake, and told as one
 MODULES = {
     "train": "experiments.train",
