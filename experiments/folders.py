@@ -226,12 +226,12 @@ class Folder:
         if (self.path / _SETTING_ASIDE).exists():
             self._put_back()
         kept = self.path / REPLACED
-        if kept.exists() and not self.holds_results():
+        latest = max(_numbers(kept), default=None)
+        if latest is not None and not self.holds_results():
             for name in self._listed:
                 _remove(self.path / name)
-            if latest := max(_numbers(kept), default=None):
-                os.rename(kept / str(latest), self.path / _SETTING_ASIDE)
-                self._put_back()
+            os.rename(kept / str(latest), self.path / _SETTING_ASIDE)
+            self._put_back()
             with contextlib.suppress(OSError):
                 kept.rmdir()
 

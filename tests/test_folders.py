@@ -383,3 +383,16 @@ def test_results_of_an_earlier_version_are_told_apart(tmp_path):
     fill(path, ["config.json", "summary.json"])
     with pytest.raises(UserError, match="of an earlier version, or copied without their"):
         wrote(path)
+
+
+def test_nothing_is_removed_where_nothing_comes_back(tmp_path):
+    """As where somebody has moved away what was set aside, or put something else there."""
+    path = tmp_path / "a"
+    with folders.held(path, "train") as folder:
+        folder.begin(CONFIG)
+        files.append_json(folder.file(folders.METRICS), {"epoch": 1})
+    (path / folders.REPLACED / "theirs").mkdir(parents=True)
+    before = tree(path)
+    with folders.held(path, "train"):
+        pass
+    assert tree(path) == before
