@@ -106,7 +106,7 @@ class Run:
             whole = (
                 folders.belongs(found, files.read_json(self.path / folders.CONFIG))
                 and found.get("metrics") == files.checksum(rows)
-                and metrics.read_text("utf-8") == "".join(map(files.line, rows))
+                and metrics.read_bytes() == "".join(map(files.line, rows)).encode()
             )
         except (FileNotFoundError, files.DamagedError):
             whole = False

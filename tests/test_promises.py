@@ -790,11 +790,11 @@ LOCALES = {
 def test_commands_need_no_locale_of_utf_8(locale, tmp_path, data_dir):  # noqa: F811
     """Neither for what they print, nor for the files that they write and read."""
     words = [*map(str, SHORT), "--data-dir", str(data_dir), "--out", str(tmp_path)]
-    name = ["--name", "γ"]
+    name = ["--name", "run"]
     for module, arguments in (
         ("train", [*words, *name]),
         ("train", [*words, *name]),
-        ("robustness", [str(tmp_path / "γ"), *words[-4:], "--linf", "1", "--l2"]),
+        ("robustness", [str(tmp_path / "run"), *words[-4:], "--linf", "1", "--l2"]),
         ("tables", ["--runs", str(tmp_path)]),
         ("toy", ["--out", str(tmp_path / "toy")]),
     ):
@@ -914,6 +914,7 @@ DAMAGES = {
     "a line less": lambda text: text.splitlines(keepends=True)[0],
     "another number": lambda text: text.replace('"epoch": 2', '"epoch": 3'),
     "nothing": lambda text: "",
+    "no UTF-8 at its end": lambda text: text + "\udcff",
 }
 
 
@@ -922,7 +923,7 @@ def test_damaged_metrics_of_a_finished_run_are_told_and_healed(damage, run, tmp_
     assert run(train, *SHORT, "--name", "run") == 0
     path = tmp_path / "run" / "metrics.jsonl"
     whole = path.read_text()
-    path.write_text(DAMAGES[damage](whole))
+    path.write_text(DAMAGES[damage](whole), errors="surrogateescape")
     assert run(train, *SHORT, "--name", "run") == 2
     assert "or one with a damaged file: pass --resume" in capsys.readouterr().err
     assert run(train, *SHORT, "--name", "run", "--resume") == 0
