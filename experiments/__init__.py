@@ -1,5 +1,6 @@
 """Training scripts that reproduce the papers' experiments with `sam_optax`."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -20,3 +21,5 @@ if sys.argv[:1] == ["-m"]:
     for _number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(_number) is not signal.SIG_IGN:
             signal.signal(_number, leave)
+            # When all is done: Python gives its handlers up before it has freed its modules.
+            atexit.register(signal.signal, _number, signal.SIG_IGN)

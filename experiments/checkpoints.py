@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import re
 import shutil
+import time
 from typing import Any, NamedTuple
 import zlib
 
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 KEPT = 2
+QUIET = 0.3  # seconds without a new half-written file, after which none comes
+LONGEST = 5.0  # seconds to wait for that
 
 
 class CheckpointError(Exception):
@@ -100,14 +103,23 @@ class Checkpoints:
                     ),
                     force=True,
                 )
-        except Exception as error:  # Orbax and what is below it raise what they like
+        except BaseException as error:  # Orbax and what is below it raise what they like
+            self._clear()
+            if not isinstance(error, Exception):
+                raise
             raise CheckpointError(
                 f"cannot write the checkpoint of step {step} under {self.path}: {_first(error)}. "
                 "What was saved before is kept: make room, and go on with --resume."
             ) from error
-        finally:
+
+    def _clear(self):
+        """Removes what is half written, and what Orbax's threads still write behind an error."""
+        start = last = time.monotonic()
+        while last - start < LONGEST and time.monotonic() - last < QUIET:
             for half in self.path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half, ignore_errors=True)
+                last = time.monotonic()
+            time.sleep(QUIET / 10)
 
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints of later steps."""

@@ -1,5 +1,6 @@
 """Eight virtual devices and quick compilation, before JAX starts; float64 where a test asks."""
 
+from importlib.metadata import version
 import os
 
 FLAGS = {
@@ -8,6 +9,9 @@ FLAGS = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
 }
+# Twice as long for small programs as the emitters before them, which later versions lack.
+if version("jaxlib").startswith("0.10."):
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 
 # Many queued collectives on few cores need a larger thread pool.
 os.environ.setdefault("NPROC", "16")

@@ -9,7 +9,7 @@ import made
 import numpy as np
 import pytest
 
-from experiments import cli, limits
+from experiments import cli, limits, runs
 from experiments.pipeline import benchmark
 from experiments.pipeline.records import FolderRecords
 
@@ -58,6 +58,18 @@ def test_a_process_has_memory_and_has_taken_time():
     assert benchmark.resident(os.getpid()) > 10
     assert benchmark.spent([os.getpid()]) > 0.1
     assert benchmark.resident(2**22 + 1) == 0 or Path(f"/proc/{2**22 + 1}").exists()
+
+
+@pytest.mark.parametrize(("ticks", "ratio"), [((2, 4), 0.5), ((2, 0), None), ((0, 0), None)])
+def test_what_is_too_short_to_be_counted_has_no_ratio(tmp_path, ticks, ratio):
+    """The system counts the processors' time in ticks."""
+    bare, stream = ([ticks[0] / 100], [ticks[1] / 100])
+    turns = {"decode": [9.0], "bare": [8.0], "stream": [6.0], "first": [0.1], "parent_cpu": [0.0]}
+    row = benchmark.row_of(1, {**turns, "bare_cpu": bare, "stream_cpu": stream})
+    assert (row["ratio"], row["cpu_ratio"]) == (0.75, ratio)
+    found = {"config": vars(options(tmp_path)), "bytes": 1e5, "cores": 2, **runs.provenance()}
+    page = benchmark.markdown({**found, "rows": [row], "memory": []})
+    assert f"| {f'{ratio:.3f}' if ratio else '–'} |\n" in page
 
 
 def test_made_images_are_of_imagenets_size():

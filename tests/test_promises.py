@@ -1,5 +1,6 @@
 """What the commands promise beside their figures: nothing lost, nothing claimed wrongly."""
 
+import contextlib
 import dataclasses
 import errno
 import inspect
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -763,13 +765,37 @@ def test_no_half_of_a_checkpoint_stays_behind(error, tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
 
     def half(manager, step, **kwargs):
-        (tmp_path / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+        state = tmp_path / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "state"
+
+        def write():  # as threads of Orbax do that nobody waits for
+            for i in range(20):
+                with contextlib.suppress(FileNotFoundError):  # removed in between
+                    state.mkdir(parents=True, exist_ok=True)
+                    (state / str(i)).touch()
+                time.sleep(0.01)
+
+        write()
+        threading.Thread(target=write).start()
         raise error
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", half)
     with pytest.raises((KeyboardInterrupt, CheckpointError)):
         checkpoints.save(5, {"a": np.ones(2)}, [], 0.0)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(1)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_signal_after_the_end_changes_nothing(tmp_path):
+    """While Python frees its modules, when its handlers are no more."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, signal\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    atexit.register(os.kill, os.getpid(), number)\n"
+    )
+    ended = start(["digits"], module="recipes", env={"PYTHONPATH": str(tmp_path)})
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_list_of_recipes_tells_a_full_output_too():

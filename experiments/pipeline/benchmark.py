@@ -210,7 +210,7 @@ def ahead(batch_size: int, workers: int) -> int:
 
 
 def measure(records: TfdsRecords, options: Options, workers: int) -> dict[str, Any]:
-    """A row: what each way makes in turns, and the medians of the ratios."""
+    """A row: each way in turns."""
     stream = Stream(records, size=options.size, classes=records.classes, workers=workers)
     rng = np.random.default_rng(0)
     turns = collections.defaultdict(list)
@@ -226,14 +226,24 @@ def measure(records: TfdsRecords, options: Options, workers: int) -> dict[str, A
             rate, cpu = np.mean([before, loops.run("bare", indices)], axis=0)
             turns["bare"].append(float(rate))
             turns["bare_cpu"].append(float(cpu))
+    return row_of(workers, turns)
+
+
+def row_of(workers: int, turns: Mapping[str, list[float]]) -> dict[str, Any]:
+    """What each way made in turns, and the medians of the ratios.
+
+    That of the processors' time is None where it was too short to be counted.
+    """
     ratios = np.divide(turns["stream"], turns["bare"])
-    cpu_ratios = np.divide(turns["bare_cpu"], turns["stream_cpu"])
+    # A few images can take less than the tick in which the system counts.
+    counted = min(turns["bare_cpu"] + turns["stream_cpu"]) > 0
+    cpu_ratios = np.divide(turns["bare_cpu"], turns["stream_cpu"]) if counted else None
     return {
         "workers": workers,
         "turns": turns,
         **{key: float(np.median(values)) for key, values in turns.items()},
         "ratio": float(np.median(ratios)),
-        "cpu_ratio": float(np.median(cpu_ratios)),
+        "cpu_ratio": float(np.median(cpu_ratios)) if counted else None,
         "ratio_quartiles": np.quantile(ratios, (0.25, 0.75)).tolist(),
     }
 
@@ -346,7 +356,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"turns of {config['images']} images, taken alternately. The bare loop reads, decodes, "
         "crops and flips in as many processes and hands nothing over; its rate is the mean of that "
         "before and that after the stream. What else runs on the machine moves rates more than the "
-        "processors' time that an image takes, of which the last columns tell.",
+        "processors' time that an image takes, of which the last columns tell (– where it was too "
+        "short to be counted).",
         "",
         "| workers | decode alone | bare loop | stream | stream over bare (quartiles) | "
         f"at least {TARGET:g} | first batch, s | ms an image: bare loop | stream's workers | this "
@@ -354,13 +365,14 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"|{'--:|' * 11}",
     ]
     for row in found["rows"]:
+        cpu_ratio = "–" if row["cpu_ratio"] is None else f"{row['cpu_ratio']:.3f}"
         low, high = row["ratio_quartiles"]
         lines.append(
             f"| {row['workers']} | {row['decode']:.0f} | {row['bare']:.0f} | {row['stream']:.0f} | "
             f"{row['ratio']:.3f} ({low:.3f} to {high:.3f}) | "
             f"{'yes' if row['ratio'] >= TARGET else 'no'} | {row['first']:.1f} | "
             f"{1000 * row['bare_cpu']:.2f} | {1000 * row['stream_cpu']:.2f} | "
-            f"{1000 * row['parent_cpu']:.2f} | {row['cpu_ratio']:.3f} |"
+            f"{1000 * row['parent_cpu']:.2f} | {cpu_ratio} |"
         )
     lines += [
         "",
