@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from typing import Any, NamedTuple
+import warnings
 import zlib
 
 import jax
@@ -216,9 +217,11 @@ class Checkpoints:
             raise ValueError("it is of a run with other options")
 
     def _manager(self):
-        # An error is told by what raises it; the threads behind it would print it many times.
+        # An error is told by what raises it; the threads behind it would print it many times, and
+        # Python what they have left undone.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         if self._read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
             return ocp.CheckpointManager(self.path, options=options)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -785,6 +786,24 @@ def test_no_half_of_a_checkpoint_stays_behind(error, tmp_path, monkeypatch):
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(1)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_what_a_failed_read_leaves_undone_is_not_told(tmp_path, monkeypatch):
+    """Orbax makes coroutines for all arrays, and awaits none behind the one that failed."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(5, {"a": np.ones(2)}, [], 0.0)
+
+    async def undone():
+        raise AssertionError
+
+    def fail(manager, step, **kwargs):
+        undone()
+        raise OSError("damaged")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    with warnings.catch_warnings(record=True) as seen, pytest.raises(CheckpointError):
+        checkpoints.restore(5, {"a": np.ones(2)})
+    assert seen == []
 
 
 def test_a_signal_after_the_end_changes_nothing(tmp_path):
