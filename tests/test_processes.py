@@ -29,9 +29,9 @@ MESHED += ("--checkpoint-minutes", 0, "--mesh", "data=2")
 
 
 def environment(**more):
-    """That of a process whose one device is a CPU."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return kept | {"JAX_PLATFORMS": "cpu"} | more
+    """That of a process whose one device is a CPU, and which compiles as this one does."""
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)} | more
 
 
 def address():
