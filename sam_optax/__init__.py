@@ -1,9 +1,13 @@
 """Sharpness-aware optimization for JAX: each method one link of an Optax chain."""
 
 from sam_optax import combine, perturb, schedules, start, when
+from sam_optax._average import average
 from sam_optax._contracts import Combine, Start, When
-from sam_optax._engine import SharpnessAwareState, average, gradient_point, sharpness_aware
+from sam_optax._engine import SharpnessAwareState, sharpness_aware
 from sam_optax._examples import select_examples
+from sam_optax._masked import masked
+from sam_optax._parts import MaskedState
+from sam_optax._point import gradient_point
 from sam_optax.methods import (
     ae_looksam,
     ae_sam,
@@ -34,6 +38,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Combine",
+    "MaskedState",
     "SharpnessAwareState",
     "Start",
     "When",
@@ -53,6 +58,7 @@ __all__ = [
     "le_sam_plus",
     "looksam",
     "lpf_sgd",
+    "masked",
     "msam",
     "perturb",
     "r_gsam",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _axes, _checks, _decision, _promotion, _tree
+from sam_optax import _checks, _decision, _fit, _parts, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
-from sam_optax._axes import AxisName
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
 from sam_optax._pieces import Pieces
 from sam_optax._purity import ours
@@ -130,12 +128,8 @@ def sharpness_aware(
 
     def init(params: Tree) -> SharpnessAwareState:
         piece.see()
-        params = _checked(params)
-        if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(params)):
-            raise TypeError(
-                "complex parameters are not supported: split them by "
-                "optax.contrib.split_real_and_imaginary."
-            )
+        part = _parts.trainable(_given(params))
+        params = part.prune(params)
         return SharpnessAwareState(
             steps=jnp.zeros([], jnp.int32),
             ascents=jnp.zeros([], jnp.int32),
@@ -161,6 +155,7 @@ def sharpness_aware(
     ) -> tuple[Tree, SharpnessAwareState]:
         engine = {"grad_fn": grad_fn, "offset": _offset(state, params)}
         epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
+        _fit.check_offset(epsilon, first, params)
         return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
 
     def join(
@@ -211,29 +206,9 @@ def sharpness_aware(
         _, state = ascend(grad_fn, first, state, params, extra)
         return conclude(grad_fn, first, None, state, params, extra)
 
-    def update(
-        updates: Tree,
-        state: SharpnessAwareState,
-        params: Tree | None = None,
-        *,
-        grad_fn: GradFn | None = None,
-        **extra: Any,
+    def step(
+        gradient: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
     ) -> tuple[Tree, SharpnessAwareState]:
-        piece.see()
-        params = _checked(params)
-        _check_state(state)
-        states.check(state, params)
-        taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
-        if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
-            raise ValueError(
-                "a sharpness-aware update needs grad_fn, the gradient as a function of the "
-                "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
-                "loss(p, batch)))."
-            )
-        extra = {**extra, "step": state.steps}
-        # Without a grad_fn it is never called.
-        gradient = functools.partial(_gradient, grad_fn, updates)  # type: ignore[arg-type]
-        first = updates if taken else gradient(_offset_params(state, params))
         if start.samples > 1:
             first = _average_samples(first, gradient, start.samples, state, params)
         if perturb is None:
@@ -270,91 +245,40 @@ def sharpness_aware(
             return conclude(gradient, first, gradient(point), state, params, extra)
         return skip(gradient, first, state, params, extra)
 
+    def update(
+        updates: Tree,
+        state: SharpnessAwareState,
+        params: Tree | None = None,
+        *,
+        grad_fn: GradFn | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, SharpnessAwareState]:
+        piece.see()
+        params = _given(params)
+        part = _parts.trainable(params)
+        own = part.prune(params)
+        _fit.check("updates", updates, part, params)
+        _check_state(state)
+        states.check(state, own)
+        taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
+        if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
+            raise ValueError(
+                "a sharpness-aware update needs grad_fn, the gradient as a function of the "
+                "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
+                "loss(p, batch)))."
+            )
+        own_updates = part.prune(updates)
+        # Without a grad_fn it is never called.
+        unlike = _fit.gradient_within(grad_fn, part, params)  # type: ignore[arg-type]
+
+        def gradient(p: Tree) -> Tree:
+            return _tree.cast_like(unlike(p), own_updates)
+
+        first = own_updates if taken else gradient(offset_params(state, own))
+        direction, state = step(gradient, first, state, own, {**extra, "step": state.steps})
+        return part.merge(direction, updates), state
+
     return transformation(init, update)
-
-
-def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The parameters at which the coming update expects its first gradient.
-
-    They are w + δ0 for a method with a start (r_sam, r_gsam, lpf_sgd, msam, s2_sam), and w itself
-    for every other optimizer. With `updates_at="gradient_point"` the caller takes its gradient
-    there, and no gradient is wasted::
-
-        grads = grad_fn(sam_optax.gradient_point(opt_state, params))
-        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
-
-    Args:
-      opt_state: the state of the whole optimizer, with the method's state anywhere inside.
-      params: the current parameters.
-
-    Returns:
-      Parameters of the same structure, shapes and dtypes.
-
-    Raises:
-      ValueError: more than one sharpness-aware method is inside.
-    """
-
-    def is_ours(node: object) -> bool:
-        return isinstance(node, SharpnessAwareState)
-
-    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(s)]
-    if len(states) > 1:
-        raise ValueError(
-            f"gradient_point found {len(states)} sharpness-aware methods in opt_state; pass the "
-            "state of one."
-        )
-    return _offset_params(states[0], params) if states else params
-
-
-def average(axis_name: AxisName) -> optax.GradientTransformation:
-    """The mean of the updates over devices, as a link.
-
-    Behind a sharpness-aware link that is fed local gradients it gives m-sharpness, a perturbation
-    for each device, as in the papers of SAM and GSAM::
-
-        optax.chain(sam_optax.sam(0.05), sam_optax.average("batch"), optax.sgd(0.1))
-
-    Under `jax.shard_map` as it comes (check_vma=True), the gradient of a local loss with respect to
-    replicated parameters is already a sum over devices. Take local gradients with
-    `jax.lax.pcast(params, axis_name, to="varying")`, or with check_vma=False.
-
-    Args:
-      axis_name: the mapped axis or axes of `jax.pmap`, `jax.vmap` or `jax.shard_map`.
-
-    Returns:
-      A stateless transformation.
-
-    Raises:
-      ValueError: at update, `shard_map` knows a leaf of the updates to be equal on all devices
-        already, as where it has summed its gradients.
-      TypeError: axis_name is no name of an axis, nor a tuple of names.
-    """
-    _axes.check(axis_name)
-
-    def mean(updates: Tree, params: Tree | None) -> Tree:
-        del params
-        _check_local(updates, axis_name)
-        averaged: Tree = jax.lax.pmean(updates, axis_name)
-        return averaged
-
-    return optax.stateless(mean)
-
-
-def _check_local(updates: Tree, axis_name: AxisName) -> None:
-    """Raises where `shard_map` knows of a leaf that it is equal along an axis."""
-    for name in _axes.names(axis_name):
-        if not _axes.varying(jax.lax.axis_index(name)):
-            continue  # no shard_map that keeps count
-        for path, leaf in jax.tree.leaves_with_path(updates):
-            if name not in _axes.varying(leaf):
-                raise ValueError(
-                    f"average({axis_name!r}) got updates{jax.tree_util.keystr(path)}, which is "
-                    f"equal on all devices along {name!r} already. shard_map sums the gradients "
-                    "of replicated parameters over the devices: take the gradients at "
-                    f'jax.lax.pcast(params, {name!r}, to="varying"), or leave average away where '
-                    "grad_fn averages. Mark a leaf that is equal for another reason, such as a "
-                    f'constant, by jax.lax.pcast(leaf, {name!r}, to="varying").'
-                )
 
 
 @ours()
@@ -369,7 +293,7 @@ def _offset(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree | No
     return state.start.offset(params, *sample) if hasattr(state.start, "offset") else None
 
 
-def _offset_params(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree:
+def offset_params(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree:
     """The parameters at which the first gradient, or a further sample of it, is taken."""
     offset = _offset(state, params, *sample)
     return params if offset is None else _tree.add(params, offset)
@@ -379,23 +303,9 @@ def _average_samples(
     first: Tree, gradient: GradFn, samples: int, state: SharpnessAwareState, params: Tree
 ) -> Tree:
     """The mean of the first gradient over the samples of a start; `first` is number 0."""
-    further = [gradient(_offset_params(state, params, i)) for i in range(1, samples)]
+    further = [gradient(offset_params(state, params, i)) for i in range(1, samples)]
     mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
     return _tree.cast_like(mean, first)
-
-
-def _gradient(grad_fn: GradFn, like: Tree, params: Tree) -> Tree:
-    """grad_fn(params), checked and cast to be exchangeable with `like`."""
-    with _promotion.callers():
-        gradient = grad_fn(params)
-    expected: object = jax.tree.structure(like)
-    got: object = jax.tree.structure(gradient)
-    if got != expected:
-        raise ValueError(
-            "grad_fn must return the gradient alone, with the structure of updates: use jax.grad, "
-            f"or drop the value and aux. Expected {expected}, got {got}."
-        )
-    return _tree.cast_like(gradient, like)
 
 
 def _check_parts(
@@ -432,22 +342,11 @@ def _check_state(state: object) -> None:
         )
 
 
-def _checked(params: Tree | None) -> Tree:
-    """The parameters, if they are there and none is masked."""
+def _given(params: Tree | None) -> Tree:
+    """The parameters, if they are there."""
     if params is None:
         raise ValueError(
             "a sharpness-aware update needs the parameters: call update(grads, opt_state, params, "
             "grad_fn=grad_fn)."
-        )
-
-    def is_masked(node: object) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
-        raise ValueError(
-            "params hold an optax.MaskedNode, so grad_fn cannot be evaluated: put the mask in the "
-            "perturb slot instead, as in sharpness_aware(optax.chain(optax.masked("
-            "optax.set_to_zero(), frozen), sam_optax.perturb.ball(rho))), and leave this link "
-            "outside optax.masked and optax.partition."
         )
     return params

@@ -147,8 +147,11 @@ def _checked(losses: T) -> T:
 
 def _replicated(x: jax.Array) -> jax.Array:
     """x on every device of an explicit mesh, since top_k cannot sort what is sharded."""
-    if any(axis is not None for axis in jax.typeof(x).sharding.spec):
-        replicated: jax.Array = jax.sharding.reshard(x, jax.sharding.PartitionSpec(None))
+    sharding = jax.typeof(x).sharding
+    if any(axis is not None for axis in sharding.spec):
+        # With its mesh, which need not be the one of a context.
+        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(None))
+        replicated: jax.Array = jax.sharding.reshard(x, everywhere)
         return replicated
     return x
 

@@ -17,7 +17,7 @@ import jax
 import optax
 
 from sam_optax._contracts import Tree
-from sam_optax._engine import gradient_point
+from sam_optax._point import gradient_point
 
 __all__ = [
     "TrainState",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _checks, _decision, _random, _tree
+from sam_optax import _checks, _decision, _fit, _parts, _random, _tree
 from sam_optax._contracts import GradFn, Schedulable, State, Tree, transformation, value_at
 from sam_optax._promotion import callers
 from sam_optax._purity import ours
@@ -34,6 +34,7 @@ __all__ = [
     "fisher_ball",
     "loss_ball",
     "noisy_ball",
+    "only",
     "random_coordinates",
     "subtract_ema",
 ]
@@ -568,5 +569,70 @@ def random_coordinates(
         )
         uniform = _random.draw_like(jax.random.uniform, state.key_data, step, like)
         return _tree.combine(lambda x, u: jnp.where(u < beta, x / beta, 0), x, uniform), state
+
+    return transformation(init, update)
+
+
+def only(
+    mask: Tree | Callable[[Tree], Tree], perturb: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """ε of a perturbation in a part of the parameters, and 0 in the rest, which is trained too.
+
+    The perturbation sees the part alone: its norms, draws and products with the Hessian are those
+    of the loss with the rest held fixed. Everything else of a method, such as its averages behind
+    `combine` and the offset of a start, is that of all parameters; for a method that lives on the
+    part alone take `sam_optax.masked`. In a chain it stands around all that makes ε.
+
+    Args:
+      mask: true for the leaves that are perturbed: a tree of booleans that is a prefix of the
+        parameters, or a function of the parameters that returns one; None counts as false. A mask
+        that is true everywhere is the neutral setting.
+      perturb: an Optax transformation, gradient ↦ ε.
+
+    Returns:
+      A transformation with the state of the one inside, on the part.
+
+    Raises:
+      ValueError: at init or update, mask is no prefix of the parameters.
+      TypeError: perturb is no Optax transformation; at init or update, mask holds no booleans.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, sam_optax
+      >>> is_norm = {"kernel": False, "scale": True}
+      >>> link = sam_optax.sharpness_aware(
+      ...     sam_optax.perturb.only(is_norm, sam_optax.perturb.ball(0.5)))
+
+    References:
+      Müller et al., Normalization Layers Are All That Sharpness-Aware Minimization Needs (SAM-ON),
+      2023.
+    """
+    if not isinstance(perturb, optax.GradientTransformation):
+        raise TypeError(
+            "perturb must be an Optax transformation, such as sam_optax.perturb.ball(0.05), got "
+            f"{perturb!r}."
+        )
+    perturb = optax.with_extra_args_support(perturb)
+
+    @ours(mask, perturb)
+    def init(params: Tree) -> optax.OptState:
+        with callers():
+            return perturb.init(_parts.chosen("mask", mask, params).prune(params))
+
+    @ours(mask, perturb)
+    def update(
+        first: Tree,
+        state: optax.OptState,
+        params: Tree,
+        *,
+        grad_fn: GradFn,
+        offset: Tree | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, optax.OptState]:
+        part = _parts.chosen("mask", mask, params)
+        extra["offset"] = None if offset is None else part.prune(offset)
+        extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
+        with callers():
+            epsilon, state = perturb.update(part.prune(first), state, part.prune(params), **extra)
+        return part.merge(epsilon, _tree.combine(jnp.zeros_like, first)), state
 
     return transformation(init, update)

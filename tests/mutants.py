@@ -30,6 +30,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ["start.py", "perturb.py", "when.py", "combine.py"]
 MODULES += ["_engine.py", "_decision.py", "_examples.py", "_tree.py"]
+MODULES += ["_average.py", "_fit.py", "_masked.py", "_parts.py", "_point.py"]
 # Cheap and strong first.
 TESTS = [
     "test_signatures.py",
@@ -38,7 +39,14 @@ TESTS = [
     "test_exactness.py",
     "test_reductions.py",
 ]
-TESTS += ["test_edge_cases.py", "test_gradient_counts.py", "test_modes.py", "test_schedules.py"]
+TESTS += [
+    "test_edge_cases.py",
+    "test_gaps.py",
+    "test_masked.py",
+    "test_gradient_counts.py",
+    "test_modes.py",
+    "test_schedules.py",
+]
 
 PAIRS = [("+", "-"), ("*", "/"), ("&", "|"), ("and", "or"), (">", ">="), ("<", "<=")]
 PAIRS += [("==", "!="), ("is", "is not"), ("in", "not in"), ("min", "max"), ("minimum", "maximum")]

@@ -86,14 +86,14 @@ MUTATIONS = {
     "r_sam climbs around the noisy point": Mutation(
         "_engine.py",
         "return _tree.add(params, epsilon), state._replace(perturb",
-        "return _tree.add(_offset_params(state, params), epsilon), state._replace(perturb",
+        "return _tree.add(offset_params(state, params), epsilon), state._replace(perturb",
         "closed_forms",
         "r_sam",
     ),
     "the first gradient is not at the noisy point": Mutation(
         "_engine.py",
-        "first = updates if taken else gradient(_offset_params(state, params))",
-        "first = updates if taken else gradient(params)",
+        "first = own_updates if taken else gradient(offset_params(state, own))",
+        "first = own_updates if taken else gradient(own)",
         "closed_forms",
         "r_sam",
     ),
@@ -278,8 +278,8 @@ MUTATIONS = {
     ),
     "lpf_sgd takes the same draw for each sample": Mutation(
         "_engine.py",
-        "gradient(_offset_params(state, params, i))",
-        "gradient(_offset_params(state, params))",
+        "gradient(offset_params(state, params, i))",
+        "gradient(offset_params(state, params))",
         "closed_forms",
         "lpf_sgd",
     ),
@@ -357,7 +357,7 @@ MUTATIONS = {
         "_decision.py", "    _check_equal(fire)\n", "", "devices", "could_differ"
     ),
     "what was summed is averaged": Mutation(
-        "_engine.py", "        _check_local(updates, axis_name)\n", "", "devices", "summed"
+        "_average.py", "        _check_local(updates, axis_name)\n", "", "devices", "summed"
     ),
     "the adaptive statistics are summed over the devices": Mutation(
         "when.py", "jax.lax.pmean(s", "jax.lax.psum(s", "modes", "averaged_statistics"
@@ -405,7 +405,59 @@ MUTATIONS = {
         "outside_jit and injected",
     ),
     "any state is taken": Mutation(
-        "_engine.py", "        states.check(state, params)\n", "", "states", "other_parameters"
+        "_engine.py", "        states.check(state, own)\n", "", "states", "other_parameters"
+    ),
+    "what has no gradient is perturbed": Mutation(
+        "_parts.py",
+        "Part(structure, list(map(_is_trainable, leaves)))",
+        "Part(structure, [leaf is not None for leaf in leaves])",
+        "gaps",
+        "pass_through and r_sam",
+    ),
+    "the rest of a masked tree is handed on as the direction of the part": Mutation(
+        "_masked.py",
+        "return part.merge(direction, updates), MaskedState",
+        "return direction, MaskedState",
+        "masked",
+        "a_prefix",
+    ),
+    "the state of a masked method is that of all": Mutation(
+        "_masked.py",
+        "link.init(part.prune(params))",
+        "link.init(params)",
+        "masked",
+        "closed_over and looksam and jit",
+    ),
+    "the gradient point of a masked method moves the rest": Mutation(
+        "_point.py",
+        "return parts[0].merge(inner, params)",
+        "return jax.tree.map(lambda p: p + 1, parts[0].merge(inner, params))",
+        "masked",
+        "gradient_point",
+    ),
+    "the rest is perturbed by its gradient": Mutation(
+        "perturb.py",
+        "part.merge(epsilon, _tree.combine(jnp.zeros_like, first))",
+        "part.merge(epsilon, first)",
+        "masked",
+        "only_perturbs",
+    ),
+    "a mask in the slot hides the Hessian's part": Mutation(
+        "perturb.py",
+        'extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)',
+        'extra["grad_fn"] = grad_fn',
+        "masked",
+        "held_fixed and eigen",
+    ),
+    "shapes of gradients are not looked at": Mutation(
+        "_fit.py",
+        "if leaf.shape == param.shape and leaf.dtype == param.dtype:",
+        "if leaf.dtype == param.dtype:",
+        "gaps",
+        "fit_the_parameters and mean",
+    ),
+    "the raw gradient is taken for an offset": Mutation(
+        "_fit.py", "if 0 < len(raw) <", "if 0 > len(raw) >", "masked", "gradient_itself"
     ),
     "shapes of a state are not looked at": Mutation(
         "_states.py",

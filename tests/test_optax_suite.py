@@ -1,5 +1,7 @@
 """What Optax asks of every optimizer in its contrib package, asked of every method."""
 
+import contextlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -197,8 +199,9 @@ def test_sharding_types_are_kept_on_an_explicit_mesh(name):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-def test_examples_are_selected_from_a_batch_that_is_sharded_on_an_explicit_mesh():
-    """The indices are those of the whole batch."""
+@pytest.mark.parametrize("within", [jax.set_mesh, contextlib.nullcontext])
+def test_examples_are_selected_from_a_batch_that_is_sharded_on_an_explicit_mesh(within):
+    """The indices are those of the whole batch, also where the arrays alone know the mesh."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     link, w, seen = sam_optax.esam(rho=0.5, beta=1.0, gamma=0.25), jnp.array([1.0]), []
     slopes = jnp.arange(16.0) * (-1.0) ** jnp.arange(16)
@@ -207,8 +210,9 @@ def test_examples_are_selected_from_a_batch_that_is_sharded_on_an_explicit_mesh(
         jax.debug.callback(lambda i: seen.extend(sorted(i.tolist())), indices)
         return w
 
-    with jax.set_mesh(mesh):
-        slopes = jax.device_put(slopes, jax.sharding.PartitionSpec("x"))
+    with within(mesh):
+        spec = jax.sharding.PartitionSpec("x")
+        slopes = jax.device_put(slopes, jax.sharding.NamedSharding(mesh, spec))
 
         @jax.jit
         def step(w, state, slopes):

@@ -45,6 +45,7 @@ SIGNATURES = {
 PARTS = {
     "sharpness_aware": "(perturb=None, *, start=None, when=None, combine=None, "
     "updates_at='params')",
+    "masked": "(link, mask)",
     "select_examples": "(link, gamma)",
     "gradient_point": "(opt_state, params)",
     "average": "(axis_name)",
@@ -58,6 +59,7 @@ PARTS = {
     "perturb.fisher_ball": "(rho, eta=1.0)",
     "perturb.loss_ball": "(budget, rho_max=None)",
     "perturb.noisy_ball": "(rho, lambda_=1.0, *, normalize_gradient=False)",
+    "perturb.only": "(mask, perturb)",
     "perturb.random_coordinates": "(beta, *, key=0, mask='coordinate')",
     "perturb.subtract_ema": "(sigma, decay=0.9)",
     "when.adaptive": "(threshold, *, decay=0.9, initial_variance=4.5399929762484854e-05, "
@@ -91,6 +93,7 @@ FIELDS = {
     "Start": "init update samples",
     "When": "init update",
     "Combine": "init fresh stale",
+    "MaskedState": "inner_state part",
     "start.NoiseState": "key_data draw gamma power",
     "start.MomentumState": "velocity rho",
     "start.PreviousState": "previous rho",

@@ -73,11 +73,11 @@ def partial_mask(params):
 RAISES = {
     "masked": (
         lambda row: optax.masked(row.link(), partial_mask),
-        r"MaskedNode.*put the mask in the perturb slot instead.*outside optax.masked",
+        r"MaskedNode.*sam_optax.masked\(link, mask\).*optax.partition into the perturb slot",
     ),
     "partition": (
         lambda row: optax.partition({"link": row.link(), "rest": optax.sgd(0.1)}, labels),
-        r"MaskedNode.*put the mask in the perturb slot instead.*outside optax.masked",
+        r"MaskedNode.*sam_optax.masked\(link, mask\).*optax.partition into the perturb slot",
     ),
 }
 

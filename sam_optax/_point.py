@@ -1,0 +1,69 @@
+"""Where the first gradient of the coming step is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import optax
+
+from sam_optax import _parts
+from sam_optax._contracts import Tree
+from sam_optax._engine import SharpnessAwareState, offset_params
+from sam_optax._parts import MaskedState, Part
+
+
+def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+    """The parameters at which the coming update expects its first gradient.
+
+    They are w + δ0 for a method with a start (r_sam, r_gsam, lpf_sgd, msam, s2_sam), and w itself
+    for every other optimizer. With `updates_at="gradient_point"` the caller takes its gradient
+    there, and no gradient is wasted::
+
+        grads = grad_fn(sam_optax.gradient_point(opt_state, params))
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+
+    Args:
+      opt_state: the state of the whole optimizer, with the method's state anywhere inside.
+      params: the current parameters.
+
+    Returns:
+      Parameters of the same structure, shapes and dtypes.
+
+    Raises:
+      ValueError: more than one sharpness-aware method is inside.
+    """
+    found = list(_methods(opt_state))
+    if len(found) > 1:
+        raise ValueError(
+            f"gradient_point found {len(found)} sharpness-aware methods in opt_state; pass the "
+            "state of one."
+        )
+    for parts, state in found:
+        return _gradient_point(parts, state, params)
+    return params
+
+
+def _methods(
+    opt_state: optax.OptState, *parts: Part
+) -> Iterator[tuple[tuple[Part, ...], SharpnessAwareState]]:
+    """The states of sharpness-aware methods, with the parts of the tree around each."""
+
+    def is_ours(node: object) -> bool:
+        return isinstance(node, SharpnessAwareState | MaskedState)
+
+    for node in jax.tree.leaves(opt_state, is_leaf=is_ours):
+        if isinstance(node, MaskedState):
+            yield from _methods(node.inner_state, *parts, _parts.marked(node.part))
+        elif isinstance(node, SharpnessAwareState):
+            yield parts, node
+
+
+def _gradient_point(
+    parts: Sequence[Part], state: SharpnessAwareState, params: Tree
+) -> optax.Params:
+    if not parts:
+        part = _parts.trainable(params)
+        return part.merge(offset_params(state, part.prune(params)), params)
+    inner = _gradient_point(parts[1:], state, parts[0].prune(params))
+    return parts[0].merge(inner, params)
