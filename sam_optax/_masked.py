@@ -43,7 +43,8 @@ def masked(
     Raises:
       ValueError: at init or update, mask is no prefix of the parameters; at update, the updates do
         not fit the parameters, or the state is of another mask.
-      TypeError: link is no Optax transformation; at init or update, mask holds no booleans.
+      TypeError: link is no Optax transformation, or mask neither a function nor a tree of booleans;
+        at init or update, the function returns no such tree.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -59,6 +60,7 @@ def masked(
         raise TypeError(
             f"link must be a sharpness-aware method such as sam_optax.sam(), got {link!r}."
         )
+    _parts.check_mask("mask", mask)
     link = optax.with_extra_args_support(link)
 
     def init(params: Tree) -> MaskedState:

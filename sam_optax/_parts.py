@@ -146,6 +146,21 @@ def is_inexact(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def check_mask(name: str, mask: Any) -> None:
+    """Raises where an argument of this name is neither a function nor a tree of booleans."""
+    if not callable(mask):
+        check_booleans(name, mask)
+
+
+def check_booleans(name: str, tree: Tree) -> None:
+    """Raises unless the leaves of a mask are booleans; None is none of them."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if not isinstance(leaf, bool | np.bool_):
+            raise TypeError(
+                f"{name} must be {ASKED}, got {leaf!r} at {at(path)}: pass True or False."
+            )
+
+
 def chosen(name: str, mask: Any, params: Tree) -> Part:
     """The part that a mask, an argument of this name, chooses of the parameters.
 
@@ -156,12 +171,9 @@ def chosen(name: str, mask: Any, params: Tree) -> Part:
         return trainable(params)
     with callers():
         found = mask(params) if callable(mask) else mask
+    if callable(mask):
+        check_booleans(name, found)
     found = jax.tree.map(lambda leaf: False if leaf is None else leaf, found, is_leaf=_is_none)
-    for path, leaf in jax.tree.leaves_with_path(found):
-        if not isinstance(leaf, bool | np.bool_):
-            raise TypeError(
-                f"{name} must be {ASKED}, got {leaf!r} at {at(path)}: pass True or False."
-            )
     leaves, structure = jax.tree.flatten(params, is_leaf=_is_none)
     try:
         booleans = jax.tree.broadcast(found, jax.tree.unflatten(structure, range(len(leaves))))

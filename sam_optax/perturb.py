@@ -594,7 +594,8 @@ def only(
 
     Raises:
       ValueError: at init or update, mask is no prefix of the parameters.
-      TypeError: perturb is no Optax transformation; at init or update, mask holds no booleans.
+      TypeError: perturb is no Optax transformation, or mask neither a function nor a tree of
+        booleans; at init or update, the function returns no such tree.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -611,6 +612,7 @@ def only(
             "perturb must be an Optax transformation, such as sam_optax.perturb.ball(0.05), got "
             f"{perturb!r}."
         )
+    _parts.check_mask("mask", mask)
     perturb = optax.with_extra_args_support(perturb)
 
     @ours(mask, perturb)

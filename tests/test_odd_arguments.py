@@ -66,6 +66,8 @@ REQUIRED = {
     "probability": 0.5,
     "threshold": 0.0,
     "link": sam_optax.sam(),
+    "mask": {"a": True, "b": None},
+    "perturb": perturb.ball(0.1),
     "axis_name": "batch",
     "learning_rate": lambda t: 0.1,
     "rho_max": 0.2,
