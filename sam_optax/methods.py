@@ -118,7 +118,8 @@ def asam(
       eta: η ≥ 0, in the units of the parameters.
       weights: which leaves are weights: a function of a leaf's key path, or a tree of booleans that
         is a prefix of the parameters. By default the leaves with two or more axes that are not
-        named "bias", and those named "scale" or "weight" (normalisation layers).
+        named "bias", and those named "scale" or "weight" (normalisation layers); the name is the
+        last on the key path, behind boxes, list indices, dots and slashes.
 
     Returns:
       A link of an Optax chain.

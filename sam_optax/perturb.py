@@ -9,6 +9,7 @@ comes in float32 at least and is added in the parameters' dtype.
 from __future__ import annotations
 
 from collections.abc import Callable
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +86,8 @@ def adaptive_ball(
       weights: which leaves are weights: a function of a leaf's key path (the tuple of
         `jax.tree_util.tree_map_with_path`), or a tree of booleans that is a prefix of the
         parameters. By default the leaves with two or more axes that are not named "bias", and those
-        named "scale" or "weight" (normalisation layers). Not to be injected.
+        named "scale" or "weight" (normalisation layers); the name is the last on the key path,
+        behind boxes, list indices, dots and slashes. Not to be injected.
 
     Returns:
       A stateless transformation; a zero gradient gives ε = 0.
@@ -160,9 +162,30 @@ def _chosen(weights: Callable[[tuple[Any, ...]], bool], path: tuple[Any, ...]) -
 
 def _is_weight(path: tuple[Any, ...], w: jax.typing.ArrayLike) -> bool:
     """Whether a leaf is a kernel, an embedding or the scale of a normalisation layer."""
-    last = path[-1] if path else None
-    name = getattr(last, "key", getattr(last, "name", None))
+    name = _name(path)
     return name in ("scale", "weight") or (jnp.ndim(w) > 1 and name != "bias")
+
+
+# What Flax's boxes call the array in them.
+_BOXED = ("value", "raw_value")
+
+
+def _name(path: tuple[Any, ...]) -> str | None:
+    """The last name on a key path, whatever boxes it and however the tree is flattened.
+
+    The key of a flattened tree may be a path itself: ("Dense_0", "kernel"), "Dense_0/kernel" or
+    "bn1.weight". Places in a list are no names.
+    """
+    for entry in reversed(path):
+        name = getattr(entry, "name", None)  # of an attribute
+        if name in _BOXED:
+            continue
+        key = getattr(entry, "key", name)
+        while isinstance(key, tuple) and key:
+            key = key[-1]
+        if isinstance(key, str):
+            return re.split(r"[./]", key)[-1]
+    return None
 
 
 def fisher_ball(rho: Schedulable, eta: Schedulable = 1.0) -> optax.GradientTransformationExtraArgs:
