@@ -21,11 +21,18 @@ __all__ = [
 
 
 def rho_from_learning_rate(
-    learning_rate: optax.Schedule, *, rho_max: float, rho_min: float, lr_max: float, lr_min: float
+    learning_rate: optax.Schedule,
+    *,
+    rho_max: float,
+    rho_min: float,
+    lr_max: float,
+    lr_min: float,
+    clamp: bool = True,
 ) -> optax.Schedule:
-    """ρ_t = ρ_min + (ρ_max − ρ_min)(lr_t − lr_min)/(lr_max − lr_min).
+    """ρ_t = ρ_min + (ρ_max − ρ_min)(lr_t − lr_min)/(lr_max − lr_min), between ρ_min and ρ_max.
 
-    The radius follows the learning rate, unclamped; it is ρ_max where lr_max = lr_min.
+    The radius follows the learning rate; it is ρ_max where lr_max = lr_min. Below lr_min, as in a
+    warm-up from 0, it is ρ_min, and above lr_max it is ρ_max.
 
     Args:
       learning_rate: the schedule that the optimizer uses, in the same count of steps.
@@ -33,13 +40,15 @@ def rho_from_learning_rate(
       rho_min: ρ at lr_min.
       lr_max: the learning rate that maps to rho_max.
       lr_min: the learning rate that maps to rho_min, at most lr_max.
+      clamp: false for the paper's line as it is, which leaves the two radii where the learning rate
+        leaves its bounds, and may become negative.
 
     Returns:
       A schedule of ρ.
 
     Raises:
       ValueError: a radius is negative, or lr_min exceeds lr_max.
-      TypeError: learning_rate is no schedule.
+      TypeError: learning_rate is no schedule, or clamp no boolean.
 
     Example:
       >>> import optax, sam_optax
@@ -51,7 +60,7 @@ def rho_from_learning_rate(
 
     References:
       Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, 2022, Section 4
-      and Algorithm 1.
+      and Algorithm 1. Deviation: the paper has no clamp, and no learning rate outside the bounds.
     """
     if not callable(learning_rate):
         raise TypeError(
@@ -62,6 +71,7 @@ def rho_from_learning_rate(
     _checks.interval("rho_min", rho_min, "[0, inf)", schedule=False)
     _checks.interval("lr_max", lr_max, "(-inf, inf)", schedule=False)
     _checks.interval("lr_min", lr_min, "(-inf, inf)", schedule=False)
+    _checks.flag("clamp", clamp)
     if lr_min > lr_max:
         raise ValueError(f"lr_min must be at most lr_max, got {lr_min!r} > {lr_max!r}.")
     if lr_max == lr_min:
@@ -72,7 +82,10 @@ def rho_from_learning_rate(
     def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
         with callers():
             rate = learning_rate(step)
-        return rho_min + slope * (rate - lr_min)
+        rho = rho_min + slope * (rate - lr_min)
+        # ρ may also fall as the learning rate rises.
+        low, high = jnp.minimum(rho_min, rho_max), jnp.maximum(rho_min, rho_max)
+        return jnp.clip(rho, low, high) if clamp else rho
 
     return schedule
 

@@ -32,9 +32,26 @@ def test_the_radius_follows_the_learning_rate():
     np.testing.assert_allclose(values(rho, [0, 25, 50]), expected, rtol=1e-5)
 
 
-def test_the_radius_is_not_clamped():
-    rho = schedules.rho_from_learning_rate(lambda t: t * 1.0, lr_max=2.0, lr_min=1.0, **RADII)
-    np.testing.assert_allclose(values(rho, [0, 1, 2, 3]), [-0.2, 0.2, 0.6, 1.0], atol=1e-6)
+@pytest.mark.parametrize(
+    ("rho_max", "clamp", "expected"),
+    [
+        (0.6, True, [0.2, 0.2, 0.4, 0.6, 0.6]),
+        (0.6, False, [-0.2, 0.2, 0.4, 0.6, 1.0]),
+        (0.1, True, [0.2, 0.2, 0.15, 0.1, 0.1]),
+    ],
+)
+def test_the_radius_stays_between_its_ends_unless_it_is_told_not_to(rho_max, clamp, expected):
+    radii = {"rho_max": rho_max, "rho_min": 0.2, "clamp": clamp}
+    rho = schedules.rho_from_learning_rate(lambda t: t * 0.5, lr_max=2.0, lr_min=1.0, **radii)
+    np.testing.assert_allclose(values(rho, [0, 2, 3, 4, 6]), expected, atol=1e-6)
+
+
+def test_a_radius_that_follows_a_warm_up_from_zero_is_never_negative():
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.3, 10, 100, end_value=0.1)
+    rho = schedules.rho_from_learning_rate(rate, lr_max=0.3, lr_min=0.1, **RADII)
+    found = np.array(values(rho, range(0, 101, 5)))
+    assert found.min() == pytest.approx(0.2)
+    assert found.max() == pytest.approx(0.6)
 
 
 def test_the_radius_is_the_largest_where_the_learning_rate_is_constant():

@@ -78,7 +78,8 @@ PARTS = {
     "schedules.budget_annealing": "(budget, anneal_from, total, final=0.0, warmup=0, *, "
     "steps_per_epoch=1)",
     "schedules.linear_threshold": "(lambda_1, lambda_2, total_steps)",
-    "schedules.rho_from_learning_rate": "(learning_rate, *, rho_max, rho_min, lr_max, lr_min)",
+    "schedules.rho_from_learning_rate": "(learning_rate, *, rho_max, rho_min, lr_max, lr_min, "
+    "clamp=True)",
 }
 FLAX = {
     "flax.TrainState.apply_gradients": "(self, *, grads, **kwargs)",
