@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sam_optax._contracts import Tree
-from sam_optax._parts import Part, at, is_inexact, trainable
+from sam_optax._parts import Part, at, is_inexact, is_none, trainable
 from sam_optax._promotion import callers
 
 Path = tuple[Any, ...]
@@ -37,7 +37,7 @@ def check(name: str, gradient: Any, part: Part, params: Tree) -> None:
     wanted = part.structure.flatten_up_to(params)
     for i, (leaf, param, inside) in enumerate(zip(leaves, wanted, part.inside, strict=True)):
         if inside and not _fits(leaf, param):
-            path, _ = jax.tree.leaves_with_path(params, is_leaf=_is_none)[i]
+            path, _ = jax.tree.leaves_with_path(params, is_leaf=is_none)[i]
             raise ValueError(f"{name}{jax.tree_util.keystr(path)} {_misfit(leaf, param)}")
 
 
@@ -65,10 +65,6 @@ def gradient_within(grad_fn: Callable[..., Tree], part: Part, params: Tree) -> C
         return part.prune(gradient)
 
     return of_part
-
-
-def _is_none(node: object) -> bool:
-    return node is None
 
 
 def _fits(leaf: Any, param: Any) -> bool:

@@ -22,7 +22,8 @@ T = TypeVar("T")
 ASKED = "a tree of booleans that is a prefix of the parameters, or a function of them"
 
 
-def _is_none(node: object) -> bool:
+def is_none(node: object) -> bool:
+    """Whether a node is a gap."""
     return node is None
 
 
@@ -109,7 +110,7 @@ def trainable(params: Tree) -> Part:
     key = structure, tuple([getattr(leaf, "dtype", type(leaf)) for leaf in leaves])
     if key not in _known:
         _refuse(params)
-        leaves, structure = jax.tree.flatten(params, is_leaf=_is_none)
+        leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
         _known[key] = Part(structure, list(map(_is_trainable, leaves)))
     return _known[key]
 
@@ -153,7 +154,7 @@ def check_mask(name: str, mask: Any) -> None:
 
 
 def check_booleans(name: str, tree: Tree) -> None:
-    """Raises unless the leaves of a mask are booleans; None is none of them."""
+    """Raises unless the leaves of a mask are booleans; a gap is no leaf."""
     for path, leaf in jax.tree.leaves_with_path(tree):
         if not isinstance(leaf, bool | np.bool_):
             raise TypeError(
@@ -173,8 +174,8 @@ def chosen(name: str, mask: Any, params: Tree) -> Part:
         found = mask(params) if callable(mask) else mask
     if callable(mask):
         check_booleans(name, found)
-    found = jax.tree.map(lambda leaf: False if leaf is None else leaf, found, is_leaf=_is_none)
-    leaves, structure = jax.tree.flatten(params, is_leaf=_is_none)
+    found = jax.tree.map(lambda leaf: False if leaf is None else leaf, found, is_leaf=is_none)
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
     try:
         booleans = jax.tree.broadcast(found, jax.tree.unflatten(structure, range(len(leaves))))
     except ValueError as error:
