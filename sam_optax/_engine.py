@@ -269,10 +269,10 @@ def sharpness_aware(
             )
         own_updates = part.prune(updates)
         # Without a grad_fn it is never called.
-        unlike = _fit.gradient_within(grad_fn, part, params)  # type: ignore[arg-type]
+        as_returned = _fit.gradient_within(grad_fn, part, params)  # type: ignore[arg-type]
 
         def gradient(p: Tree) -> Tree:
-            return _tree.cast_like(unlike(p), own_updates)
+            return _tree.cast_like(as_returned(p), own_updates)
 
         first = own_updates if taken else gradient(offset_params(state, own))
         direction, state = step(gradient, first, state, own, {**extra, "step": state.steps})

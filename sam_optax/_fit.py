@@ -88,7 +88,8 @@ def _misfit(leaf: Any, param: Any) -> str:
             "out by sam_optax.masked(link, mask)."
         )
     if not hasattr(leaf, "dtype"):
-        return f"is {leaf!r:.60} {wanted}: it must be an array of that shape."
+        cause = _cause(leaf) if isinstance(leaf, tuple) else "it must be an array of that shape."
+        return f"is {leaf!r:.60} {wanted}: {cause}"
     shape = jnp.shape(param)
     if leaf.shape == shape:
         return f"is {_shown(leaf)} {wanted}: a gradient is a real number for each of its numbers."

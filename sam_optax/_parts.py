@@ -170,9 +170,10 @@ def chosen(name: str, mask: Any, params: Tree) -> Part:
     """
     if not jax.tree.leaves(params):  # as those by which optax.tree.map_params asks for their places
         return trainable(params)
-    with callers():
-        found = mask(params) if callable(mask) else mask
+    found = mask
     if callable(mask):
+        with callers():
+            found = mask(params)
         check_booleans(name, found)
     found = jax.tree.map(lambda leaf: False if leaf is None else leaf, found, is_leaf=is_none)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_none)

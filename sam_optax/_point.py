@@ -39,9 +39,7 @@ def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Par
             f"gradient_point found {len(found)} sharpness-aware methods in opt_state; pass the "
             "state of one."
         )
-    for parts, state in found:
-        return _gradient_point(parts, state, params)
-    return params
+    return _gradient_point(*found[0], params) if found else params
 
 
 def _methods(

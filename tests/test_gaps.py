@@ -140,6 +140,14 @@ def test_what_does_not_fit_the_parameters_is_named(link, misfit, compiled):
     call(fits, fits)
 
 
+def test_a_value_beside_the_gradient_of_one_array_is_told():
+    """There the structure of the parameters is that of a leaf, which takes anything."""
+    link, w = sam_optax.sam(), jnp.ones(2)
+    message = r"what grad_fn returns is .* float32\[2\]: hand over the gradient alone: use jax.grad"
+    with pytest.raises(ValueError, match=message):
+        link.update(w, link.init(w), w, grad_fn=jax.value_and_grad(lambda w: (w**2).sum()))
+
+
 def test_what_perturb_returns_is_checked_too():
     link = sam_optax.sharpness_aware(optax.stateless(lambda g, p: g["a"]))
     message = r"^what perturb returns must have the structure of params: there is no \['a'\]"
