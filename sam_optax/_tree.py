@@ -34,20 +34,48 @@ def vdot(a: Tree, b: Tree) -> jax.Array:
     return sum(products, jnp.zeros([], jnp.float32))
 
 
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """√x, with a derivative of 0 at 0: the subgradient of a norm that its symmetry picks."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    # The inner choice is for the derivative of this one.
+    slope = jnp.where(x > 0, 0.5 / root(jnp.where(x > 0, x, 1)), 0)
+    return root(x), slope * tangent
+
+
 def norm(a: Tree) -> jax.Array:
     """‖a‖ over all leaves."""
-    return jnp.sqrt(vdot(a, a))
+    return root(vdot(a, a))
 
 
-def unit_scale(a: Tree) -> jax.Array:
-    """1 / max(‖a‖, TINY), the factor that makes `a` a unit vector."""
-    return 1 / jnp.maximum(norm(a), TINY)
+@jax.custom_jvp
+def _where_long(x: jax.Array, length: jax.Array) -> jax.Array:
+    """x, whose derivative is 0 where its tree has no direction."""
+    del length
+    return x
+
+
+@_where_long.defjvp
+def _where_long_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x, length), (tangent, _) = primals, tangents
+    return x, tangent * (length > TINY)
 
 
 def towards(a: Tree, length: jax.typing.ArrayLike) -> Tree:
-    """length · unit(a)."""
-    scale = length * unit_scale(a)
-    return combine(lambda x: scale * x, a)
+    """length · unit(a).
+
+    It jumps at 0, where its slope, 1 / TINY, is that of no direction: there its derivative is 0.
+    """
+    size = norm(a)
+    scale = 1 / jnp.maximum(size, TINY) * length
+    return combine(lambda x: scale * _where_long(x, size), a)
 
 
 def along(a: Tree, b: Tree) -> jax.Array:

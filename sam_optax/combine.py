@@ -347,7 +347,7 @@ def reuse(alpha: Schedulable) -> Combine:
         first: Tree, state: ReuseState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, ReuseState]:
         del params, extra
-        scale = value_at(alpha, step) * _tree.norm(first) * _tree.unit_scale(state.v)
-        return _tree.combine(lambda g, v: g + scale * v, first, state.v), state
+        sharp = _tree.towards(state.v, value_at(alpha, step) * _tree.norm(first))
+        return _tree.combine(jnp.add, first, sharp), state
 
     return Combine(init, fresh, stale)

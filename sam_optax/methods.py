@@ -22,6 +22,7 @@ from sam_optax._axes import AxisName
 from sam_optax._contracts import Schedulable
 from sam_optax._engine import sharpness_aware
 from sam_optax._examples import select_examples
+from sam_optax._kernels import Kernels
 from sam_optax._purity import ours
 from sam_optax._random import Key
 from sam_optax.combine import extrapolate, mix, renormalize, reuse, surrogate_gap, weigh
@@ -787,6 +788,7 @@ def r_sam(
     key: Key = 0,
     noise_scale: str = "std",
     normalize_gradient: bool = False,
+    kernels: Kernels = None,
     updates_at: str = "params",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Random SAM: the ascent starts from a random point near the parameters.
@@ -799,19 +801,25 @@ def r_sam(
 
     ε is added to w, not to w + δ0. Two gradients a step with updates_at="gradient_point", where the
     caller takes the first one at `sam_optax.gradient_point(opt_state, params)`; otherwise `updates`
-    is not used, and costs what XLA cannot remove of it. A kernel is a slice along the last axis of
-    a leaf with two or more axes; a leaf with fewer axes is one kernel. δ0 is redrawn from a
-    counter, never stored.
+    is not used, and costs what XLA cannot remove of it. A kernel of n numbers, its fan-in, is moved
+    by about γ √n times its norm; which axes make one, kernels says. δ0 is redrawn from a counter,
+    never stored.
 
     Args:
       rho: the radius ρ ≥ 0.
-      gamma: the relative scale γ ≥ 0 of the noise. 0 is `sam`. The paper's figures have γ² of .0075
-        to .0125. Under `optax.inject_hyperparams` a changed γ takes effect one step later.
+      gamma: the scale γ ≥ 0 of the noise; r / √n moves a kernel of n numbers by a share r. 0 is
+        `sam`. The paper's figures have γ² of .0075 to .0125. Under `optax.inject_hyperparams` a
+        changed γ takes effect one step later.
       lambda_: the weight λ ≥ 0 of the gradient against the noise.
       key: an int or a `jax.random.key`.
       noise_scale: "std", a standard deviation of γ ‖w_j‖, or "variance", a variance of γ² ‖w_j‖ as
         Algorithm 1 prints it.
       normalize_gradient: whether λ weighs unit(g) in place of g, the reading of Section 4.6.
+      kernels: which axes of a leaf make one kernel: a function (key path, leaf) ↦ axes, such as
+        `sam_optax.start.kernel_axes` makes, or a tree of such functions that is a prefix of the
+        parameters. By default the paper's kernels in the layout of Flax: a slice along the last
+        axis of a leaf with two or more axes, and a leaf with fewer axes whole. Layouts (out, in),
+        stacked layers, embeddings and attention have to be told.
       updates_at: "params" or "gradient_point".
 
     Returns:
@@ -819,8 +827,9 @@ def r_sam(
 
     Raises:
       ValueError: rho, gamma or `lambda_` is negative, or noise_scale or updates_at is none of the
-        named.
-      TypeError: an argument is no number, or key no int or key.
+        named; at init, kernels is no prefix of the parameters, or returns axes that a leaf lacks.
+      TypeError: an argument is no number, key no int or key, or kernels no function or tree of
+        functions.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -836,7 +845,7 @@ def r_sam(
     """
     return sharpness_aware(
         noisy_ball(rho, lambda_, normalize_gradient=normalize_gradient),
-        start=noise(gamma, key=key, power=_kernel_power(noise_scale)),
+        start=noise(gamma, key=key, power=_kernel_power(noise_scale), kernels=kernels),
         updates_at=updates_at,
     )
 
@@ -850,6 +859,7 @@ def r_gsam(
     key: Key = 0,
     noise_scale: str = "std",
     normalize_gradient: bool = False,
+    kernels: Kernels = None,
     updates_at: str = "params",
 ) -> optax.GradientTransformationExtraArgs:
     r"""R-GSAM: the perturbation of `r_sam`, the direction of `gsam`.
@@ -861,13 +871,14 @@ def r_gsam(
 
     Args:
       rho: the radius ρ ≥ 0.
-      gamma: the relative scale γ ≥ 0 of the noise. 0 is `gsam`. Under `optax.inject_hyperparams` a
-        changed γ takes effect one step later.
+      gamma: the scale γ ≥ 0 of the noise, as in `r_sam`. 0 is `gsam`. Under
+        `optax.inject_hyperparams` a changed γ takes effect one step later.
       lambda_: the weight λ ≥ 0 of the gradient against the noise.
       alpha: the weight α ≥ 0 of the part of g orthogonal to g'. 0 is `r_sam`.
       key: an int or a `jax.random.key`.
       noise_scale: "std" or "variance", as in `r_sam`.
       normalize_gradient: whether λ weighs unit(g) in place of g.
+      kernels: which axes of a leaf make one kernel, as in `r_sam`.
       updates_at: "params" or "gradient_point".
 
     Returns:
@@ -875,8 +886,10 @@ def r_gsam(
 
     Raises:
       ValueError: rho, gamma, `lambda_` or alpha is negative, or noise_scale or updates_at is none
-        of the named.
-      TypeError: an argument is no number, or key no int or key.
+        of the named; at init, kernels is no prefix of the parameters, or returns axes that a leaf
+        lacks.
+      TypeError: an argument is no number, key no int or key, or kernels no function or tree of
+        functions.
 
     Example:
       >>> import optax, sam_optax
@@ -888,7 +901,7 @@ def r_gsam(
     """
     return sharpness_aware(
         noisy_ball(rho, lambda_, normalize_gradient=normalize_gradient),
-        start=noise(gamma, key=key, power=_kernel_power(noise_scale)),
+        start=noise(gamma, key=key, power=_kernel_power(noise_scale), kernels=kernels),
         combine=surrogate_gap(alpha),
         updates_at=updates_at,
     )
@@ -899,6 +912,7 @@ def lpf_sgd(
     samples: int = 1,
     *,
     key: Key = 0,
+    kernels: Kernels = None,
     updates_at: str = "params",
 ) -> optax.GradientTransformationExtraArgs:
     r"""LPF-SGD: the gradient of the loss smoothed by a Gaussian.
@@ -910,23 +924,26 @@ def lpf_sgd(
     d is the mean over the samples. As many gradients a step as samples, with
     updates_at="gradient_point", where the caller takes the first one at
     `sam_optax.gradient_point(opt_state, params)`; otherwise `updates` is not used, and costs what
-    XLA cannot remove of it. Kernels are those of `r_sam`.
+    XLA cannot remove of it.
 
     Args:
-      gamma: the relative scale γ ≥ 0 of the noise; the paper lets it grow, as the schedule
+      gamma: the scale γ ≥ 0 of the noise, as in `r_sam`; the paper lets it grow, as the schedule
         γ (1 + (c − 1)(1 − cos(πt/T)) / 2) for a c of its own. 0 is the base optimizer. Under
         `optax.inject_hyperparams` a changed γ takes effect one step later.
       samples: the draws that are averaged, ≥ 1. Under `optax.inject_hyperparams` it belongs to
         static_args: the program grows with it.
       key: an int or a `jax.random.key`.
+      kernels: which axes of a leaf make one kernel, as in `r_sam`.
       updates_at: "params" or "gradient_point".
 
     Returns:
       A link of an Optax chain.
 
     Raises:
-      ValueError: gamma is negative, samples less than 1, or updates_at none of the two.
-      TypeError: gamma is no number or schedule, samples no Python integer, or key no int or key.
+      ValueError: gamma is negative, samples less than 1, or updates_at none of the two; at init,
+        kernels is no prefix of the parameters, or returns axes that a leaf lacks.
+      TypeError: gamma is no number or schedule, samples no Python integer, key no int or key, or
+        kernels no function or tree of functions.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -940,7 +957,9 @@ def lpf_sgd(
       Bisla et al., `Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning
       Optimization Landscape <https://arxiv.org/abs/2201.08025>`_, 2022.
     """
-    return sharpness_aware(start=noise(gamma, key=key, samples=samples), updates_at=updates_at)
+    return sharpness_aware(
+        start=noise(gamma, key=key, samples=samples, kernels=kernels), updates_at=updates_at
+    )
 
 
 def msam(

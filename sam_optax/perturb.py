@@ -333,8 +333,9 @@ def noisy_ball(
         del params, extra
         weight = value_at(lambda_, step)
         if normalize_gradient:
-            weight = weight * _tree.unit_scale(first)
-        ascent = _tree.combine(lambda g: weight * g, first)
+            ascent = _tree.towards(first, weight)
+        else:
+            ascent = _tree.combine(lambda g: weight * g, first)
         if offset is not None:
             ascent = _tree.combine(jnp.add, offset, ascent)
         return _tree.towards(ascent, value_at(rho, step)), state

@@ -30,7 +30,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ["start.py", "perturb.py", "when.py", "combine.py"]
 MODULES += ["_engine.py", "_decision.py", "_examples.py", "_tree.py"]
-MODULES += ["_average.py", "_fit.py", "_masked.py", "_parts.py", "_point.py"]
+MODULES += ["_average.py", "_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
 # Cheap and strong first.
 TESTS = [
     "test_signatures.py",
@@ -42,10 +42,12 @@ TESTS = [
 TESTS += [
     "test_edge_cases.py",
     "test_gaps.py",
+    "test_kernels.py",
     "test_masked.py",
     "test_gradient_counts.py",
     "test_modes.py",
     "test_schedules.py",
+    "test_derivatives.py",
 ]
 
 PAIRS = [("+", "-"), ("*", "/"), ("&", "|"), ("and", "or"), (">", ">="), ("<", "<=")]

@@ -271,11 +271,12 @@ def test_asam_takes_which_leaves_are_weights():
 
 
 def test_kernels_embeddings_and_scales_are_weights_and_biases_are_not():
-    """Also a bias with two axes, as in attention; ε of a gradient of ones is T² times a number."""
+    """Also a bias with two axes, as in attention and of stacked layers; ε of a gradient of ones is T² times a number."""
     shapes = {
         "dense": {"kernel": (2, 3), "bias": (3,)},
         "norm": {"scale": (3,), "bias": (3,)},
         "attention": {"kernel": (2, 2, 2), "bias": (2, 2)},
+        "layers": {"kernel": (4, 2, 2), "bias": (4, 2), "scale": (4, 2)},
         "embedding": (4, 2),
         "weight": (3,),
         "temperature": (),
@@ -292,6 +293,7 @@ def test_kernels_embeddings_and_scales_are_weights_and_biases_are_not():
         "dense": {"kernel": True, "bias": False},
         "norm": {"scale": True, "bias": False},
         "attention": {"kernel": True, "bias": False},
+        "layers": {"kernel": True, "bias": False, "scale": True},
         "embedding": True,
         "weight": True,
         "temperature": False,

@@ -44,17 +44,17 @@ MUTATIONS = {
         "looksam",
     ),
     "looksam reuses without the norm": Mutation(
-        "combine.py", " * _tree.norm(first) * ", " * ", "closed_forms", "looksam"
+        "combine.py", " * _tree.norm(first))", ")", "closed_forms", "looksam"
     ),
     "a norm per leaf": Mutation(
         "_tree.py",
-        "return combine(lambda x: scale * x, a)",
-        "return combine(lambda x: length * unit_scale(x) * x, a)",
+        "scale * _where_long(x, size)",
+        "length / jnp.maximum(norm(x), TINY) * x",
         "closed_forms",
         "unit_first_gradient",
     ),
     "the square of the norm": Mutation(
-        "_tree.py", "1 / jnp.maximum(norm(a), TINY)", "1 / vdot(a, a)", "closed_forms", "unit"
+        "_tree.py", "1 / jnp.maximum(size, TINY)", "1 / vdot(a, a)", "closed_forms", "unit"
     ),
     "adaptive tests against the old mean": Mutation(
         "when.py",
@@ -99,15 +99,15 @@ MUTATIONS = {
     ),
     "the noise draws the same number again": Mutation(
         "start.py",
-        "draw=state.draw + samples",
-        "draw=state.draw",
+        "draw=old.draw + samples",
+        "draw=old.draw",
         "closed_forms",
         "draws_anew",
     ),
     "the offset of the draw before": Mutation(
         "start.py",
-        "self.key_data, self.draw + sample, params)",
-        "self.key_data, jnp.maximum(self.draw + sample - 1, 0), params)",
+        "state.draw + sample, params)",
+        "jnp.maximum(state.draw + sample - 1, 0), params)",
         "exactness",
         "equal_the_reference and r_sam",
     ),
@@ -120,8 +120,8 @@ MUTATIONS = {
     ),
     "kernels along the first axis": Mutation(
         "start.py",
-        "tuple(range(w.ndim - 1))",
-        "tuple(range(1, w.ndim))",
+        "out_axis: int | Sequence[int] = -1",
+        "out_axis: int | Sequence[int] = 0",
         "closed_forms",
         "noise_has_the_scale",
     ),
