@@ -8,6 +8,7 @@ from sam_optax._examples import select_examples
 from sam_optax._masked import masked
 from sam_optax._parts import MaskedState
 from sam_optax._point import gradient_point
+from sam_optax._read import read
 from sam_optax.methods import (
     ae_looksam,
     ae_sam,
@@ -63,6 +64,7 @@ __all__ = [
     "perturb",
     "r_gsam",
     "r_sam",
+    "read",
     "s2_sam",
     "sam",
     "samar",

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from sam_optax._promotion import callers
+from sam_optax._purity import is_pure, ours
+
+NUMBERS = (int, float, np.integer, np.floating)
 LARGEST = 2**31 - 1  # what an integer of JAX holds as it comes
 
 
-def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> None:
-    """Raises unless value is inside bounds, such as "[0, 1)", or cannot be known yet.
+def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> Any:
+    """The value; raises unless it is inside bounds, such as "[0, 1)", or cannot be known yet.
 
     Arrays pass, because `optax.inject_hyperparams` hands them over and their values would have to
-    be waited for; so do schedules, which are known only when they run, where they are allowed.
+    be waited for. A schedule is held to the bounds where it is known: at step 0, when it is first
+    called, if it is Optax's or ours, and at each step where it returns a number of Python or NumPy.
     """
-    if (callable(value) and schedule) or _is_scalar_array(name, value):
-        return
-    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(
-        value, (bool, np.longdouble)
-    ):
+    if callable(value) and schedule:
+        return _held(name, value, bounds)
+    if _is_scalar_array(name, value):
+        return value
+    if not isinstance(value, NUMBERS) or isinstance(value, (bool, np.longdouble)):
         or_schedule = " or an Optax schedule (a function of the step)" if schedule else ""
         raise TypeError(f"{name} must be a number{or_schedule}, got {value!r}.")
     if isinstance(value, (int, np.integer)) and not -LARGEST <= value <= LARGEST:
@@ -29,14 +36,55 @@ def interval(name: str, value: Any, bounds: str, *, schedule: bool = True) -> No
             f"{name} must fit 32 bits where it is an integer, got {_shown(value)}: pass a smaller "
             "number, or a float."
         )
-    low, high = map(float, bounds[1:-1].split(","))
-    above = value >= low if bounds[0] == "[" else value > low
-    below = value <= high if bounds[-1] == "]" else value < high
-    if not (above and below):
+    if not _is_inside(value, bounds):
         raise ValueError(
             f"{name} must lie in {bounds}, got {value!r}: pass a number from that interval"
             f"{', or a schedule with such values' if schedule else ''}."
         )
+    return value
+
+
+def _held(name: str, schedule: optax.Schedule, bounds: str) -> optax.Schedule:
+    """The schedule, held to the bounds where its values are known."""
+
+    def check(value: Any, step: Any) -> None:
+        if not _is_inside(value, bounds):
+            where = "" if isinstance(step, jax.core.Tracer) else f" at step {step}"
+            raise ValueError(
+                f"{name} must lie in {bounds}, got a schedule that is {value!r}{where}: hold it "
+                "there, as lambda step: jnp.clip(schedule(step), low, high) does."
+            )
+
+    @functools.cache
+    def check_beginning() -> None:
+        # The caller's Python is called as often as the contract says, and no more.
+        if is_pure(schedule) and (value := known(schedule, 0)) is not None:
+            check(value, 0)
+
+    @ours(schedule)
+    def held(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        check_beginning()
+        with callers():
+            value = schedule(step)
+        if isinstance(value, NUMBERS):
+            check(value, step)
+        return value
+
+    return held
+
+
+def known(schedule: optax.Schedule, step: int) -> float | None:
+    """The value of a schedule at a step, or None where it depends on what is traced."""
+    with jax.ensure_compile_time_eval(), callers():
+        value: Any = schedule(jnp.asarray(step))
+    return None if isinstance(value, jax.core.Tracer) else float(value)
+
+
+def _is_inside(value: Any, bounds: str) -> bool:
+    low, high = map(float, bounds[1:-1].split(","))
+    above = value >= low if bounds[0] == "[" else value > low
+    below = value <= high if bounds[-1] == "]" else value < high
+    return bool(above and below)
 
 
 def whole(name: str, value: Any, low: int) -> None:

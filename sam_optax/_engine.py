@@ -106,7 +106,7 @@ def sharpness_aware(
       >>> grad_fn = jax.grad(lambda w: (w**2).sum())
       >>> w = jax.numpy.array([1.0, 2.0])
       >>> updates, state = tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
-      >>> int(optax.tree.get(state, "ascents"))
+      >>> int(sam_optax.read(state, "ascents"))
       1
     """
     _check_parts(perturb, start, when, combine, updates_at)

@@ -17,6 +17,7 @@ from sam_optax._axes import AxisName
 from sam_optax._contracts import Combine, Schedulable, State, Tree, value_at
 from sam_optax._promotion import callers
 from sam_optax._purity import ours
+from sam_optax._signs import turns_around
 
 __all__ = [
     "MixState",
@@ -106,8 +107,8 @@ def mix(
       Zou et al., Sharpness-Aware Minimization with Adaptive Regularization for Training Deep Neural
       Networks (SAMAR), 2024, Algorithm 1.
     """
-    _checks.interval("gamma", gamma, "(1, inf)")
-    _checks.interval("chi", chi, "[0, inf)")
+    gamma = _checks.interval("gamma", gamma, "(1, inf)")
+    chi = _checks.interval("chi", chi, "[0, inf)")
     _checks.interval("lambda_0", lambda_0, "[0, 1]", schedule=False)
     _checks.interval("delta", delta, "[0, 0.5]", schedule=False)
     _checks.choice("ratio", ratio, ("clean", "perturbed"))
@@ -164,13 +165,13 @@ def weigh(gamma: Schedulable, base: optax.GradientTransformation | None = None) 
       A `Combine` with state `WeighState`.
 
     Raises:
-      ValueError: gamma is outside [0, 1).
+      ValueError: gamma is outside [0, 1); at init, base hands on the negative of a direction.
       TypeError: gamma is no number or schedule, or base no Optax transformation.
 
     References:
       Yue et al., Sharpness-Aware Minimization Revisited, 2023, Algorithms 2 and 4.
     """
-    _checks.interval("gamma", gamma, "[0, 1)")
+    gamma = _checks.interval("gamma", gamma, "[0, 1)")
     if base is None:
         base = optax.identity()
     if not isinstance(base, optax.GradientTransformation):
@@ -179,9 +180,20 @@ def weigh(gamma: Schedulable, base: optax.GradientTransformation | None = None) 
             f"optax.trace(0.9) or optax.scale_by_adam(), got {base!r}."
         )
     base = optax.with_extra_args_support(base)
+    descends: dict[Any, bool] = {}  # by the structure of the parameters
 
     @ours(base)
     def init(params: Tree) -> WeighState:
+        structure = jax.tree.structure(params), *map(jnp.ndim, jax.tree.leaves(params))
+        if structure not in descends:
+            descends[structure] = turns_around(base, params)
+        if descends[structure]:
+            raise ValueError(
+                "base must hand on a direction along the gradient, and this one hands on its "
+                "negative, as an optimizer with a learning rate does: pass it without, such as "
+                "optax.trace(0.9) for SGD or optax.scale_by_adam() for Adam, or "
+                "optax.chain(base, optax.scale(-1)) where the learning rate belongs into it."
+            )
         with callers():
             return WeighState(base.init(params))
 
@@ -221,7 +233,7 @@ def extrapolate(alpha: Schedulable) -> Combine:
     References:
       Wang et al., Fix the Loss, Not the Radius (LE-SAM+), 2026, Section 6.1.
     """
-    _checks.interval("alpha", alpha, "[0, inf)")
+    alpha = _checks.interval("alpha", alpha, "[0, inf)")
 
     @ours()
     def fresh(
@@ -254,7 +266,7 @@ def surrogate_gap(alpha: Schedulable) -> Combine:
       Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, 2022,
       Algorithm 1.
     """
-    _checks.interval("alpha", alpha, "[0, inf)")
+    alpha = _checks.interval("alpha", alpha, "[0, inf)")
 
     @ours()
     def fresh(
@@ -322,7 +334,7 @@ def reuse(alpha: Schedulable) -> Combine:
       Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (LookSAM), 2022,
       Algorithm 1; Jiang et al., 2023, Algorithm 1, lines 8 and 11.
     """
-    _checks.interval("alpha", alpha, "[0, inf)")
+    alpha = _checks.interval("alpha", alpha, "[0, inf)")
 
     @ours()
     def init(params: Tree) -> ReuseState:

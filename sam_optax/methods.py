@@ -120,13 +120,15 @@ def asam(
       weights: which leaves are weights: a function of a leaf's key path, or a tree of booleans that
         is a prefix of the parameters. By default the leaves with two or more axes that are not
         named "bias", and those named "scale" or "weight" (normalisation layers); the name is the
-        last on the key path, behind boxes, list indices, dots and slashes.
+        last on the key path, behind boxes, list indices, dots and slashes. Where no leaf has a name
+        that Flax, Equinox, PyTorch or Haiku give, it has to be told.
 
     Returns:
       A link of an Optax chain.
 
     Raises:
-      ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters.
+      ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters, or
+        None where no leaf has a known name.
       TypeError: rho or eta is neither a number nor a schedule; at the update, weights returns no
         boolean.
 
@@ -284,7 +286,7 @@ def looksam(
       >>> state = link.init(w)
       >>> for _ in range(7):
       ...     _, state = link.update(w, state, w, grad_fn=lambda p: p)
-      >>> print(optax.tree.get(state, "ascents"))  # at steps 0, 3 and 6
+      >>> print(sam_optax.read(state, "ascents"))  # at steps 0, 3 and 6
       3
 
     References:
@@ -444,7 +446,7 @@ def ae_sam(
       >>> state = link.init(w)
       >>> for scale in (1.0, 0.1, 2.0, 0.1):  # an unusually large gradient is worth a second one
       ...     _, state = link.update(scale * w, state, w, grad_fn=lambda p: p)
-      >>> print(optax.tree.get(state, "ascents"))
+      >>> print(sam_optax.read(state, "ascents"))
       2
 
     References:
@@ -558,7 +560,7 @@ def samar(
       >>> state = link.init(w)
       >>> for scale in (1.0, 0.5):  # λ grows at the first step, and shrinks with the gradient
       ...     _, state = link.update(scale * w, state, w, grad_fn=lambda p: p)
-      ...     print(optax.tree.get(state, "lambda_k"))
+      ...     print(sam_optax.read(state, "lambda_k"))
       0.5
       0.25
 
@@ -600,7 +602,7 @@ def vasso(
       >>> state = link.init(w)
       >>> for grads in (jnp.array([2.0, 0.0]), jnp.array([0.0, 2.0])):
       ...     _, state = link.update(grads, state, w, grad_fn=lambda p: p)
-      >>> print(optax.tree.get(state, "m"))
+      >>> print(sam_optax.read(state, "m"))
       [1. 1.]
 
     References:
@@ -693,7 +695,7 @@ def eigen_sam(
       >>> state = link.init(w)
       >>> for _ in range(2):
       ...     _, state = link.update(grad_fn(w), state, w, grad_fn=grad_fn)
-      >>> print(jnp.abs(optax.tree.get(state, "v")).round(3))
+      >>> print(jnp.abs(sam_optax.read(state, "v")).round(3))
       [0. 1.]
 
     References:
@@ -733,7 +735,7 @@ def le_sam(
       >>> link = sam_optax.le_sam(budget, rho_max=0.4)
       >>> w, grads = jnp.zeros(2), jnp.array([3.0, 4.0])
       >>> _, state = link.update(grads, link.init(w), w, grad_fn=lambda p: p)
-      >>> print(f"{optax.tree.get(state, 'rho'):.2f}")  # 0.35 / 5
+      >>> print(f"{sam_optax.read(state, 'rho'):.2f}")  # 0.35 / 5
       0.07
 
     References:
@@ -1105,7 +1107,8 @@ def wsam(
       A link of an Optax chain.
 
     Raises:
-      ValueError: rho is negative, or gamma outside [0, 1).
+      ValueError: rho is negative, or gamma outside [0, 1); at init, base hands on the negative of a
+        direction, as `optax.sgd(0.1)` does.
       TypeError: rho or gamma is neither a number nor a schedule, or base or perturb no Optax
         transformation.
 

@@ -58,7 +58,7 @@ def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
     References:
       Foret et al., Sharpness-Aware Minimization, 2021, Equation 2 with p = 2.
     """
-    _checks.interval("rho", rho, "[0, inf)")
+    rho = _checks.interval("rho", rho, "[0, inf)")
 
     @ours()
     def update(
@@ -87,21 +87,23 @@ def adaptive_ball(
         `jax.tree_util.tree_map_with_path`), or a tree of booleans that is a prefix of the
         parameters. By default the leaves with two or more axes that are not named "bias", and those
         named "scale" or "weight" (normalisation layers); the name is the last on the key path,
-        behind boxes, list indices, dots and slashes. Not to be injected.
+        behind boxes, list indices, dots and slashes. Where no leaf has a name that Flax, Equinox,
+        PyTorch or Haiku give, it has to be told. Not to be injected.
 
     Returns:
       A stateless transformation; a zero gradient gives ε = 0.
 
     Raises:
-      ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters.
+      ValueError: rho or eta is negative; at the update, weights is no prefix of the parameters, or
+        None where no leaf has a known name.
       TypeError: rho or eta is neither a number nor a schedule, or weights neither a function nor a
         tree of booleans; at the update, weights returns no boolean.
 
     References:
       Kwon et al., ASAM, 2021. The authors' code takes each tensor whose name has "weight" in it.
     """
-    _checks.interval("rho", rho, "[0, inf)")
-    _checks.interval("eta", eta, "[0, inf)")
+    rho = _checks.interval("rho", rho, "[0, inf)")
+    eta = _checks.interval("eta", eta, "[0, inf)")
     _check_weights(weights)
 
     @ours(weights)
@@ -136,6 +138,7 @@ def _check_weights(weights: object) -> None:
 def _weight_mask(weights: Callable[[tuple[Any, ...]], bool] | Any, params: Tree) -> Any:
     """A boolean for each leaf of the parameters."""
     if weights is None:
+        _check_names(params)
         return jax.tree_util.tree_map_with_path(_is_weight, params)
     if callable(weights):
         return jax.tree_util.tree_map_with_path(lambda path, w: _chosen(weights, path), params)
@@ -158,6 +161,22 @@ def _chosen(weights: Callable[[tuple[Any, ...]], bool], path: tuple[Any, ...]) -
             f"{chosen!r} for {jax.tree_util.keystr(path)}: pass a tree of booleans for a mask."
         )
     return chosen
+
+
+# What Flax, Equinox, PyTorch and Haiku call parameters, LoRA's among them.
+_KNOWN = ["kernel", "bias", "scale", "embedding", "weight", "w", "b", "offset", "embeddings"]
+_KNOWN += ["lora_a", "lora_b"]
+
+
+def _check_names(params: Tree) -> None:
+    """Raises where the names of the leaves say nothing."""
+    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    if names and not any(name in _KNOWN for name in names):
+        raise ValueError(
+            f"weights=None goes by the names of the leaves, and none of {names[:5]} is one of "
+            f"{', '.join(_KNOWN)}: pass weights=lambda path: True for all leaves, or a tree of "
+            "booleans."
+        )
 
 
 def _is_weight(path: tuple[Any, ...], w: jax.typing.ArrayLike) -> bool:
@@ -210,8 +229,8 @@ def fisher_ball(rho: Schedulable, eta: Schedulable = 1.0) -> optax.GradientTrans
     References:
       Kim et al., Fisher SAM, 2022.
     """
-    _checks.interval("rho", rho, "[0, inf)")
-    _checks.interval("eta", eta, "[0, inf)")
+    rho = _checks.interval("rho", rho, "[0, inf)")
+    eta = _checks.interval("eta", eta, "[0, inf)")
 
     @ours()
     def update(
@@ -267,9 +286,9 @@ def loss_ball(
       Wang et al., Fix the Loss, Not the Radius (LE-SAM), 2026, Equations 11 and 12, Sections 4.3
       and B.1.
     """
-    _checks.interval("budget", budget, "[0, inf)")
+    budget = _checks.interval("budget", budget, "[0, inf)")
     if rho_max is not None:
-        _checks.interval("rho_max", rho_max, "[0, inf)")
+        rho_max = _checks.interval("rho_max", rho_max, "[0, inf)")
 
     @ours()
     def init(params: Tree) -> LossBallState:
@@ -316,8 +335,8 @@ def noisy_ball(
       Liu et al., Random Sharpness-Aware Minimization, 2022, Equation 7; the normalised gradient is
       the reading of Section 4.6.
     """
-    _checks.interval("rho", rho, "[0, inf)")
-    _checks.interval("lambda_", lambda_, "[0, inf)")
+    rho = _checks.interval("rho", rho, "[0, inf)")
+    lambda_ = _checks.interval("lambda_", lambda_, "[0, inf)")
     _checks.flag("normalize_gradient", normalize_gradient)
 
     @ours()
@@ -392,8 +411,8 @@ def eigen_ball(
       Luo et al., Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
       (Eigen-SAM), 2024.
     """
-    _checks.interval("rho", rho, "[0, inf)")
-    _checks.interval("alpha", alpha, "[0, inf)")
+    rho = _checks.interval("rho", rho, "[0, inf)")
+    alpha = _checks.interval("alpha", alpha, "[0, inf)")
     _checks.whole("period", period, 1)
     _checks.static("power_iterations", power_iterations)
     _checks.whole("power_iterations", power_iterations, 1)
@@ -485,7 +504,7 @@ def ema(theta: Schedulable) -> optax.GradientTransformationExtraArgs:
       Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression (VaSSO),
       2023.
     """
-    _checks.interval("theta", theta, "[0, 1]")
+    theta = _checks.interval("theta", theta, "[0, 1]")
 
     @ours()
     def update(
@@ -519,8 +538,8 @@ def subtract_ema(
     References:
       Li et al., Friendly Sharpness-Aware Minimization (F-SAM), 2024.
     """
-    _checks.interval("sigma", sigma, "[0, inf)")
-    _checks.interval("decay", decay, "[0, 1]")
+    sigma = _checks.interval("sigma", sigma, "[0, inf)")
+    decay = _checks.interval("decay", decay, "[0, 1]")
 
     @ours()
     def update(

@@ -11,7 +11,7 @@ import optax
 
 from sam_optax import _checks
 from sam_optax._promotion import callers
-from sam_optax._purity import ours
+from sam_optax._purity import is_pure, ours
 
 __all__ = [
     "budget_annealing",
@@ -47,7 +47,8 @@ def rho_from_learning_rate(
       A schedule of ρ.
 
     Raises:
-      ValueError: a radius is negative, or lr_min exceeds lr_max.
+      ValueError: a radius is negative, or lr_min exceeds lr_max; with clamp, the learning rate
+        exceeds lr_max at step 0, or, for a schedule of Optax's, at a power of two of steps.
       TypeError: learning_rate is no schedule, or clamp no boolean.
 
     Example:
@@ -77,6 +78,8 @@ def rho_from_learning_rate(
     if lr_max == lr_min:
         return optax.constant_schedule(rho_max)
     slope = (rho_max - rho_min) / (lr_max - lr_min)
+    if clamp:
+        _check_peak(learning_rate, lr_max)
 
     @ours(learning_rate)
     def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
@@ -88,6 +91,19 @@ def rho_from_learning_rate(
         return jnp.clip(rho, low, high) if clamp else rho
 
     return schedule
+
+
+def _check_peak(learning_rate: optax.Schedule, lr_max: float) -> None:
+    """Raises where a learning rate that can be known now is beyond lr_max."""
+    steps = [0, *(2**i for i in range(24))] if is_pure(learning_rate) else [0]
+    for step in steps:
+        rate = _checks.known(learning_rate, step)
+        if rate is not None and rate - lr_max > 1e-5 * abs(lr_max):  # float32 rounds up
+            raise ValueError(
+                f"lr_max must be the largest learning rate, got {lr_max!r}, and learning_rate is "
+                f"{rate:g} at step {step}: pass its peak as lr_max, in the same units (not a "
+                "schedule relative to the peak), or clamp=False."
+            )
 
 
 def budget_annealing(

@@ -202,7 +202,7 @@ def noise(
       Liu et al., Random Sharpness-Aware Minimization, 2022, Section 3.2 and Algorithm 1; the
       notation of Bisla et al., Low-Pass Filtering SGD, 2022, who average over draws.
     """
-    _checks.interval("gamma", gamma, "[0, inf)")
+    gamma = _checks.interval("gamma", gamma, "[0, inf)")
     _checks.interval("power", power, "[0, inf)", schedule=False)
     _checks.static("samples", samples)
     _checks.whole("samples", samples, 1)
@@ -281,7 +281,7 @@ def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
     References:
       Becker et al., Momentum-SAM, 2024.
     """
-    _checks.interval("rho", rho, "[0, inf)")
+    rho = _checks.interval("rho", rho, "[0, inf)")
     _checks.interval("decay", decay, "[0, 1)", schedule=False)
 
     @ours()
@@ -340,7 +340,7 @@ def previous(rho: Schedulable) -> Start:
       Ji et al., A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient
       and Accurate Sparse Training (S2-SAM), 2024.
     """
-    _checks.interval("rho", rho, "[0, inf)")
+    rho = _checks.interval("rho", rho, "[0, inf)")
 
     @ours()
     def init(params: Tree) -> PreviousState:

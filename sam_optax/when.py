@@ -101,7 +101,7 @@ def bernoulli(probability: Schedulable, *, key: Key = 0) -> When:
     References:
       Zhao et al., SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization, 2022, Section 3.
     """
-    _checks.interval("probability", probability, "[0, 1]")
+    probability = _checks.interval("probability", probability, "[0, 1]")
     _random.check(key)
 
     @ours()
@@ -165,7 +165,7 @@ def adaptive(
       Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization, 2023, Equations 4 and
       5 and Algorithm 1, lines 4 to 6.
     """
-    _checks.interval("threshold", threshold, "[-inf, inf]")
+    threshold = _checks.interval("threshold", threshold, "[-inf, inf]")
     _checks.interval("decay", decay, "[0, 1]", schedule=False)
     _checks.interval("initial_variance", initial_variance, "[0, inf)", schedule=False)
     if axis_name is not None:

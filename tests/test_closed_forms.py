@@ -271,7 +271,10 @@ def test_asam_takes_which_leaves_are_weights():
 
 
 def test_kernels_embeddings_and_scales_are_weights_and_biases_are_not():
-    """Also a bias with two axes, as in attention and of stacked layers; ε of a gradient of ones is T² times a number."""
+    """Also a bias with two axes, as in attention and in stacked layers.
+
+    ε of a gradient of ones is T² times a number.
+    """
     shapes = {
         "dense": {"kernel": (2, 3), "bias": (3,)},
         "norm": {"scale": (3,), "bias": (3,)},

@@ -84,7 +84,7 @@ CONSTRUCTORS = {
     f"{place.__name__}.{name}": getattr(place, name)
     for place in PLACES
     for name in place.__all__
-    if inspect.isfunction(getattr(place, name)) and name != "gradient_point"
+    if inspect.isfunction(getattr(place, name)) and name not in ("gradient_point", "read")
 }
 ARGUMENTS = [(c, a) for c, f in CONSTRUCTORS.items() for a in inspect.signature(f).parameters]
 

@@ -151,7 +151,7 @@ CALLERS = {
     ),
     "a learning rate": lambda: sam_optax.sam(
         schedules.rho_from_learning_rate(
-            mixed_sum, rho_max=1.0, rho_min=0.0, lr_max=1.0, lr_min=0.0
+            mixed_sum, rho_max=1.0, rho_min=0.0, lr_max=2.0, lr_min=0.0
         )
     ),
     "a base": lambda: sam_optax.wsam(foreign(mixed_sum)),

@@ -48,6 +48,7 @@ PARTS = {
     "masked": "(link, mask)",
     "select_examples": "(link, gamma)",
     "gradient_point": "(opt_state, params)",
+    "read": "(opt_state, name)",
     "average": "(axis_name)",
     "start.kernel_axes": "(out_axis=-1, batch_axis=())",
     "start.momentum": "(rho, decay=0.9)",
