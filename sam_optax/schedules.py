@@ -32,7 +32,8 @@ def rho_from_learning_rate(
     """ρ_t = ρ_min + (ρ_max − ρ_min)(lr_t − lr_min)/(lr_max − lr_min), between ρ_min and ρ_max.
 
     The radius follows the learning rate; it is ρ_max where lr_max = lr_min. Below lr_min, as in a
-    warm-up from 0, it is ρ_min, and above lr_max it is ρ_max.
+    warm-up from 0, it is ρ_min, and above lr_max it is ρ_max. The learning rate is tried here, so
+    call `jax.distributed.initialize`, where there is need of it, before.
 
     Args:
       learning_rate: the schedule that the optimizer uses, in the same count of steps.

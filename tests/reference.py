@@ -460,6 +460,12 @@ class Row(NamedTuple):
     def optimizer(self):
         return optax.chain(self.link(), sgd(self.momentum))
 
+    @property
+    def unnamed(self):
+        """The row for parameters whose names say nothing of what weights are."""
+        told = {"weights": True} if self.factory is sam_optax.asam else {}
+        return self._replace(settings=self.settings | told)
+
 
 def whole_batch(link):
     """A link that selects examples, for a grad_fn that knows of none."""

@@ -60,7 +60,7 @@ def types(tree):
 
 def assert_finite_and_stable(name, dtype, scales, compiled):
     """Steps on the odd tree with gradients times each scale, then on the tree of zeros."""
-    tx = optimizer(METHODS[name])
+    tx = optimizer(METHODS[name].unnamed)
 
     def step(params, state, scale):
         grad_fn = scaled_gradient(scale)
@@ -100,7 +100,7 @@ def test_no_gradient_of_any_size_gives_nan_eagerly(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tree_without_leaves_is_left_alone(name):
-    link = METHODS[name].link()
+    link = METHODS[name].unnamed.link()
     updates, state = link.update({}, link.init({}), {}, grad_fn=lambda p: p)
     assert updates == {}
     assert int(state.steps) == 1
@@ -108,7 +108,7 @@ def test_a_tree_without_leaves_is_left_alone(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_single_scalar_is_a_tree(name):
-    link = METHODS[name].link()
+    link = METHODS[name].unnamed.link()
     w = jnp.asarray(2.0)
     updates, _ = link.update(2 * w, link.init(w), w, grad_fn=lambda p: 2 * p)
     assert updates.shape == ()
@@ -118,7 +118,7 @@ def test_a_single_scalar_is_a_tree(name):
 def test_leaves_keep_their_own_dtypes():
     w = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3, jnp.float32)}
     for name in NAMES:
-        link = METHODS[name].link()
+        link = METHODS[name].unnamed.link()
         updates, _ = link.update(w, link.init(w), w, grad_fn=lambda p: p)
         assert types(updates) == types(w), name
 
@@ -131,7 +131,7 @@ def test_gradients_of_another_dtype_than_the_parameters_keep_it():
         return p.astype(jnp.bfloat16)
 
     for name in NAMES:
-        link = METHODS[name].link()
+        link = METHODS[name].unnamed.link()
         updates, _ = link.update(grad_fn(w), link.init(w), w, grad_fn=grad_fn)
         assert updates.dtype == jnp.bfloat16, name
 
@@ -174,7 +174,7 @@ def test_statistics_are_float32_whatever_the_gradient(dtype_name):
         ("samar", "previous_norm", 2000),
         ("le_sam", "rho", 0.8 / 2000),
     ):
-        link = METHODS[name].link()
+        link = METHODS[name].unnamed.link()
         _, state = link.update(g, link.init(g), g, grad_fn=lambda p: p)
         actual = optax.tree.get(state, statistic)
         assert actual.dtype == jnp.float32
@@ -195,7 +195,7 @@ def test_a_zero_gradient_moves_nothing():
     w = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
     zeros = optax.tree.zeros_like(w)
     for name in NAMES:
-        link = METHODS[name].link()
+        link = METHODS[name].unnamed.link()
         updates, state = link.update(zeros, link.init(w), w, grad_fn=optax.tree.zeros_like)
         updates, _ = link.update(zeros, state, w, grad_fn=optax.tree.zeros_like)
         assert not any(leaf.any() for leaf in jax.tree.leaves(updates)), name
@@ -217,7 +217,7 @@ def test_a_norm_beyond_float32_gives_no_nan(name):
 
     LookSAM's direction is a multiple of ‖g‖ itself, and so infinite.
     """
-    row = METHODS[name]
+    row = METHODS[name].unnamed
     link = row.link()
     params = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
     gradient = jax.tree.map(lambda p: 1e25 * p, params)
@@ -262,7 +262,7 @@ def test_looksam_takes_the_rounding_of_small_parameters_for_rounding(dtype_name)
 @pytest.mark.parametrize("name", METHODS)
 def test_no_rank_is_promoted_where_jax_is_told_to_refuse(name):
     """A scalar goes with any leaf, and nothing else is broadcast."""
-    tx = optimizer(METHODS[name])
+    tx = optimizer(METHODS[name].unnamed)
     params = {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones(3)}
     grad_fn = scaled_gradient(jnp.ones([]))
     with jax.numpy_rank_promotion("raise"):

@@ -147,7 +147,7 @@ def sgd_flops():
 
 
 def flops_ratio(name, sgd_flops):
-    return flops(ROWS[name].optimizer(), **ROWS[name].call) / sgd_flops
+    return flops(ROWS[name].unnamed.optimizer(), **ROWS[name].call) / sgd_flops
 
 
 MULTIPLES = {

@@ -284,7 +284,7 @@ MUTATIONS = {
         "lpf_sgd",
     ),
     "unit without its guard": Mutation(
-        "_tree.py", "jnp.maximum(norm(a), TINY)", "norm(a)", "edge_cases", "moves_nothing"
+        "_tree.py", "jnp.maximum(size, TINY)", "size", "edge_cases", "moves_nothing"
     ),
     "norms in the dtype of the leaves": Mutation(
         "_tree.py",

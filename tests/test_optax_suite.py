@@ -14,7 +14,7 @@ import sam_optax
 
 # With radii, noise and weights so small that the optimum of each target stays the optimum.
 GENTLE = {
-    "asam": {"rho": 1e-3},
+    "asam": {"rho": 1e-3, "weights": True},
     "gsam": {"rho": 1e-3, "alpha": 0.1},
     "looksam": {"rho": 1e-3, "alpha": 0.1, "period": 2},
     "esam": {"rho": 1e-3, "gamma": 0.5},
@@ -83,7 +83,7 @@ def test_it_converges(name, target):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unexpected_extra_argument_is_accepted_and_nothing_compiles_twice(name):
-    tx = METHODS[name].optimizer()
+    tx = METHODS[name].unnamed.optimizer()
     params, _, objective = rosenbrock()
     grad_fn = jax.grad(objective)
 
@@ -127,7 +127,7 @@ def three_steps(tx):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_injected_hyperparameters_give_the_same_update_and_state(name):
-    row = METHODS[name]
+    row = METHODS[name].unnamed
     factory = optax.inject_hyperparams(row.factory, static_args=row.static_args)
     injected = factory(**row.settings)
     injected = whole_batch(injected) if name == "esam" else injected
@@ -141,7 +141,7 @@ def test_injected_hyperparameters_give_the_same_update_and_state(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_dtypes_are_kept(name, dtype):
     params, grads = optax.tree.cast((PARAMS, GRADS), dtype)
-    updates, _ = update(METHODS[name].optimizer(), params, grads)
+    updates, _ = update(METHODS[name].unnamed.optimizer(), params, grads)
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
     updated = optax.apply_updates(params, updates)
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(dtype)}
@@ -149,7 +149,7 @@ def test_dtypes_are_kept(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_update_of_multi_steps_is_zero(name):
-    updates, _ = update(optax.MultiSteps(METHODS[name].optimizer(), 4))
+    updates, _ = update(optax.MultiSteps(METHODS[name].unnamed.optimizer(), 4))
     assert not any(leaf.any() for leaf in updates)
 
 
@@ -158,7 +158,7 @@ def test_the_first_update_of_multi_steps_is_zero(name):
 def test_the_state_goes_through_a_conditional(name, dtype):
     """Both branches, an update and none, have the types of the initial state."""
     with jax.enable_x64(dtype == "float64"):
-        tx = METHODS[name].optimizer()
+        tx = METHODS[name].unnamed.optimizer()
         params = {"a": jnp.ones((2, 3), dtype), "b": jnp.ones((), dtype)}
 
         def stepped(state):
@@ -178,7 +178,7 @@ def test_sharding_types_are_kept_on_an_explicit_mesh(name):
     with jax.set_mesh(mesh):
         rows = jax.device_put(jnp.ones((16, 3)), jax.sharding.PartitionSpec("x"))
         params = {"a": rows, "b": jnp.ones(5)}
-        tx = METHODS[name].optimizer()
+        tx = METHODS[name].unnamed.optimizer()
 
         @jax.jit
         def step(params, state):

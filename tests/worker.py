@@ -9,7 +9,6 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import optax
-from reference import METHODS, initial_params, make_batch, make_step, ravel, sgd
 
 SHARED = ("sam", "ae_sam", "samar", "r_sam", "ss_sam")
 STEPS, EXAMPLES = 5, 16
@@ -18,6 +17,9 @@ STEPS, EXAMPLES = 5, 16
 def main(coordinator, processes, number, out):
     """Five steps of each method on the batch of all processes; what this one saw of them."""
     jax.distributed.initialize(coordinator, int(processes), int(number))
+    # Not before: a schedule of it is tried where it is made, which starts JAX.
+    from reference import METHODS, initial_params, make_batch, make_step, ravel, sgd
+
     axes = {"axis_types": (AxisType.Auto,)}
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), **axes)
 

@@ -54,7 +54,7 @@ def link(name: str) -> optax.GradientTransformationExtraArgs:
     if name == SGD:
         return optax.with_extra_args_support(optax.identity())
     function = getattr(sam_optax, name)
-    offered = {"base": base(), "total_steps": 10_000, "updates_at": "gradient_point"}
+    offered = {"base": optax.trace(MOMENTUM), "total_steps": 10_000, "updates_at": "gradient_point"}
     offered |= {"lambda_1": 0.0, "lambda_2": 0.0}  # about every other gradient is above the mean
     asked = inspect.signature(function).parameters
     return function(**{name: value for name, value in offered.items() if name in asked})
@@ -62,7 +62,7 @@ def link(name: str) -> optax.GradientTransformationExtraArgs:
 
 def rest(name: str) -> optax.GradientTransformation:
     """What stands behind the link."""
-    return optax.identity() if is_decoupled(name) else base()
+    return optax.scale_by_learning_rate(LEARNING_RATE) if is_decoupled(name) else base()
 
 
 def on_device(problem: Problem, name: str) -> Contestant:
