@@ -686,7 +686,8 @@ def eigen_sam(
 
     Raises:
       ValueError: rho or alpha is negative, or a count is less than 1.
-      TypeError: an argument is no number, a count no integer, or key no int or key.
+      TypeError: an argument is no number, a count no integer, or key no int or key; at step 0,
+        grad_fn cannot be differentiated in forward mode.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax

@@ -9,6 +9,7 @@ comes in float32 at least and is added in the parameters' dtype.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -388,7 +389,8 @@ def eigen_ball(
     Every `period` steps, step 0 excluded, v ← unit(H v), `power_iterations` times, H the Hessian of
     the loss on the batch at the parameters; it starts from a normal draw, and later from the last
     v. H v is the Jacobian-vector product of grad_fn, which costs about two gradients and must be
-    differentiable in forward mode. ε is not renormalised.
+    differentiable in forward mode; outside jit step 0 lowers it once to see that it is. ε is not
+    renormalised.
 
     Args:
       rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it.
@@ -405,7 +407,7 @@ def eigen_ball(
     Raises:
       ValueError: rho or alpha is negative, or a count is less than 1.
       TypeError: rho or alpha is neither a number nor a schedule, a count no integer, or key no int
-        or key.
+        or key; at step 0, grad_fn cannot be differentiated in forward mode.
 
     References:
       Luo et al., Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
@@ -436,7 +438,7 @@ def eigen_ball(
 
         def estimate(gradient: GradFn, repeat: _decision.Repeat) -> Tree:
             def iterate(v: Tree) -> Tree:
-                _, product = jax.jvp(gradient, (params,), (v,))
+                product = _hessian_product(gradient, params, v)
                 return _tree.cast_like(_tree.towards(product, 1.0), v)
 
             normal = _random.draw_like(jax.random.normal, state.key_data, step, params)
@@ -445,11 +447,33 @@ def eigen_ball(
             return repeat(power_iterations, iterate, _tree.cast_like(v, state.v))
 
         due = (step > 0) & (step % period == 0)
+        if not isinstance(step, jax.core.Tracer) and step == 0:
+            _check_forward(grad_fn, params)
         v = _decision.branch(due, estimate, lambda: state.v, grad_fn, params)
         epsilon = _lean(first, v, value_at(rho, step), value_at(alpha, step))
         return epsilon, state._replace(v=v)
 
     return transformation(init, update)
+
+
+def _hessian_product(gradient: GradFn, params: Tree, v: Tree) -> Tree:
+    """H v, the derivative of the gradient along v."""
+    product: Tree = jax.jvp(gradient, (params,), (v,))[1]
+    return product
+
+
+def _check_forward(grad_fn: GradFn, params: Tree) -> None:
+    """Raises now, rather than a period of steps later, where grad_fn has no forward derivative."""
+    try:
+        # A custom_vjp that does not come to bear is no fault; what does, lowering tells.
+        jax.jit(functools.partial(_hessian_product, grad_fn)).lower(params, params)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            "eigen_ball needs a grad_fn that can be differentiated in forward mode, and there is a "
+            "jax.custom_vjp in the way: define its derivative by jax.custom_jvp instead."
+        ) from error
 
 
 @jax.jit  # one program on the host path, where the rest runs op by op because of grad_fn

@@ -450,3 +450,47 @@ def test_a_part_that_was_not_called_is_refused():
 def test_complex_parameters_are_refused():
     with pytest.raises(TypeError, match=r"params\['w'\] is complex"):
         sam_optax.sam().init({"w": jnp.ones(2, jnp.complex64)})
+
+
+@pytest.mark.parametrize("compiled", ["update", "grad_fn", "neither"])
+def test_eigen_sam_refuses_a_custom_vjp_at_its_first_step(compiled):
+    """And not a period of steps later; with the remedy, a jax.custom_jvp, it goes on.
+
+    As in a fused kernel, whose backward pass is another one.
+    """
+
+    @jax.custom_vjp
+    def double(w):
+        return 2 * w
+
+    double.defvjp(lambda w: (2 * w, None), lambda _, t: (2 * t,))
+
+    @jax.custom_vjp
+    def square(w):
+        return jnp.sum(w**2)
+
+    square.defvjp(lambda w: (jnp.sum(w**2), w), lambda w, t: (t * double(w),))
+
+    @jax.custom_jvp
+    def remedy(w):
+        return jnp.sum(w**2)
+
+    remedy.defjvp(lambda w, t: (remedy(w[0]), 2 * jnp.vdot(w[0], t[0])))
+
+    link = sam_optax.eigen_sam(0.1, period=2)
+    w = jnp.array([3.0, 4.0])
+
+    def step(loss, state):
+        grad_fn = jax.grad(loss)
+        grad_fn = jax.jit(grad_fn) if compiled == "grad_fn" else grad_fn
+        return link.update(grad_fn(w), state, w, grad_fn=grad_fn)
+
+    step = jax.jit(step, static_argnums=0) if compiled == "update" else step
+    state = link.init(w)
+    # Inside jit it is JAX that tells, where it compiles the step.
+    told = "to a custom_vjp" if compiled == "update" else "custom_vjp in the way: .* jax.custom_jvp"
+    with pytest.raises(TypeError, match=told):
+        step(square, state)
+    for _ in range(4):
+        _, state = step(remedy, state)
+    assert jnp.allclose(optax.tree.norm(sam_optax.read(state, "v")), 1.0)
