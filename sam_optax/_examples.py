@@ -34,6 +34,10 @@ def select_examples(
             example_losses=losses_of_the_first_pass,                        # float[B], optional
         )
 
+    Where the loss of an example depends on the others, as with batch norm or negatives from the
+    batch, the gradient of the examples alone is another function's: within the whole batch it is
+    that of `losses(p, batch)[indices].mean()`.
+
     That costs a forward pass at w + ε, and a gradient on K examples in place of one on B. Without
     `example_losses`, such as aux of the first gradient, it costs another forward pass at w, or what
     XLA does not find in the first gradient's.

@@ -351,7 +351,7 @@ def esam(
     forward pass and γ gradients a step, where the update is given the losses at w as
     `example_losses`; otherwise another forward pass. Where γ < 1, grad_fn takes the indices of the
     examples to keep, and the update needs the loss of each example; see
-    `sam_optax.select_examples`.
+    `sam_optax.select_examples`, also for losses that depend on other examples.
 
     Args:
       rho: the radius ρ ≥ 0. 0 perturbs nothing.

@@ -118,13 +118,16 @@ def losses(leaves):
     return each + jnp.sin(sum(jnp.sum(x) for x in floats)) * far
 
 
+def name_of(path):
+    """The last name on a key path, without boxes and places in lists."""
+    names = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
+    names = [n for n in names if n not in ("", "value", "raw_value") and not n.isdigit()]
+    return names[-1].replace("/", ".").split(".")[-1] if names else ""
+
+
 def is_weight(path, leaf):
     """What `asam` takes for one, from the words of its docstring."""
-    names = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
-    names = [
-        name for name in names if name not in ("", "value", "raw_value") and not name.isdigit()
-    ]
-    name = names[-1].replace("/", ".").split(".")[-1] if names else ""
+    name = name_of(path)
     return name in ("scale", "weight") or (leaf.ndim > 1 and name != "bias")
 
 
@@ -223,10 +226,9 @@ def tolerance(leaves):
 
 
 def has_known_name(tree):
-    known = ("kernel", "bias", "scale", "weight")
     paths = jax.tree.leaves_with_path(tree.params, is_leaf=is_none)
     kept = [path for (path, _), i in zip(paths, inside(tree), strict=True) if i]
-    return any(any(k in jax.tree_util.keystr(path[-2:]) for k in known) for path in kept)
+    return any(name_of(path) in ("kernel", "bias", "scale", "weight") for path in kept)
 
 
 # What a caller may get wrong in one leaf of a gradient, and what the error says.
