@@ -44,8 +44,8 @@ def kernel_axes(out_axis: int | Sequence[int] = -1, batch_axis: int | Sequence[i
     They are the axes that are neither outputs nor a batch; where there are none, as in a bias, all
     that are no batch. Some layouts:
 
-    - (in, out) and (*window, in, out), as in Flax: `kernel_axes()`
-    - (out, in) and (out, in, *window), as in Equinox and PyTorch: `kernel_axes(out_axis=0)`
+    - (in, out) and (window, in, out), as in Flax: `kernel_axes()`
+    - (out, in) and (out, in, window), as in Equinox and PyTorch: `kernel_axes(out_axis=0)`
     - (rows, features), an embedding, each row a kernel: `kernel_axes(out_axis=0)`
     - (in, heads, size), the query, key and value of attention: `kernel_axes(out_axis=(-2, -1))`
     - (layers, ...), stacked for a scan: `kernel_axes(batch_axis=0)`

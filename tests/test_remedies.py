@@ -1,0 +1,402 @@
+"""Each error of the package, and what it says to do instead: both are done."""
+
+import ast
+from pathlib import Path
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sam_optax
+from sam_optax import combine, perturb, schedules, sharpness_aware, start, when
+from sam_optax.flax import TrainState
+
+PACKAGE = Path(sam_optax.__file__).parent
+
+W = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([1.0, 2.0])}
+MASK = {"kernel": True, "bias": False}
+SAM = sam_optax.sam(0.1)
+
+
+def same(p):
+    return p
+
+
+def update(link, w=W, grads=None, state=None, **extra):
+    """A step on a loss whose gradient is the parameters."""
+    extra = {"grad_fn": same} | extra
+    state = link.init(w) if state is None else state
+    return link.update(w if grads is None else grads, state, w, **extra)
+
+
+def without_grad_fn(link):
+    return link.update(W, link.init(W), W)
+
+
+def on_devices(function):
+    """The function of local parameters on eight devices, each with rows of its own."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, none = jax.sharding.PartitionSpec("batch"), jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(
+        lambda x: jax.tree.map(jnp.sum, function(x)), mesh=mesh, in_specs=rows, out_specs=none,
+    )  # fmt: skip
+    return mapped(jnp.arange(8.0))
+
+
+def averaged(local):
+    def step(x):
+        w = jnp.ones(2)
+        w = jax.lax.pcast(w, "batch", to="varying") if local else w
+        grads = jax.grad(lambda w: jnp.sum(w**2) * jnp.sum(x))(w)
+        link = sam_optax.average("batch")
+        return link.update(grads, link.init(w))[0]
+
+    return lambda: on_devices(step)
+
+
+def decided(axis_name):
+    def step(x):
+        w = jax.lax.pcast(jnp.ones(2), "batch", to="varying")
+        link = sam_optax.ae_sam(total_steps=9, axis_name=axis_name)
+        state = link.init(jnp.ones(2))
+        grad = jax.grad(lambda w: jnp.sum(w**2) * jnp.sum(x))
+        updates, _ = link.update(grad(w), state, w, grad_fn=grad)
+        return jax.lax.pmean(updates, "batch")
+
+    return lambda: on_devices(step)
+
+
+def injected(**options):
+    def run():
+        link = optax.inject_hyperparams(sam_optax.lpf_sgd, **options)(gamma=0.1, samples=2)
+        return update(link)
+
+    return run
+
+
+def selected(link=SAM, **extra):
+    losses = {"example_loss_fn": lambda p: jnp.arange(4.0) * p["bias"].sum()}
+    return lambda: update(
+        sam_optax.select_examples(link, 0.5),
+        **(losses | {"grad_fn": lambda p, indices: p} | extra),
+    )
+
+
+def complex_loss(p):
+    return jnp.sum(jnp.abs(jax.lax.complex(p["re"], p["im"])) ** 2)
+
+
+def eigen(kind):
+    @kind
+    def double(w):
+        return 2 * w
+
+    if kind is jax.custom_vjp:
+        double.defvjp(lambda w: (2 * w, None), lambda _, t: (2 * t,))
+    else:
+        double.defjvp(lambda w, t: (2 * w[0], 2 * t[0]))
+    return lambda: update(
+        sam_optax.eigen_sam(), jnp.ones(2), grad_fn=lambda w: double(w)
+    )  # fmt: skip
+
+
+def of_three(p):
+    return jax.tree.map(lambda w: jnp.stack([w, w, w]), p)
+
+
+def cast(dtype):
+    return {**W, "bias": W["bias"].astype(dtype)}
+
+
+TWO = optax.chain(sam_optax.msam(), sam_optax.msam())
+KERNELS = start.kernel_axes(out_axis=0)
+NAMED = {"theta": jnp.ones((2, 2))}
+RADII = {"rho_max": 0.6, "rho_min": 0.2, "lr_min": 0.0}
+RELATIVE = optax.cosine_decay_schedule(1.0, 100)
+MASKED_BALL = optax.masked(perturb.ball(0.1), MASK)
+ZERO = optax.masked(optax.set_to_zero(), {"kernel": False, "bias": True})
+OTHER = {"kernel": jnp.ones((5, 5)), "bias": jnp.ones(5)}
+
+
+class WithStatistics(TrainState):
+    batch_stats: jax.Array
+
+
+STATE = WithStatistics.create(apply_fn=None, params=W, tx=SAM, batch_stats=jnp.ones(2))
+
+# What is wrong, and what the message says to do in its place.
+REMEDIES = {
+    "average of what is averaged": (averaged(local=False), averaged(local=True)),
+    "axis name": (lambda: sam_optax.average(0), lambda: sam_optax.average("batch")),
+    "a number": (lambda: sam_optax.sam("0.1"), lambda: sam_optax.sam(lambda step: 0.1)),
+    "32 bits": (lambda: sam_optax.sam(2**40), lambda: sam_optax.sam(float(2**40))),
+    "interval": (lambda: sam_optax.sam(-0.1), lambda: sam_optax.sam(0.1)),
+    "integer": (lambda: sam_optax.looksam(period=2.5), lambda: sam_optax.looksam(period=2)),
+    "too large": (lambda: sam_optax.looksam(period=2**40), lambda: sam_optax.looksam(period=9)),
+    "too small": (lambda: sam_optax.looksam(period=0), lambda: sam_optax.looksam(period=1)),
+    "static": (injected(), injected(static_args=("samples",))),
+    "choice": (
+        lambda: sam_optax.msam(updates_at="point"),
+        lambda: sam_optax.msam(updates_at="gradient_point"),
+    ),
+    "flag": (
+        lambda: perturb.noisy_ball(0.1, normalize_gradient=1),
+        lambda: perturb.noisy_ball(0.1, normalize_gradient=True),
+    ),
+    "one number": (lambda: sam_optax.sam(np.ones(2)), lambda: sam_optax.sam(np.ones(2)[0])),
+    "a schedule out of range": (
+        lambda: update(sam_optax.sam(optax.linear_schedule(-0.1, 0.1, 9))),
+        lambda: update(
+            sam_optax.sam(lambda t: jnp.clip(optax.linear_schedule(-0.1, 0.1, 9)(t), 0, 1))
+        ),
+    ),
+    "a decision of its own on each device": (decided(None), decided("batch")),
+    "the state of another optimizer": (
+        lambda: update(SAM, state=optax.adam(0.1).init(W)),
+        lambda: update(SAM, state=SAM.init(W)),
+    ),
+    "no parameters": (
+        lambda: SAM.update(W, SAM.init(W), grad_fn=same),
+        lambda: SAM.update(W, SAM.init(W), W, grad_fn=same),
+    ),
+    "no grad_fn": (lambda: without_grad_fn(SAM), lambda: update(SAM, grad_fn=same)),
+    "a decision on nothing": (
+        lambda: sharpness_aware(when=when.every(2)),
+        lambda: sharpness_aware(perturb.ball(0.05), when=when.every(2)),
+    ),
+    "no perturbation": (
+        lambda: sharpness_aware(perturb.ball),
+        lambda: sharpness_aware(perturb.ball(0.05)),
+    ),
+    "another part": (
+        lambda: sharpness_aware(perturb.ball(0.05), when=2),
+        lambda: sharpness_aware(perturb.ball(0.05), when=when.every(2)),
+    ),
+    "no link to select for": (
+        lambda: sam_optax.select_examples(sam_optax.sam, 0.5),
+        lambda: sam_optax.select_examples(sam_optax.sam(), 0.5),
+    ),
+    "no method to select for": (selected(optax.sgd(0.1)), selected(sam_optax.sam())),
+    "a method with a start": (
+        selected(sam_optax.r_sam()),
+        lambda: update(sam_optax.r_sam()),
+    ),
+    "a mean loss": (
+        selected(example_loss_fn=lambda p: p["bias"].sum()),
+        selected(example_loss_fn=lambda p: jnp.arange(4.0)),
+    ),
+    "no losses": (selected(example_loss_fn=None), selected()),
+    "no indices": (selected(grad_fn=same), selected(grad_fn=lambda params, indices: params)),
+    "no indices, whole batch": (
+        selected(grad_fn=same),
+        lambda: update(sam_optax.select_examples(SAM, 1)),
+    ),
+    "a masked perturbation": (
+        lambda: update(sharpness_aware(MASKED_BALL)),
+        lambda: update(sharpness_aware(perturb.only(MASK, perturb.ball(0.1)))),
+    ),
+    "a masked perturbation, set to zero": (
+        lambda: update(sharpness_aware(MASKED_BALL)),
+        lambda: update(sharpness_aware(optax.chain(MASKED_BALL, ZERO))),
+    ),
+    "value and gradient": (
+        lambda: update(SAM, grad_fn=jax.value_and_grad(lambda p: p["bias"].sum())),
+        lambda: update(SAM, grad_fn=jax.grad(lambda p: p["bias"].sum())),
+    ),
+    "another tree": (
+        lambda: update(SAM, grads={"kernel": W["kernel"]}),
+        lambda: update(SAM, grads=jax.grad(lambda p: p["bias"].sum())(W)),
+    ),
+    "a forgotten mean": (
+        lambda: update(SAM, grad_fn=of_three),
+        lambda: update(SAM, grad_fn=lambda p: jax.tree.map(lambda g: g.mean(0), of_three(p))),
+    ),
+    "no gradient": (
+        lambda: update(SAM, grads={**W, "bias": None}),
+        lambda: update(sam_optax.masked(SAM, MASK), grads={**W, "bias": None}),
+    ),
+    "no gradient, of all": (
+        lambda: update(SAM, grads={**W, "bias": None}),
+        lambda: update(SAM, grads=jax.grad(lambda p: p["bias"].sum())(W)),
+    ),
+    "an integer gradient": (
+        lambda: update(SAM, grads=cast(int)),
+        lambda: update(SAM, grads=cast(jnp.bfloat16)),
+    ),
+    "kernels that are none": (
+        lambda: sam_optax.r_sam(kernels=0),
+        lambda: update(sam_optax.r_sam(kernels=KERNELS)),
+    ),
+    "kernels of another tree": (
+        lambda: update(sam_optax.r_sam(kernels={"other": KERNELS})),
+        lambda: update(sam_optax.r_sam(kernels={"kernel": KERNELS, "bias": None})),
+    ),
+    "axes that a leaf lacks": (
+        lambda: update(sam_optax.r_sam(kernels=lambda path, w: (2,))),
+        lambda: update(sam_optax.r_sam(kernels=lambda path, w: (-1,))),
+    ),
+    "no link to mask": (
+        lambda: sam_optax.masked(sam_optax.sam, MASK),
+        lambda: update(sam_optax.masked(sam_optax.sam(), MASK)),
+    ),
+    "masked, a state without": (
+        lambda: update(sam_optax.masked(SAM, MASK), state=SAM.init(W)),
+        lambda: update(sam_optax.masked(SAM, MASK), state=sam_optax.masked(SAM, MASK).init(W)),
+    ),
+    "masked, a state of another mask": (
+        lambda: update(sam_optax.masked(SAM, MASK), state=sam_optax.masked(SAM, True).init(W)),
+        lambda: update(sam_optax.masked(SAM, MASK), state=sam_optax.masked(SAM, MASK).init(W)),
+    ),
+    "masked, no parameters": (
+        lambda: sam_optax.masked(SAM, MASK).update(W, sam_optax.masked(SAM, MASK).init(W)),
+        lambda: update(sam_optax.masked(SAM, MASK)),
+    ),
+    "optax.masked around a link": (
+        lambda: update(optax.masked(SAM, MASK)),
+        lambda: update(sam_optax.masked(SAM, MASK)),
+    ),
+    "optax.partition around links": (
+        lambda: update(optax.partition({"a": SAM, "b": SAM}, {"kernel": "a", "bias": "b"})),
+        lambda: update(sharpness_aware(optax.partition(
+            {"a": perturb.ball(0.1), "b": perturb.ball(0.2)}, {"kernel": "a", "bias": "b"}))),
+    ),
+    "complex parameters": (
+        lambda: update(SAM, {"z": jnp.ones(2, complex)}),
+        lambda: update(SAM, {"re": jnp.ones(2), "im": jnp.ones(2)}, grad_fn=jax.grad(complex_loss)),
+    ),
+    "a mask of numbers": (
+        lambda: sam_optax.masked(SAM, {"kernel": 1, "bias": 0}),
+        lambda: sam_optax.masked(SAM, {"kernel": True, "bias": False}),
+    ),
+    "a mask of another tree": (
+        lambda: update(sam_optax.masked(SAM, {"other": True})),
+        lambda: update(sam_optax.masked(SAM, lambda params: MASK)),
+    ),
+    "two gradient points": (
+        lambda: sam_optax.gradient_point(TWO.init(W), W),
+        lambda: sam_optax.gradient_point(TWO.init(W)[0], W),
+    ),
+    "a key": (lambda: sam_optax.ss_sam(key="0"), lambda: sam_optax.ss_sam(key=jax.random.key(0))),
+    "several keys": (
+        lambda: sam_optax.ss_sam(key=jax.random.split(jax.random.key(0))),
+        lambda: sam_optax.ss_sam(key=jax.random.split(jax.random.key(0))[0]),
+    ),
+    "a long key": (lambda: sam_optax.ss_sam(key=2**80), lambda: sam_optax.ss_sam(key=2**60)),
+    "a quantity that is not kept": (
+        lambda: sam_optax.read(SAM.init(W), "v"),
+        lambda: sam_optax.read(SAM.init(W), "ascents"),
+    ),
+    "no name of a quantity": (
+        lambda: sam_optax.read(SAM.init(W), 0),
+        lambda: sam_optax.read(SAM.init(W), "ascents"),
+    ),
+    "two quantities": (
+        lambda: sam_optax.read(TWO.init(W), "rho"),
+        lambda: sam_optax.read(TWO.init(W)[0], "rho"),
+    ),
+    "no method to read": (
+        lambda: sam_optax.read(optax.sgd(0.1).init(W), "v"),
+        lambda: sam_optax.read(optax.chain(sam_optax.looksam(), optax.sgd(0.1)).init(W), "v"),
+    ),
+    "the state of another method": (
+        lambda: update(SAM, state=sam_optax.looksam().init(W)),
+        lambda: update(SAM, state=SAM.init(W)),
+    ),
+    "the state of other parameters": (
+        lambda: update(sam_optax.looksam(), state=sam_optax.looksam().init(OTHER)),
+        lambda: update(sam_optax.looksam(), state=sam_optax.looksam().init(W)),
+    ),
+    "no base": (
+        lambda: combine.weigh(0.5, optax.trace),
+        lambda: combine.weigh(0.5, optax.trace(0.9)),
+    ),
+    "a base with its minus": (
+        lambda: update(sam_optax.wsam(optax.sgd(0.1))),
+        lambda: update(sam_optax.wsam(optax.chain(optax.sgd(0.1), optax.scale(-1)))),
+    ),
+    "nearly a field": (
+        lambda: STATE.apply_gradients(grads=W, grad_fn=same, batch_stat=jnp.zeros(2)),
+        lambda: STATE.apply_gradients(grads=W, grad_fn=same, batch_stats=jnp.zeros(2)),
+    ),
+    "None for a base": (lambda: sam_optax.wsam(None), lambda: sam_optax.coupled_wsam()),
+    "a function of the tree": (
+        lambda: update(sam_optax.asam(weights=lambda params: MASK)),
+        lambda: update(sam_optax.asam(weights=MASK)),
+    ),
+    "names that say nothing": (
+        lambda: update(sam_optax.asam(), NAMED),
+        lambda: update(sam_optax.asam(weights=lambda path: True), NAMED),
+    ),
+    "names that say nothing, a tree": (
+        lambda: update(sam_optax.asam(), NAMED),
+        lambda: update(sam_optax.asam(weights={"theta": True}), NAMED),
+    ),
+    "nothing to perturb only": (
+        lambda: perturb.only(MASK, perturb.ball),
+        lambda: perturb.only(MASK, perturb.ball(0.05)),
+    ),
+    "a name for weights": (
+        lambda: sam_optax.asam(weights="kernel"),
+        lambda: update(sam_optax.asam(weights=lambda path: path[-1].key == "kernel")),
+    ),
+    "weights of another tree": (
+        lambda: update(sam_optax.asam(weights={"other": True})),
+        lambda: update(sam_optax.asam(weights={"kernel": True, "bias": False})),
+    ),
+    "a custom_vjp in the way": (eigen(jax.custom_vjp), eigen(jax.custom_jvp)),
+    "a constant learning rate": (
+        lambda: schedules.rho_from_learning_rate(0.1, lr_max=0.1, **RADII),
+        lambda: schedules.rho_from_learning_rate(optax.constant_schedule(0.1), lr_max=0.1, **RADII),
+    ),
+    "bounds in the wrong order": (
+        lambda: schedules.rho_from_learning_rate(RELATIVE, lr_max=-1.0, **RADII),
+        lambda: schedules.rho_from_learning_rate(RELATIVE, lr_max=1.0, **RADII),
+    ),
+    "opposite infinities": (
+        lambda: schedules.linear_threshold(np.inf, -np.inf, 9),
+        lambda: schedules.linear_threshold(np.inf, np.inf, 9),
+    ),
+    "a relative learning rate": (
+        lambda: schedules.rho_from_learning_rate(RELATIVE, lr_max=0.1, **RADII),
+        lambda: schedules.rho_from_learning_rate(
+            lambda step: 0.1 * RELATIVE(step), lr_max=0.1, **RADII),
+    ),
+    "a relative learning rate, unclamped": (
+        lambda: schedules.rho_from_learning_rate(RELATIVE, lr_max=0.1, **RADII),
+        lambda: schedules.rho_from_learning_rate(RELATIVE, lr_max=0.1, clamp=False, **RADII),
+    ),
+    "no axis": (lambda: start.kernel_axes("out"), lambda: start.kernel_axes(-1)),
+    "no axis of several": (lambda: start.kernel_axes((0, "in")), lambda: start.kernel_axes((0, 1))),
+}  # fmt: skip
+
+
+def raised_at(wrong):
+    """The file of the package and the line that raise."""
+    with pytest.raises((TypeError, ValueError, KeyError)) as error:
+        wrong()
+    frame = traceback.extract_tb(error.value.__traceback__)[-1]
+    return Path(frame.filename), frame.lineno
+
+
+@pytest.mark.parametrize("error", REMEDIES)
+def test_what_an_error_says_to_do_works(error):
+    wrong, right = REMEDIES[error]
+    path, _ = raised_at(wrong)
+    assert path.parent == PACKAGE
+    result = right()
+    for leaf in jax.tree.leaves(result):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert jnp.isfinite(leaf).all()
+
+
+def test_there_is_no_other_error():
+    """Every raise of the package that has a message is among them."""
+    raised = {raised_at(wrong) for wrong, _ in REMEDIES.values()}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                lines = range(node.lineno, node.end_lineno + 1)
+                assert any((path, line) in raised for line in lines), (path.name, node.lineno)
