@@ -39,6 +39,8 @@ def check(kernels: Any) -> None:
 
 def mark(kernels: Kernels, default: AxesOf, params: Tree) -> Tree:
     """The axes of the kernels as a tree without leaves, which a state can hold."""
+    if not jax.tree.leaves(params):  # as those by which optax.tree.map_params asks for their places
+        return params
     whole = jax.tree.map(lambda f: default if f is None else f, kernels, is_leaf=is_none)
     try:
         functions = jax.tree.broadcast(whole, params)

@@ -221,6 +221,16 @@ def test_what_is_no_axis_is_refused(argument, value):
         kernel_axes(**{argument: value})
 
 
+@pytest.mark.parametrize("kernels", [KERNELS, kernel_axes(batch_axis=0)], ids=["tree", "one"])
+def test_the_state_goes_through_map_params(kernels):
+    link = sam_optax.r_sam(kernels=kernels)
+    state = link.init(initial())
+    chex.assert_trees_all_equal(optax.tree.map_params(link, lambda leaf: leaf, state), state)
+    assert jax.tree.structure(optax.tree.map_params(link, lambda leaf: leaf, state)) == (
+        jax.tree.structure(state)
+    )
+
+
 def test_under_inject_hyperparams_kernels_are_static():
     w = random(4, 3)
     make = optax.inject_hyperparams(sam_optax.lpf_sgd, static_args=("samples", "kernels"))
