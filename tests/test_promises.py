@@ -51,11 +51,18 @@ ROOT = Path(__file__).parents[1]
 SHORT = ("digits", "--epochs", 2, "--train-examples", 128, "--batch-size", 64)
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """In the background of a script SIGINT is ignored, as if it were not sent."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     """Runs a command, with its results below the test's folder, and gives its exit status."""
     monkeypatch.setattr("os._exit", sys.exit)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(module, *arguments):
         fields = {field.name for field in dataclasses.fields(module.Options)}
@@ -67,8 +74,7 @@ def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
             return stop.code
         return 0
 
-    yield run
-    signal.signal(signal.SIGINT, before)
+    return run
 
 
 def interrupt_at(monkeypatch, epoch):
