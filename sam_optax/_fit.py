@@ -41,9 +41,14 @@ def check(name: str, gradient: Any, part: Part, params: Tree) -> None:
             raise ValueError(f"{name}{jax.tree_util.keystr(path)} {_misfit(leaf, param)}")
 
 
-def check_offset(epsilon: Any, first: Tree, params: Tree) -> None:
-    """Raises unless ε fits the parameters, and is made of the gradient in each leaf or in none."""
-    check("what perturb returns", epsilon, trainable(params), params)
+def checked_offset(found: Any, first: Tree, params: Tree) -> Tree:
+    """ε, without what is in the gaps of the parameters.
+
+    Raises unless it fits them, and is made of the gradient in each leaf or in none.
+    """
+    part = trainable(params)
+    check("what perturb returns", found, part, params)
+    epsilon: Tree = part.prune(found)
     pairs = zip(jax.tree.leaves_with_path(epsilon), jax.tree.leaves(first), strict=True)
     raw = [path for (path, offset), gradient in pairs if offset is gradient]
     if 0 < len(raw) < len(jax.tree.leaves(first)):
@@ -52,6 +57,7 @@ def check_offset(epsilon: Any, first: Tree, params: Tree) -> None:
             "optax.masked hands on what it leaves out: take sam_optax.perturb.only(mask, part), "
             "whose offset is 0 there, or set it to zero by optax.set_to_zero()."
         )
+    return epsilon
 
 
 def gradient_within(grad_fn: Callable[..., Tree], part: Part, params: Tree) -> Callable[..., Tree]:
@@ -112,7 +118,7 @@ def _difference(wanted: Any, found: Any, path: Path) -> str:
     if type(wanted) is not type(found):
         return (
             f"at {at(path)} expected {type(wanted).__name__}, got {type(found).__name__}: "
-            f"{_cause(found)}"
+            f"{_CAUSE if isinstance(wanted, list) else _cause(found)}"
         )
     for key in here:
         if key not in there:

@@ -117,8 +117,8 @@ def trainable(params: Tree) -> Part:
 
 def _refuse(params: Tree) -> None:
     """Raises for the first leaf that is masked or complex."""
-    for path, node in jax.tree.leaves_with_path(params, is_leaf=_is_masked):
-        if _is_masked(node):
+    for path, node in jax.tree.leaves_with_path(params, is_leaf=is_masked):
+        if is_masked(node):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} is an optax.MaskedNode, so grad_fn cannot be "
                 "evaluated: in place of optax.masked around this link take sam_optax.masked(link, "
@@ -133,7 +133,8 @@ def _refuse(params: Tree) -> None:
             )
 
 
-def _is_masked(node: object) -> bool:
+def is_masked(node: object) -> bool:
+    """Whether a node stands for what Optax hides."""
     return isinstance(node, optax.MaskedNode)
 
 
@@ -147,9 +148,16 @@ def is_inexact(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def is_function(mask: Any) -> bool:
+    """Whether it is to be called; a module of booleans may be called too, but is a tree."""
+    leaves = jax.tree.leaves(mask)
+    is_tree = bool(leaves) and all(isinstance(leaf, bool | np.bool_) for leaf in leaves)
+    return callable(mask) and not is_tree
+
+
 def check_mask(name: str, mask: Any) -> None:
     """Raises where an argument of this name is neither a function nor a tree of booleans."""
-    if not callable(mask):
+    if not is_function(mask):
         check_booleans(name, mask)
 
 
@@ -171,7 +179,7 @@ def chosen(name: str, mask: Any, params: Tree) -> Part:
     if not jax.tree.leaves(params):  # as those by which optax.tree.map_params asks for their places
         return trainable(params)
     found = mask
-    if callable(mask):
+    if is_function(mask):
         with callers():
             found = mask(params)
         check_booleans(name, found)

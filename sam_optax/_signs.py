@@ -13,7 +13,7 @@ from sam_optax._promotion import callers
 
 
 def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> bool:
-    """Whether it hands on the negative of the gradient's direction in some leaf.
+    """Whether it hands on the negative of the gradient's direction in some leaf, in two steps.
 
     It is tried on parameters of the same structure, with one number a leaf. False where that cannot
     be done, as for a base that asks for more than the gradient.

@@ -104,7 +104,9 @@ def cast_like(tree: Tree, reference: Tree) -> Tree:
 
     def cast(x: jax.Array, r: jax.typing.ArrayLike) -> jax.Array:
         # result_type, which only numbers need, takes longer than a small gradient
-        return x if x.dtype == getattr(r, "dtype", None) else x.astype(jnp.result_type(r))
+        if hasattr(x, "dtype") and x.dtype == getattr(r, "dtype", None):
+            return x
+        return jnp.asarray(x).astype(jnp.result_type(r))
 
     return _map(cast, tree, reference)
 

@@ -165,7 +165,8 @@ def weigh(gamma: Schedulable, base: optax.GradientTransformation | None = None) 
       A `Combine` with state `WeighState`.
 
     Raises:
-      ValueError: gamma is outside [0, 1); at init, base hands on the negative of a direction.
+      ValueError: gamma is outside [0, 1); at init, base hands on the negative of a direction in
+        some leaf, as far as its first two steps show.
       TypeError: gamma is no number or schedule, or base no Optax transformation.
 
     References:

@@ -687,7 +687,8 @@ def eigen_sam(
     Raises:
       ValueError: rho or alpha is negative, or a count is less than 1.
       TypeError: an argument is no number, a count no integer, or key no int or key; at step 0,
-        grad_fn cannot be differentiated in forward mode.
+        outside jit, a `jax.custom_vjp` in grad_fn is in the way of forward mode. (JAX's own errors
+        tell of it inside jit, and of other functions without forward mode.)
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -1109,7 +1110,7 @@ def wsam(
 
     Raises:
       ValueError: rho is negative, or gamma outside [0, 1); at init, base hands on the negative of a
-        direction, as `optax.sgd(0.1)` does.
+        direction in some leaf, as `optax.sgd(0.1)` does, as far as its first two steps show.
       TypeError: rho or gamma is neither a number nor a schedule, or base or perturb no Optax
         transformation.
 

@@ -125,7 +125,7 @@ def adaptive_ball(
 
 def _check_weights(weights: object) -> None:
     """Raises unless weights is a function, a tree of booleans or None."""
-    if callable(weights):
+    if _parts.is_function(weights):
         return
     for leaf in jax.tree.leaves(weights):
         if not isinstance(leaf, bool) and getattr(leaf, "dtype", None) != np.bool_:
@@ -141,7 +141,7 @@ def _weight_mask(weights: Callable[[tuple[Any, ...]], bool] | Any, params: Tree)
     if weights is None:
         _check_names(params)
         return jax.tree_util.tree_map_with_path(_is_weight, params)
-    if callable(weights):
+    if _parts.is_function(weights):
         return jax.tree_util.tree_map_with_path(lambda path, w: _chosen(weights, path), params)
     try:
         return jax.tree.broadcast(weights, params)
@@ -405,9 +405,11 @@ def eigen_ball(
       convolution in grad_fn, it takes the products at every step, and warns.
 
     Raises:
-      ValueError: rho or alpha is negative, or a count is less than 1.
+      ValueError: rho or alpha is negative, or a count is less than 1; at the update, parameters are
+        hidden from it by `optax.masked` or `optax.partition`.
       TypeError: rho or alpha is neither a number nor a schedule, a count no integer, or key no int
-        or key; at step 0, grad_fn cannot be differentiated in forward mode.
+        or key; at step 0, outside jit, a `jax.custom_vjp` in grad_fn is in the way of forward mode.
+        (JAX's own errors tell of it inside jit, and of other functions without forward mode.)
 
     References:
       Luo et al., Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
@@ -435,6 +437,7 @@ def eigen_ball(
         **extra: Any,
     ) -> tuple[Tree, EigenBallState]:
         del extra
+        _check_whole(params)
 
         def estimate(gradient: GradFn, repeat: _decision.Repeat) -> Tree:
             def iterate(v: Tree) -> Tree:
@@ -454,6 +457,18 @@ def eigen_ball(
         return epsilon, state._replace(v=v)
 
     return transformation(init, update)
+
+
+def _check_whole(params: Tree) -> None:
+    """Raises where parameters are hidden that grad_fn needs."""
+    for path, node in jax.tree.leaves_with_path(params, is_leaf=_parts.is_masked):
+        if _parts.is_masked(node):
+            raise ValueError(
+                f"eigen_ball needs the parameters that grad_fn takes, and its params"
+                f"{jax.tree_util.keystr(path)} is an optax.MaskedNode: in place of optax.masked or "
+                "optax.partition around it take sam_optax.perturb.only(mask, "
+                "sam_optax.perturb.eigen_ball(...))."
+            )
 
 
 def _hessian_product(gradient: GradFn, params: Tree, v: Tree) -> Tree:
@@ -702,6 +717,8 @@ def only(
         extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
         with callers():
             epsilon, state = perturb.update(part.prune(first), state, part.prune(params), **extra)
+        # Not the very gradient, which the engine takes for what optax.masked leaves out.
+        epsilon = optax.tree.scale(1, epsilon)
         return part.merge(epsilon, _tree.combine(jnp.zeros_like, first)), state
 
     return transformation(init, update)

@@ -31,9 +31,9 @@ def rho_from_learning_rate(
 ) -> optax.Schedule:
     """ρ_t = ρ_min + (ρ_max − ρ_min)(lr_t − lr_min)/(lr_max − lr_min), between ρ_min and ρ_max.
 
-    The radius follows the learning rate; it is ρ_max where lr_max = lr_min. Below lr_min, as in a
-    warm-up from 0, it is ρ_min, and above lr_max it is ρ_max. The learning rate is tried here, so
-    call `jax.distributed.initialize`, where there is need of it, before.
+    The radius follows the learning rate; it is always ρ_max where lr_max = lr_min. Otherwise it is
+    ρ_min below lr_min, as in a warm-up from 0, and ρ_max above lr_max. The learning rate is tried
+    here, so call `jax.distributed.initialize`, where there is need of it, before.
 
     Args:
       learning_rate: the schedule that the optimizer uses, in the same count of steps.
@@ -76,11 +76,11 @@ def rho_from_learning_rate(
     _checks.flag("clamp", clamp)
     if lr_min > lr_max:
         raise ValueError(f"lr_min must be at most lr_max, got {lr_min!r} > {lr_max!r}.")
+    if clamp:
+        _check_peak(learning_rate, lr_max)
     if lr_max == lr_min:
         return optax.constant_schedule(rho_max)
     slope = (rho_max - rho_min) / (lr_max - lr_min)
-    if clamp:
-        _check_peak(learning_rate, lr_max)
 
     @ours(learning_rate)
     def schedule(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

@@ -184,3 +184,24 @@ def test_the_remedy_for_complex_parameters(x64):
     gradient = 2 * (np.asarray(z) - np.asarray(c))
     expected = 2 * (np.asarray(z) + 0.5 * gradient / np.linalg.norm(gradient) - np.asarray(c))
     np.testing.assert_allclose(updates["real"] + 1j * updates["imaginary"], expected, rtol=1e-12)
+
+
+def test_a_scalar_gradient_may_be_a_number_of_python():
+    w = {"w": 1.0}
+    for link in (sam_optax.sam(0.5), sam_optax.looksam(0.5), sam_optax.r_sam(0.5)):
+        updates, _ = link.update(w, link.init(w), w, grad_fn=lambda p: {"w": 2.0})
+        assert float(updates["w"]) == 2.0
+
+
+def test_what_perturb_returns_in_a_gap_is_left_out():
+    """As a direction for the whole tree, from outside."""
+    w = {"n": jnp.array(3), "w": jnp.array([3.0, 4.0]), "none": None}
+    direction = {"n": jnp.array(1), "w": jnp.array([1.0, 2.0]), "none": jnp.ones(2)}
+    grad_fn = jax.grad(lambda p: jnp.sum(p["w"] ** 2) / 2, allow_int=True)
+    link = sam_optax.sharpness_aware(optax.stateless(lambda updates, params: direction))
+
+    def step(w):
+        return link.update(grad_fn(w), link.init(w), w, grad_fn=grad_fn)[0]["w"]
+
+    for direction_of in (step, jax.jit(step)):
+        np.testing.assert_allclose(direction_of(w), [4.0, 6.0], rtol=1e-6)

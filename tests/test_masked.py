@@ -1,5 +1,6 @@
 """A method on a part of a tree is the method with the rest closed over."""
 
+import dataclasses
 import functools
 
 import chex
@@ -483,3 +484,37 @@ def test_the_gradient_itself_is_no_offset_in_a_part(part, compiled):
     message = r"what perturb returns\['c'\] is the gradient itself.*perturb.only\(mask, part\)"
     with pytest.raises(ValueError, match=message):
         (jax.jit(call) if compiled else call)(link.init(params))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Called:
+    """A module that is a function of its input, as those of Equinox are."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+    def __call__(self, x):
+        return x @ self.kernel + self.bias
+
+
+def test_a_mask_may_be_a_module_that_can_be_called():
+    module = Called(jnp.ones((2, 2)), jnp.ones(2))
+    mask = Called(True, False)
+    for link in (
+        sam_optax.masked(sam_optax.sam(0.5), mask),
+        sam_optax.sharpness_aware(perturb.only(mask, perturb.ball(0.5))),
+    ):
+        updates, _ = link.update(module, link.init(module), module, grad_fn=lambda p: p)
+        np.testing.assert_allclose(updates.kernel, 1.25, rtol=1e-12)
+        np.testing.assert_allclose(updates.bias, 1.0, rtol=1e-12)
+    link = sam_optax.asam(0.5, eta=0.0, weights=mask)
+    link.update(module, link.init(module), module, grad_fn=lambda p: p)
+
+
+def test_the_gradient_itself_may_be_the_offset_of_a_part():
+    link = sam_optax.sharpness_aware(perturb.only({"a": True, "b": False}, optax.identity()))
+    w = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    updates, _ = link.update(w, link.init(w), w, grad_fn=lambda p: p)
+    np.testing.assert_array_equal(updates["a"], 2.0)
+    np.testing.assert_array_equal(updates["b"], 1.0)

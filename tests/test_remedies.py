@@ -347,6 +347,11 @@ REMEDIES = {
         lambda: update(sam_optax.asam(weights={"kernel": True, "bias": False})),
     ),
     "a custom_vjp in the way": (eigen(jax.custom_vjp), eigen(jax.custom_jvp)),
+    "an eigenvector of a group": (
+        lambda: update(sharpness_aware(optax.partition(
+            {"a": perturb.eigen_ball(0.1), "b": perturb.ball(0.2)}, {"kernel": "a", "bias": "b"}))),
+        lambda: update(sharpness_aware(perturb.only(MASK, perturb.eigen_ball(0.1)))),
+    ),
     "a constant learning rate": (
         lambda: schedules.rho_from_learning_rate(0.1, lr_max=0.1, **RADII),
         lambda: schedules.rho_from_learning_rate(optax.constant_schedule(0.1), lr_max=0.1, **RADII),

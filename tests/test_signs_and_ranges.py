@@ -168,6 +168,12 @@ def test_a_learning_rate_beyond_lr_max_is_refused_at_construction(rate):
     assert max(float(line(t)) for t in (0, 500)) > 0.6
 
 
+def test_the_peak_is_looked_at_where_the_bounds_are_equal_too():
+    rate = optax.constant_schedule(0.5)
+    with pytest.raises(ValueError, match="lr_max must be"):
+        schedules.rho_from_learning_rate(rate, rho_max=0.3, rho_min=0.1, lr_max=0.1, lr_min=0.1)
+
+
 @pytest.mark.parametrize("peak", [0.1, 0.05, 3e-4, 1 / 3])
 def test_the_peak_itself_is_no_larger_than_lr_max_whatever_its_rounding(peak):
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, 512, 9000)
