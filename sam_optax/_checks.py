@@ -48,7 +48,7 @@ def _held(name: str, schedule: optax.Schedule, bounds: str) -> optax.Schedule:
     """The schedule, held to the bounds where its values are known."""
 
     def check(value: Any, step: Any) -> None:
-        if not _is_inside(value, bounds):
+        if not _is_inside(value, bounds, slack=1e-6):  # a schedule computes, and rounds
             where = "" if isinstance(step, jax.core.Tracer) else f" at step {step}"
             raise ValueError(
                 f"{name} must lie in {bounds}, got a schedule that is {value!r}{where}: hold it "
@@ -75,15 +75,16 @@ def _held(name: str, schedule: optax.Schedule, bounds: str) -> optax.Schedule:
 
 def known(schedule: optax.Schedule, step: int) -> float | None:
     """The value of a schedule at a step, or None where it depends on what is traced."""
-    with jax.ensure_compile_time_eval(), callers():
+    # One number goes to the device, which is none of the transfers that a caller may guard against.
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
         value: Any = schedule(jnp.asarray(step))
     return None if isinstance(value, jax.core.Tracer) else float(value)
 
 
-def _is_inside(value: Any, bounds: str) -> bool:
+def _is_inside(value: Any, bounds: str, slack: float = 0.0) -> bool:
     low, high = map(float, bounds[1:-1].split(","))
-    above = value >= low if bounds[0] == "[" else value > low
-    below = value <= high if bounds[-1] == "]" else value < high
+    above = value >= low - slack if bounds[0] == "[" else value > low
+    below = value <= high + slack if bounds[-1] == "]" else value < high
     return bool(above and below)
 
 

@@ -18,7 +18,7 @@ def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> b
     It is tried on parameters of the same structure, with one number a leaf. False where that cannot
     be done, as for a base that asks for more than the gradient.
     """
-    with jax.ensure_compile_time_eval(), callers():
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
         small = jax.tree.map(lambda w: jnp.zeros((1,) * jnp.ndim(w), jnp.result_type(w)), params)
         ones = optax.tree.ones_like(small)
         try:

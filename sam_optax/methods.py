@@ -118,10 +118,11 @@ def asam(
       rho: the radius ρ ≥ 0, relative to the weights. 0 is the base optimizer.
       eta: η ≥ 0, in the units of the parameters.
       weights: which leaves are weights: a function of a leaf's key path, or a tree of booleans that
-        is a prefix of the parameters. By default the leaves with two or more axes that are not
-        named "bias", and those named "scale" or "weight" (normalisation layers); the name is the
-        last on the key path, behind boxes, list indices, dots and slashes. Where no leaf has a name
-        that Flax, Equinox, PyTorch or Haiku give, it has to be told.
+        is a prefix of the parameters. By default the leaves with two or more axes that are no
+        biases (named "b" or "offset", or with "bias" at the beginning or end), and those named
+        "scale" or "weight" (normalisation layers); the name is the last on the key path, behind
+        boxes, list indices, dots and slashes. Where no leaf has a name that Flax, Equinox, PyTorch
+        or Haiku give, it has to be told.
 
     Returns:
       A link of an Optax chain.

@@ -86,7 +86,8 @@ def adaptive_ball(
       eta: η ≥ 0, in the units of the parameters, or a schedule of it.
       weights: which leaves are weights: a function of a leaf's key path (the tuple of
         `jax.tree_util.tree_map_with_path`), or a tree of booleans that is a prefix of the
-        parameters. By default the leaves with two or more axes that are not named "bias", and those
+        parameters. By default the leaves with two or more axes that are no biases (named "b" or
+        "offset", or with "bias" at the beginning or end of their name), and those
         named "scale" or "weight" (normalisation layers); the name is the last on the key path,
         behind boxes, list indices, dots and slashes. Where no leaf has a name that Flax, Equinox,
         PyTorch or Haiku give, it has to be told. Not to be injected.
@@ -172,7 +173,7 @@ _KNOWN += ["lora_a", "lora_b"]
 def _check_names(params: Tree) -> None:
     """Raises where the names of the leaves say nothing."""
     names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    if names and not any(name in _KNOWN for name in names):
+    if names and not any(_is_known(name) for name in names):
         raise ValueError(
             f"weights=None goes by the names of the leaves, and none of {names[:5]} is one of "
             f"{', '.join(_KNOWN)}: pass weights=lambda path: True for all leaves, or a tree of "
@@ -180,10 +181,16 @@ def _check_names(params: Tree) -> None:
         )
 
 
+def _is_known(name: str | None) -> bool:
+    """Also in_proj_weight, bias_n and weight_ih_l0."""
+    return name in _KNOWN or bool(name and re.search(r"^(weight|bias)|(weight|bias|kernel)$", name))
+
+
 def _is_weight(path: tuple[Any, ...], w: jax.typing.ArrayLike) -> bool:
     """Whether a leaf is a kernel, an embedding or the scale of a normalisation layer."""
-    name = _name(path)
-    return name in ("scale", "weight") or (jnp.ndim(w) > 1 and name != "bias")
+    name = _name(path) or ""
+    is_bias = name in ("b", "offset") or name.startswith("bias") or name.endswith("bias")
+    return name in ("scale", "weight") or (jnp.ndim(w) > 1 and not is_bias)
 
 
 # What Flax's boxes call the array in them.
@@ -708,13 +715,14 @@ def only(
         state: optax.OptState,
         params: Tree,
         *,
-        grad_fn: GradFn,
+        grad_fn: GradFn | None = None,
         offset: Tree | None = None,
         **extra: Any,
     ) -> tuple[Tree, optax.OptState]:
         part = _parts.chosen("mask", mask, params)
         extra["offset"] = None if offset is None else part.prune(offset)
-        extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
+        if grad_fn is not None:  # a ball on its own needs none
+            extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
         with callers():
             epsilon, state = perturb.update(part.prune(first), state, part.prune(params), **extra)
         # Not the very gradient, which the engine takes for what optax.masked leaves out.

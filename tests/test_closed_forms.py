@@ -245,13 +245,14 @@ def test_the_bernoulli_probability_is_a_schedule():
 
 
 def test_asam_stretches_the_ball_by_the_size_of_each_weight():
-    # b, a matrix, has T = 2 + η and a vector 1: at η = ½, T g = (6 | 8), ε = 5 (6 | 2.5 · 8) / 10.
-    actual, _ = directions(sam_optax.asam(rho=5.0, eta=0.5), pair(6, 3.2))
+    # b, a weight, has T = 2 + η and a has 1: at η = ½, T g = (6 | 8), ε = 5 (6 | 2.5 · 8) / 10.
+    weights = {"a": False, "b": True}
+    actual, _ = directions(sam_optax.asam(rho=5.0, eta=0.5, weights=weights), pair(6, 3.2))
     assert_pairs(actual, (6, 24))
 
 
 def test_asam_takes_the_size_of_negative_weights():
-    link = sam_optax.asam(rho=5.0, eta=0.5)
+    link = sam_optax.asam(rho=5.0, eta=0.5, weights={"a": False, "b": True})
     w = jax.tree.map(jnp.asarray, pair(-3, -2))
     actual, _ = link.update(pair(6, 3.2), link.init(w), w, grad_fn=quadratic_gradient)
     assert_pairs([actual], (-3 + 3, 2 * (-2 + 10)))
@@ -280,6 +281,8 @@ def test_kernels_embeddings_and_scales_are_weights_and_biases_are_not():
         "norm": {"scale": (3,), "bias": (3,)},
         "attention": {"kernel": (2, 2, 2), "bias": (2, 2)},
         "layers": {"kernel": (4, 2, 2), "bias": (4, 2), "scale": (4, 2)},
+        "haiku": {"w": (2, 3), "b": (2, 3), "offset": (1, 1, 3)},
+        "cell": {"weight_ih": (6, 2), "bias_n": (4, 2), "in_proj_bias": (4, 2)},
         "embedding": (4, 2),
         "weight": (3,),
         "temperature": (),
@@ -297,6 +300,8 @@ def test_kernels_embeddings_and_scales_are_weights_and_biases_are_not():
         "norm": {"scale": True, "bias": False},
         "attention": {"kernel": True, "bias": False},
         "layers": {"kernel": True, "bias": False, "scale": True},
+        "haiku": {"w": True, "b": False, "offset": False},
+        "cell": {"weight_ih": True, "bias_n": False, "in_proj_bias": False},
         "embedding": True,
         "weight": True,
         "temperature": False,

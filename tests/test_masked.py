@@ -518,3 +518,10 @@ def test_the_gradient_itself_may_be_the_offset_of_a_part():
     updates, _ = link.update(w, link.init(w), w, grad_fn=lambda p: p)
     np.testing.assert_array_equal(updates["a"], 2.0)
     np.testing.assert_array_equal(updates["b"], 1.0)
+
+
+def test_a_ball_on_a_part_needs_no_gradient_function():
+    geometry = perturb.only({"a": True, "b": False}, perturb.ball(0.5))
+    w = {"a": jnp.array([3.0, 4.0]), "b": jnp.ones(2)}
+    epsilon, _ = geometry.update(w, geometry.init(w), w, step=0)
+    np.testing.assert_allclose(epsilon["a"], [0.3, 0.4], rtol=1e-6)

@@ -211,8 +211,8 @@ MUTATIONS = {
     ),
     "asam takes every leaf for a weight": Mutation(
         "perturb.py",
-        "(jnp.ndim(w) > 1 and name",
-        "(jnp.ndim(w) >= 0 and name",
+        "(jnp.ndim(w) > 1 and not is_bias",
+        "(jnp.ndim(w) >= 0 and not is_bias",
         "closed_forms",
         "asam",
     ),

@@ -130,6 +130,19 @@ def test_a_schedule_is_told_with_its_step():
         link.update(w, state, w, grad_fn=lambda p: p)
 
 
+def test_rounding_beyond_a_closed_bound_stops_no_run():
+    step_of(sam_optax.sam(lambda t: 0.3 - 0.1 * 3), jit=False)
+    step_of(sam_optax.ss_sam(probability=lambda t: 3 * 0.1 / 0.3), jit=False)
+
+
+def test_a_guard_of_transfers_is_none_of_its_business():
+    link, w = sam_optax.sam(optax.cosine_decay_schedule(0.1, 10)), jnp.ones(2)
+    state = link.init(w)
+    step = jax.jit(lambda w, s: link.update(w, s, w, grad_fn=lambda p: p))
+    with jax.transfer_guard("disallow"):
+        step(w, state)
+
+
 def test_a_schedule_of_what_is_traced_is_not_held():
     def step(rho):
         return step_of(sam_optax.sam(optax.constant_schedule(rho)), jit=False)
