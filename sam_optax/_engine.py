@@ -93,9 +93,9 @@ def sharpness_aware(
       ValueError: at construction, updates_at is neither of the two, or when or combine are given
         without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
         params are missing, the updates or what grad_fn or perturb return do not fit the parameters,
-        perturb hands on the gradient itself in some leaves but not in all, the state is of another
-        method or of parameters of other shapes, or the decision may differ between devices as far
-        as `jax.shard_map` keeps count of that.
+        a mask of Optax's in perturb hands on the gradient itself, the state is of another method or
+        of parameters of other shapes, or the decision may differ between devices as far as
+        `jax.shard_map` keeps count of that.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
         complex parameter.
 
@@ -156,7 +156,7 @@ def sharpness_aware(
     ) -> tuple[Tree, SharpnessAwareState]:
         engine = {"grad_fn": grad_fn, "offset": _offset(state, params)}
         epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
-        epsilon = _fit.checked_offset(epsilon, first, params)
+        epsilon = _fit.checked_offset(epsilon, perturb_state, first, params)
         return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
 
     def join(

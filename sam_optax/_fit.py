@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sam_optax._contracts import Tree
 from sam_optax._parts import Part, at, is_inexact, is_none, trainable
@@ -41,23 +42,32 @@ def check(name: str, gradient: Any, part: Part, params: Tree) -> None:
             raise ValueError(f"{name}{jax.tree_util.keystr(path)} {_misfit(leaf, param)}")
 
 
-def checked_offset(found: Any, first: Tree, params: Tree) -> Tree:
+def checked_offset(found: Any, state: Any, first: Tree, params: Tree) -> Tree:
     """ε, without what is in the gaps of the parameters.
 
-    Raises unless it fits them, and is made of the gradient in each leaf or in none.
+    Raises unless it fits them, and where a mask of Optax's has left a leaf of the gradient in it.
     """
     part = trainable(params)
     check("what perturb returns", found, part, params)
     epsilon: Tree = part.prune(found)
     pairs = zip(jax.tree.leaves_with_path(epsilon), jax.tree.leaves(first), strict=True)
     raw = [path for (path, offset), gradient in pairs if offset is gradient]
-    if 0 < len(raw) < len(jax.tree.leaves(first)):
+    if 0 < len(raw) < len(jax.tree.leaves(first)) and _has_mask(state):
         raise ValueError(
             f"what perturb returns{jax.tree_util.keystr(raw[0])} is the gradient itself, as "
             "optax.masked hands on what it leaves out: take sam_optax.perturb.only(mask, part), "
             "whose offset is 0 there, or set it to zero by optax.set_to_zero()."
         )
     return epsilon
+
+
+def _has_mask(state: Any) -> bool:
+    """Whether a state of `optax.masked` or `optax.partition` is in it."""
+
+    def is_mask(node: object) -> bool:
+        return isinstance(node, optax.MaskedState)
+
+    return any(map(is_mask, jax.tree.leaves(state, is_leaf=is_mask)))
 
 
 def gradient_within(grad_fn: Callable[..., Tree], part: Part, params: Tree) -> Callable[..., Tree]:

@@ -87,10 +87,10 @@ def adaptive_ball(
       weights: which leaves are weights: a function of a leaf's key path (the tuple of
         `jax.tree_util.tree_map_with_path`), or a tree of booleans that is a prefix of the
         parameters. By default the leaves with two or more axes that are no biases (named "b" or
-        "offset", or with "bias" at the beginning or end of their name), and those
-        named "scale" or "weight" (normalisation layers); the name is the last on the key path,
-        behind boxes, list indices, dots and slashes. Where no leaf has a name that Flax, Equinox,
-        PyTorch or Haiku give, it has to be told. Not to be injected.
+        "offset", or with "bias" at the beginning or end), and those named "scale" or "weight"
+        (normalisation layers); the name is the last on the key path, behind boxes, list indices,
+        dots and slashes. Where no leaf has a name that Flax, Equinox, PyTorch or Haiku give, it has
+        to be told. Not to be injected.
 
     Returns:
       A stateless transformation; a zero gradient gives ε = 0.
@@ -725,8 +725,6 @@ def only(
             extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
         with callers():
             epsilon, state = perturb.update(part.prune(first), state, part.prune(params), **extra)
-        # Not the very gradient, which the engine takes for what optax.masked leaves out.
-        epsilon = optax.tree.scale(1, epsilon)
         return part.merge(epsilon, _tree.combine(jnp.zeros_like, first)), state
 
     return transformation(init, update)

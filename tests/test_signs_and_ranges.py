@@ -40,7 +40,8 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("base", DIRECTIONS)
 def test_a_base_along_the_gradient_is_taken(base):
-    sam_optax.wsam(DIRECTIONS[base]).init(PARAMS)
+    state = sam_optax.wsam(DIRECTIONS[base]).init(PARAMS)
+    assert int(sam_optax.read(state, "steps")) == 0
 
 
 @pytest.mark.parametrize("make", [lambda b: sam_optax.wsam(b), lambda b: sam_optax.masked(
@@ -117,7 +118,8 @@ def test_a_schedule_is_held_to_the_range_of_the_constant_where_it_is_known(name,
 
 def test_the_remedy_holds_a_schedule():
     schedule = optax.linear_schedule(-0.1, 0.5, 9)
-    step_of(sam_optax.sam(lambda step: jnp.clip(schedule(step), 0, 1)), jit=True)
+    updates, _ = step_of(sam_optax.sam(lambda step: jnp.clip(schedule(step), 0, 1)), jit=True)
+    np.testing.assert_array_equal(updates, 1.0)
 
 
 def test_a_schedule_is_told_with_its_step():
@@ -131,8 +133,11 @@ def test_a_schedule_is_told_with_its_step():
 
 
 def test_rounding_beyond_a_closed_bound_stops_no_run():
-    step_of(sam_optax.sam(lambda t: 0.3 - 0.1 * 3), jit=False)
-    step_of(sam_optax.ss_sam(probability=lambda t: 3 * 0.1 / 0.3), jit=False)
+    for link, expected in (
+        (sam_optax.sam(lambda t: 0.3 - 0.1 * 3), 1.0),
+        (sam_optax.ss_sam(0.5, probability=lambda t: 3 * 0.1 / 0.3), 1 + 0.5 / np.sqrt(2)),
+    ):
+        np.testing.assert_allclose(step_of(link, jit=False)[0], expected, rtol=1e-6)
 
 
 def test_a_guard_of_transfers_is_none_of_its_business():
@@ -140,14 +145,15 @@ def test_a_guard_of_transfers_is_none_of_its_business():
     state = link.init(w)
     step = jax.jit(lambda w, s: link.update(w, s, w, grad_fn=lambda p: p))
     with jax.transfer_guard("disallow"):
-        step(w, state)
+        updates, _ = step(w, state)
+    np.testing.assert_allclose(updates, 1 + 0.1 / np.sqrt(2), rtol=1e-6)
 
 
 def test_a_schedule_of_what_is_traced_is_not_held():
     def step(rho):
-        return step_of(sam_optax.sam(optax.constant_schedule(rho)), jit=False)
+        return step_of(sam_optax.sam(optax.constant_schedule(rho)), jit=False)[0]
 
-    jax.jit(step)(0.1)
+    np.testing.assert_allclose(jax.jit(step)(0.1), 1 + 0.1 / np.sqrt(2), rtol=1e-6)
 
 
 def test_a_schedule_runs_within_shard_map():
@@ -190,7 +196,8 @@ def test_the_peak_is_looked_at_where_the_bounds_are_equal_too():
 @pytest.mark.parametrize("peak", [0.1, 0.05, 3e-4, 1 / 3])
 def test_the_peak_itself_is_no_larger_than_lr_max_whatever_its_rounding(peak):
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, 512, 9000)
-    schedules.rho_from_learning_rate(rate, lr_max=peak, **RADII)
+    rho = schedules.rho_from_learning_rate(rate, lr_max=peak, **RADII)
+    np.testing.assert_allclose(rho(512), RADII["rho_max"], rtol=1e-5)
 
 
 def test_weights_by_name_are_asked_for_where_no_name_is_known():
@@ -205,5 +212,10 @@ def test_weights_by_name_are_asked_for_where_no_name_is_known():
 
 def test_one_known_name_is_enough():
     tree = {"theta": jnp.ones((2, 2)), "x": [{"bias": jnp.ones(2)}]}
-    link = sam_optax.asam(0.5)
-    link.update(tree, link.init(tree), tree, grad_fn=lambda p: p)
+    told = {"theta": True, "x": False}
+    link, other = sam_optax.asam(0.5), sam_optax.asam(0.5, weights=told)
+    found, expected = (
+        each.update(tree, each.init(tree), tree, grad_fn=lambda p: p)[0] for each in (link, other)
+    )
+    np.testing.assert_array_equal(found["theta"], expected["theta"])
+    np.testing.assert_array_equal(found["x"][0]["bias"], expected["x"][0]["bias"])
