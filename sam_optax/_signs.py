@@ -11,30 +11,45 @@ import optax
 from sam_optax._contracts import Tree
 from sam_optax._promotion import callers
 
+# Of a base that does nothing at first, as in a warm-up or between the steps of `optax.MultiSteps`.
+_MOST_STEPS = 64
+
 
 def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> bool:
-    """Whether it hands on the negative of the gradient's direction in some leaf, in two steps.
+    """Whether its first steps go along the negative of the gradient in some leaf.
 
     It is tried on parameters of the same structure, with one number a leaf. False where that cannot
-    be done, as for a base that asks for more than the gradient.
+    be done, as for a base that asks for more than the gradient and the loss.
     """
     with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
         small = jax.tree.map(lambda w: jnp.zeros((1,) * jnp.ndim(w), jnp.result_type(w)), params)
-        ones = optax.tree.ones_like(small)
-        try:
-            # Noise that is added is the same in both, and cancels.
-            odd = optax.tree.sub(
-                _two_steps(base, ones, small),
-                _two_steps(base, optax.tree.scale(-1, ones), small),
-            )
-            return any(bool((leaf < 0).any()) for leaf in jax.tree.leaves(odd))
-        except Exception:  # what the caller's code may raise where it is not meant to run
-            return False
+
+        def update(gradient: Tree, state: Any, step: int) -> tuple[Tree, Any]:
+            # A line search hands the other arguments on, by these names.
+            def value_fn(p: Tree, step: Any = None, obj_fn: Any = None) -> Any:
+                del step, obj_fn
+                return 1 + optax.tree.vdot(gradient, p) + optax.tree.norm(p, squared=True) / 2
+
+            loss = {"value": value_fn(small), "value_fn": value_fn, "obj_fn": value_fn}
+            return base.update(gradient, state, small, grad=gradient, step=step, **loss)
+
+        # One program of many leaves is cheap; not all that a caller writes is one.
+        for run in (jax.jit(update), update):
+            try:
+                return _turns(run, base.init(small), optax.tree.ones_like(small))
+            except Exception:  # what the caller's code may raise where it is not meant to run
+                continue
+        return False
 
 
-def _two_steps(base: optax.GradientTransformationExtraArgs, gradient: Tree, params: Tree) -> Any:
-    """The sum over two: a learning rate may begin at 0."""
-    state = base.init(params)
-    first, state = base.update(gradient, state, params)
-    second, _ = base.update(gradient, state, params)
-    return optax.tree.add(first, second)
+def _turns(update: Any, state: Any, gradient: Tree) -> bool:
+    """Looks at two steps at least, since one group may begin with a learning rate of 0."""
+    there = back = state
+    odd = optax.tree.zeros_like(gradient)
+    for step in range(_MOST_STEPS):
+        up, there = update(gradient, there, step)
+        down, back = update(optax.tree.scale(-1, gradient), back, step)
+        odd = optax.tree.add(odd, optax.tree.sub(up, down))  # noise is equal in both, and cancels
+        if step and any(bool(leaf.any()) for leaf in jax.tree.leaves(odd)):
+            break
+    return any(bool((leaf < 0).any()) for leaf in jax.tree.leaves(odd))

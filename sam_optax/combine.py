@@ -159,14 +159,15 @@ def weigh(gamma: Schedulable, base: optax.GradientTransformation | None = None) 
       gamma: the weight γ of the sharpness in [0, 1), or a schedule of it. ½ hands on
         base(g) + g' − g, 0 (the neutral setting) base(g).
       base: an Optax transformation that gives a direction, without the learning rate; None for the
-        identity, with which this is the coupled form.
+        identity, with which this is the coupled form. The sign of a part that is to climb belongs
+        into grad_fn.
 
     Returns:
       A `Combine` with state `WeighState`.
 
     Raises:
       ValueError: gamma is outside [0, 1); at init, base hands on the negative of a direction in
-        some leaf, as far as its first two steps show.
+        some leaf, as far as its first steps show on a small quadratic.
       TypeError: gamma is no number or schedule, or base no Optax transformation.
 
     References:

@@ -1111,7 +1111,7 @@ def wsam(
 
     Raises:
       ValueError: rho is negative, or gamma outside [0, 1); at init, base hands on the negative of a
-        direction in some leaf, as `optax.sgd(0.1)` does, as far as its first two steps show.
+        direction in some leaf, as `optax.sgd(0.1)` does, as far as its first steps show.
       TypeError: rho or gamma is neither a number nor a schedule, or base or perturb no Optax
         transformation.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _checks, _decision, _fit, _parts, _random, _tree
+from sam_optax import _checks, _decision, _fit, _names, _parts, _random, _tree
 from sam_optax._contracts import GradFn, Schedulable, State, Tree, transformation, value_at
 from sam_optax._promotion import callers
 from sam_optax._purity import ours
@@ -133,7 +132,7 @@ def _check_weights(weights: object) -> None:
             raise TypeError(
                 "weights must be a function of a leaf's key path that returns True or False, or a "
                 f"tree of booleans, got {weights!r}: for the leaves with a name, pass "
-                "lambda path: path[-1].key == name."
+                "lambda path: name in jax.tree_util.keystr(path)."
             )
 
 
@@ -165,54 +164,21 @@ def _chosen(weights: Callable[[tuple[Any, ...]], bool], path: tuple[Any, ...]) -
     return chosen
 
 
-# What Flax, Equinox, PyTorch and Haiku call parameters, LoRA's among them.
-_KNOWN = ["kernel", "bias", "scale", "embedding", "weight", "w", "b", "offset", "embeddings"]
-_KNOWN += ["lora_a", "lora_b"]
-
-
 def _check_names(params: Tree) -> None:
     """Raises where the names of the leaves say nothing."""
-    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    if names and not any(_is_known(name) for name in names):
+    names = [_names.last(path) for path, _ in jax.tree.leaves_with_path(params)]
+    if names and not any(map(_names.is_known, names)):
         raise ValueError(
             f"weights=None goes by the names of the leaves, and none of {names[:5]} is one of "
-            f"{', '.join(_KNOWN)}: pass weights=lambda path: True for all leaves, or a tree of "
-            "booleans."
+            f"{', '.join(_names.KNOWN)}: pass weights=lambda path: True for all leaves, or a tree "
+            "of booleans."
         )
-
-
-def _is_known(name: str | None) -> bool:
-    """Also in_proj_weight, bias_n and weight_ih_l0."""
-    return name in _KNOWN or bool(name and re.search(r"^(weight|bias)|(weight|bias|kernel)$", name))
 
 
 def _is_weight(path: tuple[Any, ...], w: jax.typing.ArrayLike) -> bool:
     """Whether a leaf is a kernel, an embedding or the scale of a normalisation layer."""
-    name = _name(path) or ""
-    is_bias = name in ("b", "offset") or name.startswith("bias") or name.endswith("bias")
-    return name in ("scale", "weight") or (jnp.ndim(w) > 1 and not is_bias)
-
-
-# What Flax's boxes call the array in them.
-_BOXED = ("value", "raw_value")
-
-
-def _name(path: tuple[Any, ...]) -> str | None:
-    """The last name on a key path, whatever boxes it and however the tree is flattened.
-
-    The key of a flattened tree may be a path itself: ("Dense_0", "kernel"), "Dense_0/kernel" or
-    "bn1.weight". Places in a list are no names.
-    """
-    for entry in reversed(path):
-        name = getattr(entry, "name", None)  # of an attribute
-        if name in _BOXED:
-            continue
-        key = getattr(entry, "key", name)
-        while isinstance(key, tuple) and key:
-            key = key[-1]
-        if isinstance(key, str):
-            return re.split(r"[./]", key)[-1]
-    return None
+    name = _names.last(path)
+    return name in ("scale", "weight") or (jnp.ndim(w) > 1 and not _names.is_bias(name))
 
 
 def fisher_ball(rho: Schedulable, eta: Schedulable = 1.0) -> optax.GradientTransformationExtraArgs:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _kernels, _random, _tree
+from sam_optax import _checks, _kernels, _names, _random, _tree
 from sam_optax._contracts import Schedulable, Start, Tree, value_at
 from sam_optax._kernels import AxesOf, Kernels
 from sam_optax._promotion import standard
@@ -42,7 +42,8 @@ def kernel_axes(out_axis: int | Sequence[int] = -1, batch_axis: int | Sequence[i
     """Which axes of a leaf make one kernel, told as in `jax.nn.initializers.variance_scaling`.
 
     They are the axes that are neither outputs nor a batch; where there are none, as in a bias, all
-    that are no batch. Some layouts:
+    that are no batch. So are those of a bias, by its name, whose other axes are of size 1, as in a
+    convolution of Equinox. Some layouts:
 
     - (in, out) and (window, in, out), as in Flax: `kernel_axes()`
     - (out, in) and (out, in, window), as in Equinox and PyTorch: `kernel_axes(out_axis=0)`
@@ -73,10 +74,13 @@ def kernel_axes(out_axis: int | Sequence[int] = -1, batch_axis: int | Sequence[i
 
     @ours(outputs, batch)
     def axes(path: tuple[Any, ...], w: jax.typing.ArrayLike) -> tuple[int, ...]:
-        del path
-        ndim = jnp.ndim(w)
+        shape = jnp.shape(w)
+        ndim = len(shape)
         own = [i for i in range(ndim) if i not in batch and i - ndim not in batch]
-        return tuple([i for i in own if i not in outputs and i - ndim not in outputs] or own)
+        inside = [i for i in own if i not in outputs and i - ndim not in outputs]
+        # A bias of (out, 1, 1) is as one of (out).
+        is_flat = all(shape[i] == 1 for i in inside) and _names.is_bias(_names.last(path))
+        return tuple(own if is_flat or not inside else inside)
 
     return axes
 

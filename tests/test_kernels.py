@@ -61,6 +61,24 @@ def test_the_noise_has_the_scale_of_each_kernel(layout, power):
     np.testing.assert_allclose(deviations(w, kernels, power), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernels", "axes"),
+    [
+        ((5, 1, 1), kernel_axes(out_axis=0), (0, 1, 2)),
+        ((4, 5, 1), kernel_axes(out_axis=1, batch_axis=0), (1, 2)),
+        ((1, 5), kernel_axes(), (0, 1)),
+    ],
+)
+def test_a_bias_is_one_kernel_whatever_axes_of_size_1_it_has(shape, kernels, axes):
+    """As the bias of a convolution in Equinox, (out, 1, 1); a weight of that shape is several."""
+    w = random(*shape)
+    whole = np.sqrt(np.sum(np.square(np.asarray(w)), axis=axes, keepdims=True))
+    tree = {"conv": {"bias": w, "weight": w}}
+    found = deviations(tree, kernels)["conv"]
+    np.testing.assert_allclose(found["bias"], np.broadcast_to(whole, shape), rtol=1e-12)
+    np.testing.assert_allclose(found["weight"], np.abs(w), rtol=1e-12)
+
+
 def test_layers_have_the_same_noise_apart_and_stacked():
     layers = [{"kernel": random(6, 6, seed=i), "bias": random(6, seed=9 * i)} for i in (1, 2)]
     apart = [deviations(layer) for layer in layers]

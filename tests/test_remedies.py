@@ -340,7 +340,7 @@ REMEDIES = {
     ),
     "a name for weights": (
         lambda: sam_optax.asam(weights="kernel"),
-        lambda: update(sam_optax.asam(weights=lambda path: path[-1].key == "kernel")),
+        lambda: update(sam_optax.asam(weights=lambda path: "kernel" in jax.tree_util.keystr(path))),
     ),
     "weights of another tree": (
         lambda: update(sam_optax.asam(weights={"other": True})),

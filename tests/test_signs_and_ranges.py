@@ -12,6 +12,19 @@ from sam_optax import schedules, when
 PARAMS = {"a": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}, "b": jnp.ones(())}
 LABELS = {"a": "x", "b": "y"}
 
+
+def by_size():
+    """A step that is decided in Python, which cannot be traced."""
+
+    def update(updates, state, params=None):
+        del params
+        size = float(optax.tree.norm(updates))
+        return (optax.tree.scale(-0.1, updates) if size > 0 else updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+LATE = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [20])
 DIRECTIONS = {
     "trace": optax.trace(0.9),
     "adam": optax.scale_by_adam(),
@@ -25,6 +38,7 @@ DIRECTIONS = {
     "one that asks for the loss": optax.chain(
         optax.scale(-1), optax.contrib.reduce_on_plateau(), optax.scale(-1)
     ),
+    "steps that are summed": optax.MultiSteps(optax.trace(0.9), 4).gradient_transformation(),
 }
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
@@ -33,6 +47,13 @@ OPTIMIZERS = {
     "a warm-up": optax.sgd(optax.linear_schedule(0.0, 0.1, 10)),
     "a schedule of the caller's": optax.sgd(lambda t: 0.1 / (t + 1)),
     "injected": optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+    "nothing for 20 steps": optax.sgd(LATE),
+    "every fourth step": optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(),
+    "a step from the loss": optax.polyak_sgd(1.0),
+    "a step from value and slope": optax.contrib.momo(1.0),
+    "a line search": optax.lbfgs(),
+    "a product with the Hessian": optax.contrib.sophia(0.1),
+    "a decision in Python": by_size(),
     "one of two groups": optax.partition({"x": optax.trace(0.9), "y": optax.adam(0.1)}, LABELS),
     "a part": optax.masked(optax.sgd(0.1), {"a": False, "b": True}),
 }
