@@ -37,7 +37,7 @@ def check(name: str, gradient: Any, part: Part, params: Tree) -> None:
         ) from None
     wanted = part.structure.flatten_up_to(params)
     for i, (leaf, param, inside) in enumerate(zip(leaves, wanted, part.inside, strict=True)):
-        if inside and not _fits(leaf, param):
+        if inside and not (_fits(leaf, param) and jax.tree_util.all_leaves([leaf])):
             path, _ = jax.tree.leaves_with_path(params, is_leaf=is_none)[i]
             raise ValueError(f"{name}{jax.tree_util.keystr(path)} {_misfit(leaf, param)}")
 
@@ -56,7 +56,8 @@ def checked_offset(found: Any, state: Any, first: Tree, params: Tree) -> Tree:
         raise ValueError(
             f"what perturb returns{jax.tree_util.keystr(raw[0])} is the gradient itself, as "
             "optax.masked hands on what it leaves out: take sam_optax.perturb.only(mask, part), "
-            "whose offset is 0 there, or set it to zero by optax.set_to_zero()."
+            "whose offset is 0 there, or optax.scale(1.0) where the gradient is the offset you "
+            "mean."
         )
     return epsilon
 
@@ -106,6 +107,11 @@ def _misfit(leaf: Any, param: Any) -> str:
     if not hasattr(leaf, "dtype"):
         cause = _cause(leaf) if isinstance(leaf, tuple) else "it must be an array of that shape."
         return f"is {leaf!r:.60} {wanted}: {cause}"
+    if not jax.tree_util.all_leaves([leaf]):  # as a variable of Flax NNX, which has shape and dtype
+        return (
+            f"is a {type(leaf).__name__} {wanted}: hand over the array inside, such as "
+            "flax.nnx.as_pure takes out of variables."
+        )
     shape = jnp.shape(param)
     if leaf.shape == shape:
         return f"is {_shown(leaf)} {wanted}: a gradient is a real number for each of its numbers."

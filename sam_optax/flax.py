@@ -106,15 +106,27 @@ def nnx_pure_fn(
 
     Returns:
       `pure_fn(params, *more)`, for an `nnx.State` of pure arrays such as `nnx.Optimizer` passes to
-      Optax; `more` follows args.
+      Optax; `more` follows args. It raises ValueError where params are not the variables of wrt.
     """
     graphdef, *states = nnx.split(model, wrt, ...)
-    rest = nnx.as_pure(states[1])
+    trained, rest = _paths(states[0]), nnx.as_pure(states[1])
 
     def pure_fn(params: nnx.State[Any, Any], *more: Any) -> Any:
+        if different := sorted(trained ^ _paths(params)):
+            here, there = ("those of the model", "params")[:: 1 if different[0] in trained else -1]
+            raise ValueError(
+                f"params must be the variables of wrt={getattr(wrt, '__name__', wrt)}, and "
+                f"{different[0]} is in {here} and not in {there}: give wrt here, in nnx.grad and "
+                "in nnx.Optimizer the same filter."
+            )
         return function(nnx.merge(graphdef, params, rest), *args, *more, **kwargs)
 
     return pure_fn
+
+
+def _paths(state: Any) -> set[str]:
+    """Where the arrays are, whether in variables or without."""
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(nnx.as_pure(state))}
 
 
 def nnx_grad_fn(
@@ -146,7 +158,7 @@ def nnx_grad_fn(
     Returns:
       `grad_fn(params, *more)` for an `nnx.State` of pure arrays, such as `nnx.Optimizer` passes to
       Optax; the gradient has the same structure. `more`, such as the indices of `esam`, follows
-      args.
+      args. It raises ValueError where params are not the variables of wrt.
     """
     pure_fn = nnx_pure_fn(loss_fn, model, *args, wrt=wrt, **kwargs)
 

@@ -304,6 +304,51 @@ def test_only_the_variables_that_are_trained_are_arguments():
     assert np.abs(after["out"]["kernel"] - before["out"]["kernel"]).max() > 0
 
 
+OUT = nnx.All(nnx.Param, nnx.PathContains("out"))
+
+
+@pytest.mark.parametrize(
+    ("trained", "wrt", "where"),
+    [
+        (OUT, nnx.Param, r"wrt=Param, and \['hidden'\]\['bias'\] is in those of the model and not"),
+        (nnx.Param, OUT, r"wrt=.*out.*, and \['hidden'\]\['bias'\] is in params and not in those"),
+    ],
+    ids=["fewer", "more"],
+)
+def test_another_wrt_than_the_optimizers_is_named(trained, wrt, where):
+    model = Model(nnx.Rngs(0))
+    tx = optax.chain(sam_optax.sam(0.1), optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=trained)
+    grads = nnx.grad(nnx_loss, argnums=nnx.DiffState(0, trained))(model, X, Y)
+    before = pure(model, nnx.Param)
+    with pytest.raises(ValueError, match=where):
+        optimizer.update(model, grads, grad_fn=nnx_grad_fn(nnx_loss, model, X, Y, wrt=wrt))
+    np.testing.assert_array_equal(ravel(pure(model, nnx.Param)), ravel(before))
+    optimizer.update(model, grads, grad_fn=nnx_grad_fn(nnx_loss, model, X, Y, wrt=trained))
+
+
+def test_variables_are_no_gradient_of_arrays():
+    """As nnx.grad returns them, in a grad_fn of the caller's own."""
+    model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model, nnx.Param)
+    link = sam_optax.sam(0.1)
+
+    def loss_fn(model):
+        return jnp.mean((model(X) - Y) ** 2)
+
+    def in_variables(params):
+        return nnx.grad(loss_fn)(nnx.merge(graphdef, params))
+
+    def step(params, grad_fn):
+        return link.update(grad_fn(params), link.init(params), params, grad_fn=grad_fn)[0]
+
+    arrays = nnx.as_pure(params)
+    with pytest.raises(ValueError, match=r"updates\['bias'\] is a Param where .*flax.nnx.as_pure"):
+        step(arrays, in_variables)
+    expected = step(arrays, lambda p: nnx.as_pure(in_variables(p)))
+    np.testing.assert_array_equal(ravel(nnx.as_pure(step(params, in_variables))), ravel(expected))
+
+
 def test_the_gradient_point_of_an_nnx_model():
     """There and back: the parameters move by the gradient at the point."""
     model = Model(nnx.Rngs(0))

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 import traceback
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 import sam_optax
 from sam_optax import combine, perturb, schedules, sharpness_aware, start, when
-from sam_optax.flax import TrainState
+from sam_optax.flax import TrainState, nnx_grad_fn
 
 PACKAGE = Path(sam_optax.__file__).parent
 
@@ -119,6 +120,19 @@ RELATIVE = optax.cosine_decay_schedule(1.0, 100)
 MASKED_BALL = optax.masked(perturb.ball(0.1), MASK)
 ZERO = optax.masked(optax.set_to_zero(), {"kernel": False, "bias": True})
 OTHER = {"kernel": jnp.ones((5, 5)), "bias": jnp.ones(5)}
+
+
+def tuned(wrt):
+    """A step of LoRA, with the gradient of other variables or of its own."""
+    model = nnx.LoRA(3, 2, 4, base_module=nnx.Linear(3, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    optimizer = nnx.Optimizer(model, optax.chain(SAM, optax.sgd(0.1)), wrt=nnx.LoRAParam)
+
+    def loss_fn(model):
+        return jnp.mean(model(jnp.ones((2, 3))) ** 2)
+
+    grads = nnx.grad(loss_fn, argnums=nnx.DiffState(0, nnx.LoRAParam))(model)
+    optimizer.update(model, grads, grad_fn=nnx_grad_fn(loss_fn, model, wrt=wrt))
+    return nnx.as_pure(nnx.state(model))
 
 
 class WithStatistics(TrainState):
@@ -267,6 +281,16 @@ REMEDIES = {
         lambda: update(SAM, {"z": jnp.ones(2, complex)}),
         lambda: update(SAM, {"re": jnp.ones(2), "im": jnp.ones(2)}, grad_fn=jax.grad(complex_loss)),
     ),
+    "a part of optax.masked": (
+        lambda: update(sharpness_aware(optax.masked(perturb.ball(0.1), MASK))),
+        lambda: update(sharpness_aware(perturb.only(MASK, perturb.ball(0.1)))),
+    ),
+    "the gradient as an offset": (
+        lambda: update(sharpness_aware(optax.partition(
+            {"a": perturb.ball(0.1), "b": optax.identity()}, {"kernel": "a", "bias": "b"}))),
+        lambda: update(sharpness_aware(optax.partition(
+            {"a": perturb.ball(0.1), "b": optax.scale(1.0)}, {"kernel": "a", "bias": "b"}))),
+    ),
     "a mask of numbers": (
         lambda: sam_optax.masked(SAM, {"kernel": 1, "bias": 0}),
         lambda: sam_optax.masked(SAM, {"kernel": True, "bias": False}),
@@ -321,6 +345,7 @@ REMEDIES = {
         lambda: STATE.apply_gradients(grads=W, grad_fn=same, batch_stat=jnp.zeros(2)),
         lambda: STATE.apply_gradients(grads=W, grad_fn=same, batch_stats=jnp.zeros(2)),
     ),
+    "another wrt": (lambda: tuned(nnx.Param), lambda: tuned(nnx.LoRAParam)),
     "None for a base": (lambda: sam_optax.wsam(None), lambda: sam_optax.coupled_wsam()),
     "a function of the tree": (
         lambda: update(sam_optax.asam(weights=lambda params: MASK)),
