@@ -138,6 +138,14 @@ def is_masked(node: object) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
+def hide_as(masked: Tree, tree: Tree) -> Tree:
+    """A tree, without what one of Optax's masks has left out of another one."""
+    hidden: Tree = jax.tree.map(
+        lambda node, other: node if is_masked(node) else other, masked, tree, is_leaf=is_masked
+    )
+    return hidden
+
+
 def _is_trainable(leaf: object) -> bool:
     return is_inexact(leaf.dtype) if hasattr(leaf, "dtype") else isinstance(leaf, float)
 
@@ -148,10 +156,19 @@ def is_inexact(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
+def _is_boolean(leaf: Any) -> bool:
+    """Of Python, NumPy or, where its value is known, JAX."""
+    return isinstance(leaf, bool | np.bool_) or (
+        isinstance(leaf, np.ndarray | jax.Array)
+        and not isinstance(leaf, jax.core.Tracer)
+        and (leaf.shape, leaf.dtype) == ((), np.bool_)
+    )
+
+
 def is_function(mask: Any) -> bool:
     """Whether it is to be called; a module of booleans may be called too, but is a tree."""
     leaves = jax.tree.leaves(mask)
-    is_tree = bool(leaves) and all(isinstance(leaf, bool | np.bool_) for leaf in leaves)
+    is_tree = bool(leaves) and all(map(_is_boolean, leaves))
     return callable(mask) and not is_tree
 
 
@@ -164,7 +181,7 @@ def check_mask(name: str, mask: Any) -> None:
 def check_booleans(name: str, tree: Tree) -> None:
     """Raises unless the leaves of a mask are booleans; a gap is no leaf."""
     for path, leaf in jax.tree.leaves_with_path(tree):
-        if not isinstance(leaf, bool | np.bool_):
+        if not _is_boolean(leaf):
             raise TypeError(
                 f"{name} must be {ASKED}, got {leaf!r} at {at(path)}: pass True or False."
             )

@@ -16,7 +16,8 @@ def read(opt_state: optax.OptState, name: str) -> Any:
     """A quantity that a sharpness-aware method keeps in its state, by its name.
 
     The names are the attributes of the states: `steps` and `ascents` of every method, `rho` of
-    `le_sam`, `v` of `looksam`, `mean` of `ae_sam`, and so on. In contrast to `optax.tree.get` it
+    `le_sam`, `v` of `looksam`, `mean` of `ae_sam`, and so on, and the fields of a named tuple that
+    is the state of a part of your own. In contrast to `optax.tree.get` it
     looks at what the method keeps alone, so that neither a parameter of that name, as v in
     attention, nor another optimizer's state is in the way.
 
@@ -56,16 +57,29 @@ def read(opt_state: optax.OptState, name: str) -> Any:
     raise KeyError(f"no method in opt_state keeps {name!r}: ask for one of {names}.")
 
 
-def _quantities(tree: Any) -> Iterator[tuple[str, Any]]:
-    """The fields of the states of this package, whatever other states are around and between."""
-    for node in jax.tree.leaves(tree, is_leaf=_is_ours):
-        if _is_ours(node):
+def _quantities(tree: Any, slot: bool = False) -> Iterator[tuple[str, Any]]:
+    """The fields of the states of this package, whatever other states are around and between.
+
+    In the slot of a method they are those of a part of the caller's too.
+    """
+
+    def is_state(node: object) -> bool:
+        return _package(node) == __package__ or (slot and _package(node) is not None)
+
+    for node in jax.tree.leaves(tree, is_leaf=is_state):
+        if _package(node) == __package__:
             for field, value in zip(node._fields, node, strict=True):
                 if field in STATES:
-                    yield from _quantities(value)
+                    yield from _quantities(value, slot=True)
                 else:
                     yield field, value
+        elif is_state(node):
+            if _package(node) != "optax":
+                yield from node._asdict().items()
+            yield from _quantities(tuple(node))
 
 
-def _is_ours(node: object) -> bool:
-    return isinstance(node, tuple) and type(node).__module__.split(".")[0] == __package__
+def _package(node: object) -> str | None:
+    """Whose named tuple it is."""
+    is_named = isinstance(node, tuple) and hasattr(node, "_fields")
+    return type(node).__module__.split(".")[0] if is_named else None

@@ -824,7 +824,8 @@ def r_sam(
         `sam_optax.start.kernel_axes` makes, or a tree of such functions that is a prefix of the
         parameters. By default the paper's kernels in the layout of Flax: a slice along the last
         axis of a leaf with two or more axes, and a leaf with fewer axes whole. Layouts (out, in),
-        stacked layers, embeddings and attention have to be told.
+        stacked layers, embeddings and attention have to be told. Under `optax.inject_hyperparams` a
+        function belongs to static_args.
       updates_at: "params" or "gradient_point".
 
     Returns:

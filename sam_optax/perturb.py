@@ -329,8 +329,8 @@ def noisy_ball(
             ascent = _tree.towards(first, weight)
         else:
             ascent = _tree.combine(lambda g: weight * g, first)
-        if offset is not None:
-            ascent = _tree.combine(jnp.add, offset, ascent)
+        if offset is not None:  # of all parameters, where a group is perturbed
+            ascent = _tree.combine(jnp.add, _parts.hide_as(ascent, offset), ascent)
         return _tree.towards(ascent, value_at(rho, step)), state
 
     return transformation(optax.init_empty_state, update)

@@ -204,6 +204,7 @@ def identity(p):
         {"a": True, "c": False},
         {"a": {"w": True, "b": True}, "c": False},
         {"a": np.True_, "c": None},
+        {"a": jnp.array(True), "c": np.array(False)},
         lambda params: {"a": True, "c": len(params) == 1},
     ],
 )
@@ -462,6 +463,26 @@ def test_all_of_a_chain_may_stand_in_a_part():
         link.update(params, link.init(params), params, grad_fn=identity)[0] for link in links
     ]
     chex.assert_trees_all_close(*updates)
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_group_sees_its_share_of_the_offset(compatible):
+    """R-SAM's ε = ρ unit(δ0 + λ g), with a norm for each group."""
+    params, labels = small(), {"a": "first", "c": "second"}
+    radii = {"a": 5.0, "c": 2.0}
+    groups = {labels[name]: perturb.noisy_ball(rho, 3.0) for name, rho in radii.items()}
+    part = optax.partition(groups, labels, mask_compatible_extra_args=compatible)
+    link = sam_optax.sharpness_aware(part, start=sam_optax.start.noise(0.1, key=3))
+    state = link.init(params)
+    point = sam_optax.gradient_point(state, params)
+    expected = {}
+    for name, rho in radii.items():
+        ascent = jax.tree.map(lambda p, w: p - w + 3 * p, point[name], params[name])
+        scale = rho / optax.tree.norm(ascent)
+        expected[name] = jax.tree.map(lambda w, a, s=scale: w + s * a, params[name], ascent)
+    for step in (link.update, jax.jit(link.update, static_argnames="grad_fn")):
+        direction, _ = step(params, state, params, grad_fn=identity)
+        chex.assert_trees_all_close(direction, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -91,6 +91,36 @@ def test_within_any_wrapper(wrapper):
     chex.assert_trees_all_close(sam_optax.read(state, "m"), w)
 
 
+class Counted(NamedTuple):
+    """State of a part of the caller's, with one of this package's inside."""
+
+    fired: jax.Array
+    inner: tuple
+
+
+def counted(inner):
+    def update(first, state, params, **extra):
+        fire, following = inner.update(first, state.inner, params, **extra)
+        return fire, Counted(state.fired + fire, following)
+
+    return sam_optax.When(lambda p: Counted(jnp.array(0), inner.init(p)), update)
+
+
+@pytest.mark.parametrize("w", [params(), Attention(*[jnp.ones(2)] * 3)], ids=["dict", "tuple"])
+def test_a_part_of_the_callers_has_quantities_too(w):
+    link = sam_optax.sharpness_aware(
+        optax.chain(optax.trace(0.9), perturb.ball(0.1)),
+        when=counted(sam_optax.when.adaptive(1.0)),
+        combine=sam_optax.combine.weigh(0.5, optax.scale_by_adam()),
+    )
+    state = run(link, w)
+    assert sam_optax.read(state, "fired") == state[1].ascents
+    assert sam_optax.read(state, "mean") == state[1].when.inner.mean
+    for name in ("trace", "mu", "q", "inner.mean"):  # of Optax's parts, and a parameter
+        with pytest.raises(KeyError, match="no method in opt_state keeps"):
+            sam_optax.read(state, name)
+
+
 def test_within_the_states_of_flax():
     w = params()
     tx = optax.chain(sam_optax.vasso(0.1), optax.sgd(0.1))
