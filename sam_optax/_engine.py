@@ -275,6 +275,7 @@ def sharpness_aware(
         def gradient(p: Tree) -> Tree:
             return _tree.cast_like(as_returned(p), own_updates)
 
+        extra = part.prune_alike(params, extra)
         first = own_updates if taken else gradient(offset_params(state, own))
         direction, state = step(gradient, first, state, own, {**extra, "step": state.steps})
         return part.merge(direction, updates), state

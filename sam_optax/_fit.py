@@ -52,7 +52,7 @@ def checked_offset(found: Any, state: Any, first: Tree, params: Tree) -> Tree:
     epsilon: Tree = part.prune(found)
     pairs = zip(jax.tree.leaves_with_path(epsilon), jax.tree.leaves(first), strict=True)
     raw = [path for (path, offset), gradient in pairs if offset is gradient]
-    if 0 < len(raw) < len(jax.tree.leaves(first)) and _has_mask(state):
+    if raw and _has_mask(state):
         raise ValueError(
             f"what perturb returns{jax.tree_util.keystr(raw[0])} is the gradient itself, as "
             "optax.masked hands on what it leaves out: take sam_optax.perturb.only(mask, part), "

@@ -28,8 +28,9 @@ def masked(
             optax.masked(optax.set_to_zero(), frozen))
 
     `grad_fn` stays a function of all parameters, with the gradient of all; under jit XLA removes
-    what the method does not need of it. To perturb a part and train all with the second gradient,
-    take `sam_optax.perturb.only`.
+    what the method does not need of it. An extra argument of the structure and shapes of the
+    parameters, such as a direction, is cut to the part. To perturb a part and train all with the
+    second gradient, take `sam_optax.perturb.only`.
 
     Args:
       link: a sharpness-aware method, or a chain with one inside.
@@ -78,10 +79,12 @@ def masked(
         part = _parts.chosen("mask", mask, params)
         _check_state(state, part.mark())
         _fit.check("updates", updates, part, params)
+        extra = part.prune_alike(params, extra)
         if (grad_fn := extra.get("grad_fn")) is not None:
             extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
-        if (loss_fn := extra.get("example_loss_fn")) is not None:
-            extra["example_loss_fn"] = part.within(loss_fn, params)
+        for name in ("example_loss_fn", "value_fn"):
+            if (loss_fn := extra.get(name)) is not None:
+                extra[name] = part.within(loss_fn, params)
         inner: tuple[Tree, Any] = link.update(
             part.prune(updates), state.inner_state, part.prune(params), **extra
         )

@@ -66,6 +66,16 @@ class Part:
 
         return of_part
 
+    def prune_alike(self, params: Tree, extra: dict[str, Any]) -> dict[str, Any]:
+        """Extra arguments, those pruned that are trees of the structure and shapes of params."""
+        if self._is_whole or jax.tree_util.all_leaves([params]):  # any number is like one
+            return extra
+        shaped = _shaped(params)
+        return {
+            name: self.prune(tree) if _shaped(tree) == shaped else tree
+            for name, tree in extra.items()
+        }
+
     def mark(self) -> Tree:
         """The part as a tree without leaves, which a state can hold."""
         nodes = [optax.EmptyState() if i else optax.MaskedNode() for i in self.inside]
@@ -74,6 +84,11 @@ class Part:
     def _unflatten(self, leaves: list[Any]) -> Tree:
         tree: Tree = jax.tree.unflatten(self.structure, leaves)
         return tree
+
+
+def _shaped(tree: Tree) -> tuple[Any, list[Any]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [getattr(leaf, "shape", None) for leaf in leaves]
 
 
 class MaskedState(NamedTuple):
@@ -147,6 +162,8 @@ def hide_as(masked: Tree, tree: Tree) -> Tree:
 
 
 def _is_trainable(leaf: object) -> bool:
+    if isinstance(leaf, type):  # such as np.float32, whose numbers have a dtype
+        return False
     return is_inexact(leaf.dtype) if hasattr(leaf, "dtype") else isinstance(leaf, float)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import optax
 
-# The fields of a state that hold further states, or what has no leaves.
-STATES = ("start", "perturb", "when", "combine", "base", "noise", "kernels", "inner_state", "part")
+# The fields of a state that hold that of a part, which may be the caller's own,
+SLOTS = ("start", "perturb", "when", "combine", "base")
+# and those with further states of this package's, or without leaves.
+STATES = ("noise", "kernels", "inner_state", "part")
 
 
 def read(opt_state: optax.OptState, name: str) -> Any:
@@ -69,8 +71,8 @@ def _quantities(tree: Any, slot: bool = False) -> Iterator[tuple[str, Any]]:
     for node in jax.tree.leaves(tree, is_leaf=is_state):
         if _package(node) == __package__:
             for field, value in zip(node._fields, node, strict=True):
-                if field in STATES:
-                    yield from _quantities(value, slot=True)
+                if field in SLOTS or field in STATES:
+                    yield from _quantities(value, slot=field in SLOTS)
                 else:
                     yield field, value
         elif is_state(node):

@@ -18,11 +18,11 @@ _MOST_STEPS = 64
 def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> bool:
     """Whether its first steps go along the negative of the gradient in some leaf.
 
-    It is tried on parameters of the same structure, with one number a leaf. False where that cannot
-    be done, as for a base that asks for more than the gradient and the loss.
+    It is tried on parameters of the same structure whose axes are no longer than 2. False where
+    that cannot be done, as for a base that asks for more than the gradient and the loss.
     """
     with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
-        small = jax.tree.map(lambda w: jnp.zeros((1,) * jnp.ndim(w), jnp.result_type(w)), params)
+        small = jax.tree.map(_small, params)
 
         def update(gradient: Tree, state: Any, step: int) -> tuple[Tree, Any]:
             # A line search hands the other arguments on, by these names.
@@ -36,7 +36,7 @@ def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> b
         # One program of many leaves is cheap; not all that a caller writes is one.
         for run in (jax.jit(update), update):
             try:
-                return _turns(run, base.init(small), optax.tree.ones_like(small))
+                return _turns(run, base.init(small), jax.tree.map(_varied, small))
             except Exception:  # what the caller's code may raise where it is not meant to run
                 continue
         return False
@@ -52,4 +52,14 @@ def _turns(update: Any, state: Any, gradient: Tree) -> bool:
         odd = optax.tree.add(odd, optax.tree.sub(up, down))  # noise is equal in both, and cancels
         if step and any(bool(leaf.any()) for leaf in jax.tree.leaves(odd)):
             break
-    return any(bool((leaf < 0).any()) for leaf in jax.tree.leaves(odd))
+    along = jax.tree.map(jnp.vdot, odd, gradient)
+    return any(bool(leaf < 0) for leaf in jax.tree.leaves(along))
+
+
+def _small(w: jax.typing.ArrayLike) -> jax.Array:
+    return jnp.zeros([min(size, 2) for size in jnp.shape(w)], jnp.result_type(w))
+
+
+def _varied(w: jax.Array) -> jax.Array:
+    """A gradient that has a rest when its mean is taken off."""
+    return jnp.linspace(1, 2, w.size).reshape(w.shape).astype(w.dtype)

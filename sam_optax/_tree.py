@@ -96,7 +96,7 @@ def reject(a: Tree, b: Tree) -> Tree:
 
 def add(params: Tree, delta: Tree) -> Tree:
     """params + delta, each leaf in the dtype of the parameters."""
-    return _map(lambda p, d: p + d.astype(jnp.result_type(p)), params, delta)
+    return _map(lambda p, d: p + d, params, cast_like(delta, params))
 
 
 def cast_like(tree: Tree, reference: Tree) -> Tree:

@@ -636,7 +636,8 @@ def only(
     The perturbation sees the part alone: its norms, draws and products with the Hessian are those
     of the loss with the rest held fixed. Everything else of a method, such as its averages behind
     `combine` and the offset of a start, is that of all parameters; for a method that lives on the
-    part alone take `sam_optax.masked`. In a chain it stands around all that makes ε.
+    part alone take `sam_optax.masked`. In a chain it stands around all that makes ε. An extra
+    argument of the structure and shapes of the parameters is cut to the part.
 
     Args:
       mask: true for the leaves that are perturbed: a tree of booleans that is a prefix of the
@@ -686,6 +687,7 @@ def only(
         **extra: Any,
     ) -> tuple[Tree, optax.OptState]:
         part = _parts.chosen("mask", mask, params)
+        extra = part.prune_alike(params, extra)
         extra["offset"] = None if offset is None else part.prune(offset)
         if grad_fn is not None:  # a ball on its own needs none
             extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)

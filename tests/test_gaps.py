@@ -205,3 +205,25 @@ def test_what_perturb_returns_in_a_gap_is_left_out():
 
     for direction_of in (step, jax.jit(step)):
         np.testing.assert_allclose(direction_of(w), [4.0, 6.0], rtol=1e-6)
+
+
+def test_a_class_among_the_leaves_is_no_number():
+    """As an unfiltered module of Equinox may hold one; such a class has an attribute dtype."""
+    params = {"w": jnp.array([3.0, 4.0]), "numpy": np.float32, "jax": jnp.float32}
+
+    def grad_fn(p):
+        return {"w": p["w"], "numpy": None, "jax": None}
+
+    for mask in (True, {"w": True, "numpy": False, "jax": False}):
+        link = sam_optax.masked(sam_optax.sam(5.0), mask)
+        updates, _ = link.update(grad_fn(params), link.init(params), params, grad_fn=grad_fn)
+        assert updates["numpy"] is updates["jax"] is None
+        np.testing.assert_allclose(updates["w"], [6.0, 8.0])
+
+
+def test_an_offset_may_be_a_number():
+    part = optax.stateless(lambda updates, params: 0.5)
+    link = sam_optax.sharpness_aware(part)
+    w = jnp.array(2.0)
+    updates, _ = link.update(w, link.init(w), w, grad_fn=lambda p: p)
+    np.testing.assert_allclose(updates, 2.5)

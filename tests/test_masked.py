@@ -493,6 +493,7 @@ def test_a_group_sees_its_share_of_the_offset(compatible):
         lambda mask: optax.partition(
             {"True": perturb.ball(5.0), "False": optax.identity()}, jax.tree.map(str, mask)
         ),
+        lambda mask: optax.masked(perturb.ball(5.0), jax.tree.map(lambda _: False, mask)),
     ],
 )
 def test_the_gradient_itself_is_no_offset_in_a_part(part, compiled):
@@ -502,9 +503,62 @@ def test_the_gradient_itself_is_no_offset_in_a_part(part, compiled):
     def call(state):
         return link.update(params, state, params, grad_fn=identity)
 
-    message = r"what perturb returns\['c'\] is the gradient itself.*perturb.only\(mask, part\)"
+    message = r"what perturb returns\['[ac]'\].* is the gradient itself.*perturb.only\(mask, part\)"
     with pytest.raises(ValueError, match=message):
         (jax.jit(call) if compiled else call)(link.init(params))
+
+
+def given():
+    """A perturbation along a direction that is an extra argument."""
+
+    def update(updates, state, params=None, *, ascent, **extra):
+        del updates, params, extra
+        return ascent, state
+
+    return optax.chain(
+        optax.GradientTransformationExtraArgs(optax.init_empty_state, update), perturb.ball(5.0)
+    )
+
+
+@pytest.mark.parametrize("around", ["masked", "only", "only in masked"])
+def test_an_extra_argument_like_the_parameters_is_cut_to_the_part(around):
+    """As a direction from outside; another one stays as it is, of the same structure or not."""
+    params = {**small(), "count": jnp.array(3)}
+    mask = {"a": True, "c": False, "count": False}
+    ascent = jax.tree.map(lambda w: 100.0 * w, params)
+    link = {
+        "masked": sam_optax.masked(sam_optax.sharpness_aware(given()), mask),
+        "only": only(mask, given()),
+        "only in masked": sam_optax.masked(only(mask, given()), mask),
+    }[around]
+    seen = []
+
+    def grad_fn(p):
+        seen.append(p)
+        return p
+
+    link.update(params, link.init(params), params, grad_fn=grad_fn, ascent=ascent)
+    chex.assert_trees_all_close(seen[-1]["a"], {"w": jnp.array([6.0]), "b": jnp.array([8.0])})
+    chex.assert_trees_all_equal(seen[-1]["c"], params["c"])
+
+
+def test_an_extra_argument_unlike_the_parameters_is_not():
+    params = small()
+    batch = {"a": {"w": jnp.ones((2, 1)), "b": jnp.ones(2)}, "c": jnp.ones(2)}
+    found = []
+
+    def update(updates, state, params=None, *, batch, scale, **extra):
+        del params, extra
+        found.append((batch, scale))
+        return updates, state
+
+    part = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    link = sam_optax.masked(
+        sam_optax.sharpness_aware(optax.chain(part, perturb.ball(5.0))), {"a": True, "c": False}
+    )
+    state = link.init(params)
+    link.update(params, state, params, grad_fn=identity, batch=batch, scale=jnp.array(2.0))
+    chex.assert_trees_all_equal(found[0], (batch, jnp.array(2.0)))
 
 
 @jax.tree_util.register_dataclass

@@ -91,6 +91,24 @@ def test_within_any_wrapper(wrapper):
     chex.assert_trees_all_close(sam_optax.read(state, "m"), w)
 
 
+def test_a_tuple_of_parameters_is_no_state():
+    """Nor are the marks of a part and of kernels, which have its structure."""
+    w = Attention(*[jnp.ones((2, 2))] * 3)
+    kernels = sam_optax.start.kernel_axes(0)
+    for link in (
+        sam_optax.masked(sam_optax.looksam(), Attention(True, False, True)),
+        sam_optax.looksam(),
+        sam_optax.r_sam(kernels=kernels),
+        sam_optax.coupled_wsam(),
+        sam_optax.wsam(optax.trace(0.9)),
+    ):
+        state = run(link, w)
+        assert int(sam_optax.read(state, "steps")) == 3
+        for name in ("q", "k"):
+            with pytest.raises(KeyError, match=f"no method in opt_state keeps '{name}'"):
+                sam_optax.read(state, name)
+
+
 class Counted(NamedTuple):
     """State of a part of the caller's, with one of this package's inside."""
 

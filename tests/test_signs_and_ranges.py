@@ -24,8 +24,21 @@ def by_size():
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+def with_product():
+    """A step that the axes of a leaf have to fit."""
+
+    def update(updates, state, params=None):
+        del params
+        kernel, bias = updates["a"]["kernel"], updates["a"]["bias"]
+        ahead = {"kernel": -kernel @ kernel.T @ kernel, "bias": -bias * (bias @ bias)}
+        return {"a": ahead, "b": -updates["b"]}, state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
 LATE = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [20])
 DIRECTIONS = {
+    "a mean that is taken off": optax.chain(optax.centralize(), optax.trace(0.9)),
     "trace": optax.trace(0.9),
     "adam": optax.scale_by_adam(),
     "lion": optax.scale_by_lion(),
@@ -54,6 +67,8 @@ OPTIMIZERS = {
     "a line search": optax.lbfgs(),
     "a product with the Hessian": optax.contrib.sophia(0.1),
     "a decision in Python": by_size(),
+    "behind a mean that is taken off": optax.chain(optax.centralize(), optax.sgd(0.1)),
+    "a product with the gradient": with_product(),
     "one of two groups": optax.partition({"x": optax.trace(0.9), "y": optax.adam(0.1)}, LABELS),
     "a part": optax.masked(optax.sgd(0.1), {"a": False, "b": True}),
 }
