@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from sam_optax._contracts import Tree
-from sam_optax._parts import Part, at, is_inexact, is_none, trainable
+from sam_optax._parts import Part, at, is_inexact, is_masked, is_none, trainable
 from sam_optax._promotion import callers
 
 Path = tuple[Any, ...]
@@ -105,7 +105,11 @@ def _misfit(leaf: Any, param: Any) -> str:
             "out by sam_optax.masked(link, mask)."
         )
     if not hasattr(leaf, "dtype"):
-        cause = _cause(leaf) if isinstance(leaf, tuple) else "it must be an array of that shape."
+        cause = "it must be an array of that shape."
+        if is_masked(leaf):
+            cause = "take sam_optax.masked(link, mask) in place of optax.masked."
+        elif isinstance(leaf, tuple):
+            cause = _cause(leaf)
         return f"is {leaf!r:.60} {wanted}: {cause}"
     if not jax.tree_util.all_leaves([leaf]):  # as a variable of Flax NNX, which has shape and dtype
         return (
@@ -116,7 +120,7 @@ def _misfit(leaf: Any, param: Any) -> str:
     if leaf.shape == shape:
         return f"is {_shown(leaf)} {wanted}: a gradient is a real number for each of its numbers."
     cause = "it must be the gradient of a scalar loss with respect to these parameters."
-    if leaf.shape[1:] == shape:
+    if leaf.shape[1:] == shape and leaf.shape[0] > 1:
         cause = f"did the loss forget the mean over {leaf.shape[0]} examples?"
     return f"is {_shown(leaf)} {wanted}: {cause}"
 

@@ -191,6 +191,8 @@ def is_function(mask: Any) -> bool:
 
 def check_mask(name: str, mask: Any) -> None:
     """Raises where an argument of this name is neither a function nor a tree of booleans."""
+    if mask is None:
+        raise TypeError(f"{name} must be {ASKED}, got None: pass True for all leaves.")
     if not is_function(mask):
         check_booleans(name, mask)
 

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import optax
 
-# The fields of a state that hold that of a part, which may be the caller's own,
+# The fields of a method's state that hold that of a part, which may be the caller's own,
 SLOTS = ("start", "perturb", "when", "combine", "base")
-# and those with further states of this package's, or without leaves.
-STATES = ("noise", "kernels", "inner_state", "part")
+# and those of this package's that hold further states, or what has no leaves.
+OTHERS = ("noise", "kernels", "inner_state", "part")
+# Those of Optax's wrappers around a part.
+WRAPPED = ("inner_state", "inner_states")
 
 
 def read(opt_state: optax.OptState, name: str) -> Any:
@@ -68,17 +70,17 @@ def _quantities(tree: Any, slot: bool = False) -> Iterator[tuple[str, Any]]:
     def is_state(node: object) -> bool:
         return _package(node) == __package__ or (slot and _package(node) is not None)
 
-    for node in jax.tree.leaves(tree, is_leaf=is_state):
-        if _package(node) == __package__:
-            for field, value in zip(node._fields, node, strict=True):
-                if field in SLOTS or field in STATES:
-                    yield from _quantities(value, slot=field in SLOTS)
-                else:
-                    yield field, value
-        elif is_state(node):
-            if _package(node) != "optax":
-                yield from node._asdict().items()
-            yield from _quantities(tuple(node))
+    for node in filter(is_state, jax.tree.leaves(tree, is_leaf=is_state)):
+        package = _package(node)
+        for field, value in zip(node._fields, node, strict=True):
+            if package == "optax":
+                yield from _quantities(value, slot=field in WRAPPED)
+            elif package == __package__ and field in (*SLOTS, *OTHERS):
+                yield from _quantities(value, slot=field in SLOTS)
+            else:
+                yield field, value
+                if package != __package__:
+                    yield from _quantities(value)
 
 
 def _package(node: object) -> str | None:

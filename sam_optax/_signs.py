@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,15 +15,20 @@ from sam_optax._promotion import callers
 # Of a base that does nothing at first, as in a warm-up or between the steps of `optax.MultiSteps`.
 _MOST_STEPS = 64
 
+# Of parameters that are cheap to try a base on.
+_MOST_NUMBERS = 100_000
+
 
 def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> bool:
     """Whether its first steps go along the negative of the gradient in some leaf.
 
-    It is tried on parameters of the same structure whose axes are no longer than 2. False where
-    that cannot be done, as for a base that asks for more than the gradient and the loss.
+    It is tried on zeros of the same structure, with the shapes of the parameters where these are
+    few, else with axes no longer than 2. False where that cannot be done, as for a base that asks
+    for more than the gradient and the loss.
     """
+    longest = 2 if sum(map(jnp.size, jax.tree.leaves(params))) > _MOST_NUMBERS else _MOST_NUMBERS
     with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
-        small = jax.tree.map(_small, params)
+        small = jax.tree.map(functools.partial(_zeros, longest), params)
 
         def update(gradient: Tree, state: Any, step: int) -> tuple[Tree, Any]:
             # A line search hands the other arguments on, by these names.
@@ -56,8 +62,8 @@ def _turns(update: Any, state: Any, gradient: Tree) -> bool:
     return any(bool(leaf < 0) for leaf in jax.tree.leaves(along))
 
 
-def _small(w: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.zeros([min(size, 2) for size in jnp.shape(w)], jnp.result_type(w))
+def _zeros(longest: int, w: jax.typing.ArrayLike) -> jax.Array:
+    return jnp.zeros([min(size, longest) for size in jnp.shape(w)], jnp.result_type(w))
 
 
 def _varied(w: jax.Array) -> jax.Array:

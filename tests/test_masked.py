@@ -228,6 +228,7 @@ def test_a_mask_that_is_true_everywhere_is_neutral_and_one_that_is_false_hands_o
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
+        (None, TypeError, "mask must be a tree of booleans.*got None: pass True"),
         ({"a": 1, "c": False}, TypeError, r"mask must be a tree of booleans.*got 1 at \['a'\]"),
         (lambda params: params, TypeError, r"mask must be .*got .* at \['a'\]\['b'\]"),
         ({"a": True}, ValueError, "mask must be a tree of booleans that is a prefix"),

@@ -139,6 +139,30 @@ def test_a_part_of_the_callers_has_quantities_too(w):
             sam_optax.read(state, name)
 
 
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        lambda part: perturb.only(True, part),
+        lambda part: optax.partition({"a": part}, "a"),
+        lambda part: optax.masked(part, True),
+        lambda part: optax.apply_if_finite(part, 3),
+        lambda part: optax.inject_hyperparams(lambda rho: optax.chain(part, perturb.ball(rho)))(
+            rho=0.1
+        ),
+    ],
+    ids=["only", "partition", "masked", "apply_if_finite", "inject_hyperparams"],
+)
+def test_a_part_of_the_callers_within_a_wrapper(wrapper):
+    def update(updates, state, params=None, **extra):
+        return optax.tree.scale(2.0, updates), Counted(state.fired + 1, ())
+
+    part = optax.GradientTransformationExtraArgs(lambda p: Counted(jnp.array(0), ()), update)
+    state = run(sam_optax.sharpness_aware(wrapper(part)), params())
+    assert int(sam_optax.read(state, "fired")) == 3
+    with pytest.raises(KeyError, match="no method in opt_state keeps 'v'"):
+        sam_optax.read(state, "v")
+
+
 def test_within_the_states_of_flax():
     w = params()
     tx = optax.chain(sam_optax.vasso(0.1), optax.sgd(0.1))

@@ -291,6 +291,14 @@ REMEDIES = {
         lambda: update(sharpness_aware(optax.partition(
             {"a": perturb.ball(0.1), "b": optax.scale(1.0)}, {"kernel": "a", "bias": "b"}))),
     ),
+    "no mask": (
+        lambda: sam_optax.masked(SAM, None),
+        lambda: update(sam_optax.masked(SAM, True)),
+    ),
+    "updates of optax.masked": (
+        lambda: update(SAM, grads={"kernel": W["kernel"], "bias": optax.MaskedNode()}),
+        lambda: update(sam_optax.masked(SAM, MASK), grads={**W, "bias": optax.MaskedNode()}),
+    ),
     "a mask of numbers": (
         lambda: sam_optax.masked(SAM, {"kernel": 1, "bias": 0}),
         lambda: sam_optax.masked(SAM, {"kernel": True, "bias": False}),

@@ -69,6 +69,9 @@ OPTIMIZERS = {
     "a decision in Python": by_size(),
     "behind a mean that is taken off": optax.chain(optax.centralize(), optax.sgd(0.1)),
     "a product with the gradient": with_product(),
+    "a part by its size": optax.masked(
+        optax.sgd(0.1), lambda p: jax.tree.map(lambda w: w.size > 4, p)
+    ),
     "one of two groups": optax.partition({"x": optax.trace(0.9), "y": optax.adam(0.1)}, LABELS),
     "a part": optax.masked(optax.sgd(0.1), {"a": False, "b": True}),
 }
@@ -88,8 +91,19 @@ def test_a_base_with_its_minus_in_it_is_refused(make, base):
     for init in (link.init, jax.jit(link.init), lambda p: jax.eval_shape(link.init, p)):
         with pytest.raises(ValueError, match=r"base must hand on .*optax.chain\(base, optax.scale"):
             init(PARAMS)
-    if base not in ("one of two groups", "a part"):  # there the other leaves have no minus
+    if base not in (
+        "one of two groups",
+        "a part",
+        "a part by its size",
+    ):  # there the other leaves have no minus
         make(optax.chain(OPTIMIZERS[base], optax.scale(-1))).init(PARAMS)
+
+
+def test_large_parameters_are_tried_small():
+    large = {"a": {"kernel": jnp.ones((400, 400)), "bias": jnp.ones(3)}, "b": jnp.ones(())}
+    with pytest.raises(ValueError, match="base must hand on"):
+        sam_optax.wsam(with_product()).init(large)
+    sam_optax.wsam(optax.chain(with_product(), optax.scale(-1))).init(large)
 
 
 def test_the_remedies_descend():
