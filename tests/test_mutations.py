@@ -134,8 +134,8 @@ MUTATIONS = {
     ),
     "lambda_ weighs the noise": Mutation(
         "perturb.py",
-        "_tree.combine(jnp.add, offset, ascent)",
-        "_tree.combine(lambda o, a: weight * o + a, offset, ascent)",
+        "_tree.combine(jnp.add, _parts.hide_as(ascent, offset), ascent)",
+        "_tree.combine(lambda o, a: weight * o + a, _parts.hide_as(ascent, offset), ascent)",
         "closed_forms",
         "r_sam",
     ),
@@ -211,10 +211,10 @@ MUTATIONS = {
     ),
     "asam takes every leaf for a weight": Mutation(
         "perturb.py",
-        "(jnp.ndim(w) > 1 and not is_bias",
-        "(jnp.ndim(w) >= 0 and not is_bias",
-        "closed_forms",
-        "asam",
+        "(jnp.ndim(w) > 1 and not _names",
+        "(jnp.ndim(w) >= 0 and not _names",
+        "names",
+        "vector",
     ),
     "fisher_sam without the root": Mutation(
         "perturb.py", "jax.lax.rsqrt(1 +", "jnp.reciprocal(1 +", "closed_forms", "fisher"
@@ -457,7 +457,36 @@ MUTATIONS = {
         "fit_the_parameters and mean",
     ),
     "the raw gradient is taken for an offset": Mutation(
-        "_fit.py", "if 0 < len(raw) <", "if 0 > len(raw) >", "masked", "gradient_itself"
+        "_fit.py", "if raw and _has_mask", "if raw and not _has_mask", "masked", "gradient_itself"
+    ),
+    "a group sees the whole offset": Mutation(
+        "perturb.py", "_parts.hide_as(ascent, offset)", "offset", "masked", "sees_its_share"
+    ),
+    "a direction from outside is not cut to the part": Mutation(
+        "_parts.py",
+        "self.prune(tree) if _shaped(tree) == shaped else tree",
+        "tree",
+        "masked",
+        "extra_argument_like",
+    ),
+    "any extra argument is cut to the part": Mutation(
+        "_parts.py",
+        "self.prune(tree) if _shaped(tree) == shaped else tree",
+        "self.prune(tree) if _shaped(tree)[0] == shaped[0] else tree",
+        "masked",
+        "extra_argument_unlike",
+    ),
+    "each number of a bias with further axes is a kernel": Mutation(
+        "start.py", "own if is_flat or not inside", "own if not inside", "kernels", "a_bias_is_one"
+    ),
+    "a base is tried for two steps alone": Mutation(
+        "_signs.py", "_MOST_STEPS = 64", "_MOST_STEPS = 2", "signs_and_ranges", "refused"
+    ),
+    "a base is tried with a gradient that is constant": Mutation(
+        "_signs.py", "linspace(1, 2", "linspace(1, 1", "signs_and_ranges", "refused"
+    ),
+    "variables pass for arrays": Mutation(
+        "_fit.py", "and jax.tree_util.all_leaves([leaf]))", "and True)", "flax", "no_gradient_of"
     ),
     "shapes of a state are not looked at": Mutation(
         "_states.py",

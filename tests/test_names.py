@@ -103,3 +103,16 @@ def test_a_layer_may_have_the_name_of_a_box(name):
     }
     other = {"query": tree[name], "key": tree["key"]}
     np.testing.assert_allclose(normalized(tree), normalized(other), rtol=1e-6)
+
+
+def test_a_vector_of_another_name_is_no_weight():
+    """Nor one of a known name that says neither bias nor scale."""
+    kernel = jnp.array([[3.0, -1.0], [0.5, 2.0]])
+    vector = jnp.array([2.0, 7.0])
+    as_bias = normalized({"kernel": kernel, "bias": vector})
+    for name in ("gate", "embedding", "kernel"):
+        tree = {"first": {"kernel": kernel}, "second": {name: vector}}
+        np.testing.assert_allclose(normalized(tree), as_bias, rtol=1e-6)
+    for name in ("scale", "weight"):
+        tree = {"kernel": kernel, name: vector}
+        assert np.abs(normalized(tree) - as_bias).max() > 0.01
