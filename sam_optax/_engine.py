@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from sam_optax import _checks, _decision, _fit, _parts, _tree
+from sam_optax import _checks, _decision, _finite, _fit, _parts, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
@@ -17,6 +18,7 @@ from sam_optax._purity import ours
 from sam_optax._states import REMEDY, States
 
 Extra = dict[str, Any]  # the extra arguments of an update
+Flag = Any  # a boolean of NumPy or JAX
 
 
 class SharpnessAwareState(NamedTuple):
@@ -25,6 +27,7 @@ class SharpnessAwareState(NamedTuple):
     Attributes:
       steps: int32, the steps taken.
       ascents: int32, the second gradients taken; ascents / steps is the share of SAM steps.
+      notfinite: int32, the steps whose own gradients were not finite, and so counted as not taken.
       start: state of the part that places the first gradient.
       perturb: state of the part that places the second.
       when: state of the part that decides.
@@ -33,6 +36,7 @@ class SharpnessAwareState(NamedTuple):
 
     steps: jax.Array
     ascents: jax.Array
+    notfinite: jax.Array
     start: Any
     perturb: optax.OptState
     when: Any
@@ -134,6 +138,7 @@ def sharpness_aware(
         return SharpnessAwareState(
             steps=jnp.zeros([], jnp.int32),
             ascents=jnp.zeros([], jnp.int32),
+            notfinite=jnp.zeros([], jnp.int32),
             start=start.init(params),
             perturb=ascent.init(params),
             when=when.init(params),
@@ -160,28 +165,44 @@ def sharpness_aware(
         return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
 
     def join(
-        first: Tree, second: Tree | None, state: SharpnessAwareState, params: Tree, extra: Extra
-    ) -> tuple[Tree, Any]:
-        if second is None:
-            joined = combine.stale(first, state.combine, params, **extra)
-        else:
+        first: Tree,
+        second: Tree | None,
+        usable: Flag,
+        state: SharpnessAwareState,
+        params: Tree,
+        extra: Extra,
+    ) -> tuple[Tree, Any, Flag]:
+        """The direction, the state of combine, and whether the second gradient has a part in it."""
+
+        def stale() -> tuple[Tree, Any]:
+            direction, combine_state = combine.stale(first, state.combine, params, **extra)
+            return _tree.cast_like(direction, first), combine_state
+
+        def fresh() -> tuple[Tree, Any]:
             joined = combine.fresh(first, second, state.combine, params, **extra)
-        direction, combine_state = joined
-        return _tree.cast_like(direction, first), combine_state
+            return _tree.cast_like(joined[0], first), joined[1]
+
+        if second is None:
+            return *stale(), jnp.array(False)
+        taken = usable & _finite.is_finite(second, params)
+        return *_finite.choose(taken, fresh, stale), taken
 
     def finish(
         fire: jax.typing.ArrayLike,
-        joined: tuple[Tree, Any],
+        usable: Flag,
+        joined: tuple[Tree, Any, Flag],
         state: SharpnessAwareState,
         params: Tree,
         extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
-        direction, combine_state = joined
+        direction, combine_state, taken = joined
         start_state = start.update(direction, state.start, params, **extra)
+        lost = ~usable | (fire & ~taken)
         return direction, state._replace(
             # An array stays one, which Optax does not say.
             steps=optax.safe_increment(state.steps),  # type: ignore[arg-type]
-            ascents=jnp.where(fire, optax.safe_increment(state.ascents), state.ascents),
+            ascents=_counted(state.ascents, taken),
+            notfinite=_counted(state.notfinite, lost),
             start=start_state,
             combine=combine_state,
         )
@@ -191,29 +212,46 @@ def sharpness_aware(
         grad_fn: GradFn,
         first: Tree,
         second: Tree | None,
+        usable: Flag,
         state: SharpnessAwareState,
         params: Tree,
         extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
         del grad_fn
-        joined = join(first, second, state, params, extra)
-        return finish(second is not None, joined, state, params, extra)
+        joined = join(first, second, usable, state, params, extra)
+        return finish(second is not None, usable, joined, state, params, extra)
+
+    @piece()
+    def settle(
+        grad_fn: GradFn, first: Tree, given: Tree, params: Tree, extra: Extra
+    ) -> tuple[Tree, Flag]:
+        del grad_fn, extra
+        usable = _finite.is_finite(first, params)
+        return _finite.choose(usable, lambda: first, lambda: given), usable
 
     @piece(ascent, combine, start)
     def skip(
-        grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
+        grad_fn: GradFn,
+        first: Tree,
+        usable: Flag,
+        state: SharpnessAwareState,
+        params: Tree,
+        extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
         # On their own where they cannot be compiled as one.
         _, state = ascend(grad_fn, first, state, params, extra)
-        return conclude(grad_fn, first, None, state, params, extra)
+        return conclude(grad_fn, first, None, usable, state, params, extra)
 
     def step(
-        gradient: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
+        gradient: GradFn,
+        first: Tree,
+        usable: Flag,
+        state: SharpnessAwareState,
+        params: Tree,
+        extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
-        if start.samples > 1:
-            first = _average_samples(first, gradient, start.samples, state, params)
         if perturb is None:
-            return conclude(gradient, first, None, state, params, extra)
+            return conclude(gradient, first, None, usable, state, params, extra)
         if certain:
             fire: jax.typing.ArrayLike = True
         else:
@@ -235,16 +273,16 @@ def sharpness_aware(
 
             joined = _decision.branch(
                 fire,
-                lambda gradient, _: join(first, second(gradient), after, params, extra),
-                lambda: join(first, None, after, params, extra),
+                lambda gradient, _: join(first, second(gradient), usable, after, params, extra),
+                lambda: join(first, None, usable, after, params, extra),
                 gradient,
                 point,
             )
-            return finish(fire, joined, after, params, extra)
+            return finish(fire, usable, joined, after, params, extra)
         if fire:
             point, state = ascend(gradient, first, state, params, extra)
-            return conclude(gradient, first, gradient(point), state, params, extra)
-        return skip(gradient, first, state, params, extra)
+            return conclude(gradient, first, gradient(point), usable, state, params, extra)
+        return skip(gradient, first, usable, state, params, extra)
 
     def update(
         updates: Tree,
@@ -275,9 +313,13 @@ def sharpness_aware(
         def gradient(p: Tree) -> Tree:
             return _tree.cast_like(as_returned(p), own_updates)
 
-        extra = part.prune_alike(params, extra)
-        first = own_updates if taken else gradient(offset_params(state, own))
-        direction, state = step(gradient, first, state, own, {**extra, "step": state.steps})
+        extra = {**part.prune_alike(params, extra), "step": state.steps}
+        first, usable = own_updates, np.True_
+        if not taken or start.samples > 1:
+            first = own_updates if taken else gradient(offset_params(state, own))
+            first = _average_samples(first, gradient, start.samples, state, own)
+            first, usable = settle(gradient, first, own_updates, own, extra)
+        direction, state = step(gradient, first, usable, state, own, extra)
         return part.merge(direction, updates), state
 
     return transformation(init, update)
@@ -306,8 +348,14 @@ def _average_samples(
 ) -> Tree:
     """The mean of the first gradient over the samples of a start; `first` is number 0."""
     further = [gradient(offset_params(state, params, i)) for i in range(1, samples)]
+    if not further:
+        return first
     mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
     return _tree.cast_like(mean, first)
+
+
+def _counted(count: jax.Array, more: Flag) -> jax.Array:
+    return jnp.where(more, optax.safe_increment(count), count)
 
 
 def _check_parts(

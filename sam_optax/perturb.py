@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _checks, _decision, _fit, _names, _parts, _random, _tree
+from sam_optax import _checks, _decision, _finite, _fit, _names, _parts, _random, _tree
 from sam_optax._contracts import GradFn, Schedulable, State, Tree, transformation, value_at
 from sam_optax._promotion import callers
 from sam_optax._purity import ours
@@ -420,7 +420,8 @@ def eigen_ball(
             normal = _random.draw_like(jax.random.normal, state.key_data, step, params)
             exists = _tree.norm(state.v) > 0
             v = _tree.combine(lambda v, z: jnp.where(exists, v, z), state.v, normal)
-            return repeat(power_iterations, iterate, _tree.cast_like(v, state.v))
+            found = repeat(power_iterations, iterate, _tree.cast_like(v, state.v))
+            return _finite.choose(_finite.is_finite(found, params), lambda: found, lambda: state.v)
 
         due = (step > 0) & (step % period == 0)
         if not isinstance(step, jax.core.Tracer) and step == 0:

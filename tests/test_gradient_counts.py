@@ -168,10 +168,10 @@ def test_a_compiled_training_step_costs_a_whole_multiple_of_sgd(name, sgd_flops)
     assert flops_ratio(name, sgd_flops) == pytest.approx(MULTIPLES[name], rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "gradients"), [("r_sam", 2), ("msam", 1), ("s2_sam", 1)])
-def test_an_unused_gradient_costs_only_what_the_loss_needs(name, gradients, sgd_flops):
-    """XLA removes the backward pass of `updates`; the loss and statistics at w remain."""
-    assert gradients + 0.2 < flops_ratio(name, sgd_flops) < gradients + 0.5
+@pytest.mark.parametrize(("name", "gradients"), [("r_sam", 3), ("msam", 2), ("s2_sam", 2)])
+def test_the_gradient_at_the_parameters_is_one_more(name, gradients, sgd_flops):
+    """A step falls back on it where its own is not finite."""
+    assert flops_ratio(name, sgd_flops) == pytest.approx(gradients, rel=0.01)
 
 
 def test_esam_costs_a_forward_pass_and_a_part_of_a_gradient_more_than_sgd(sgd_flops):

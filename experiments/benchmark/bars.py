@@ -7,12 +7,6 @@ Row = Mapping[str, Any]
 
 ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam")
 SKIPPING = ("ss_sam", "looksam", "ae_sam", "ae_looksam")
-# They hold an array of the parameters' size through a gradient, as a step that hands on both does:
-# the first gradient, to hand it on beside the second or in its place, or the noise.
-HOLDING = (
-    *("samar", "gsam", "le_sam_plus", "wsam", "coupled_wsam", "r_gsam"),
-    *("ss_sam", "ae_sam", "r_sam"),
-)
 # Beside gradients they take what no bar is for: a choice of examples, products with the Hessian.
 OTHER = ("esam", "eigen_sam")
 FEW_BYTES = ("sam", "asam", "gsam", "le_sam", "wsam", "ssam", "samar", "ae_sam")
@@ -85,16 +79,10 @@ BARS = (
     Bar("time over (1 + ζ) times SGD: methods that skip gradients", "ideal_ratio", 1.05, _skips),
     Bar("time over sam: le_sam", "over_sam", 1.01, _of("le_sam")),
     Bar(
-        "temporary bytes over a hand-written SAM: two-gradient methods",
-        "temp_over_hand_written",
+        "temporary bytes over a hand-written SAM that falls back: two-gradient methods",
+        "temp_over_falling_back",
         1.02,
-        _takes_two,
-    ),
-    Bar(
-        f"the same, over a hand-written step that holds as much: {', '.join(HOLDING)}",
-        "temp_over_holding",
-        1.02,
-        _of(*HOLDING),
+        lambda row: _takes_two(row) or _of("ss_sam", "ae_sam")(row),
     ),
     Bar(f"state bytes: {', '.join(FEW_BYTES)}", "state_bytes", 100, _of(*FEW_BYTES)),
     Bar(

@@ -16,7 +16,7 @@ from experiments.optimizers import SGD
 # A contestant is known by its method and by where it decides, or by whose it is.
 Key = tuple[str, str]
 UNIT, SAM = (SGD, "device"), ("sam", "device")
-HAND_WRITTEN, MIXING = ("sam", "hand-written"), ("sam, mixed", "hand-written")
+HAND_WRITTEN, FALLING_BACK = ("sam", "hand-written"), ("sam, falling back", "hand-written")
 OPAQUE, TRANSPARENT = ("sam", "optax opaque"), ("sam", "optax transparent")
 TORCH = "torch"
 
@@ -64,7 +64,7 @@ def compiled(problem: Problem, methods: Sequence[str], *, host: bool = True) -> 
     """
     makers = {UNIT: contestants.on_device(problem, SGD)}
     makers[HAND_WRITTEN] = contestants.hand_written(problem)
-    makers[MIXING] = contestants.hand_written(problem, mixes=True)
+    makers[FALLING_BACK] = contestants.hand_written(problem, falls_back=True)
     makers[OPAQUE] = contestants.optax_opaque(problem)
     makers[TRANSPARENT] = contestants.optax_transparent(problem)
     for method in methods:
@@ -82,8 +82,8 @@ def compiled(problem: Problem, methods: Sequence[str], *, host: bool = True) -> 
 def costs(problem: Problem, programs: Mapping[Key, Any], key: Key) -> dict[str, Any]:
     """What the compiler tells of a contestant, over SGD and over two hand-written steps.
 
-    One is SAM, the other the mean of both gradients, which has to hold the first one. FLOPs, bytes
-    and compilation are None of what is several programs, or in PyTorch.
+    One is SAM, the other falls back on the first gradient, which it has to hold. FLOPs, bytes and
+    compilation are None of what is several programs, or in PyTorch.
     """
     program, unit = programs[key], programs[UNIT]
     leaves = jax.tree.leaves(problem.params)
@@ -106,7 +106,7 @@ def costs(problem: Problem, programs: Mapping[Key, Any], key: Key) -> dict[str, 
         "flops_ratio": quotient("flops", unit),
         "temp_bytes_ratio": quotient("temp_bytes", unit),
         "temp_over_hand_written": quotient("temp_bytes", programs[HAND_WRITTEN]),
-        "temp_over_holding": quotient("temp_bytes", programs[MIXING]),
+        "temp_over_falling_back": quotient("temp_bytes", programs[FALLING_BACK]),
         "state_bytes": state_bytes,
         "state_beyond_a_copy": None if own is None else state_bytes - parameter_bytes,
         "compile_ratio": quotient("compile_seconds", unit),
