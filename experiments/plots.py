@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from experiments.files import replacing
 
 # Counters and settings that a method's state holds beside the paper's quantities.
-_PLAIN = {"epoch", "steps", "ascents", "draw", "gamma", "power"}
+_PLAIN = {"epoch", "steps", "ascents", "notfinite", "draw", "gamma", "power"}
 _SPLITS = {"train": "train", "test": "test", "validation": "held-out"}
 _TITLES = {
     "learning_rate": "learning rate",

@@ -69,6 +69,12 @@ def sharpness_aware(
     `params`, and `grad_fn(params) -> gradient` a pure function of the parameters alone, with batch,
     dropout key, model state and cross-device means closed over. Extra arguments go on to the parts.
 
+    A gradient of the link's own that is not finite, as where float16 overflows, counts as not
+    taken, on all devices alike: the direction is combine(first), the parts' states follow the first
+    gradient alone, and `notfinite` counts it. Where the first is the link's own, `updates` take its
+    place, and so are needed besides. `updates` that are not finite pass on, for
+    `optax.apply_if_finite` and its kin to see.
+
     Inside `jit` the decision is a `lax.cond`. Where the update is called outside `jit` it is taken
     in Python and `grad_fn`, which the caller has compiled, is called or not: the way to train
     convolutions on CPU, because XLA compiles convolution gradients inside a conditional to code

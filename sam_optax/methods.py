@@ -806,9 +806,9 @@ def r_sam(
 
     ε is added to w, not to w + δ0. Two gradients a step with updates_at="gradient_point", where the
     caller takes the first one at `sam_optax.gradient_point(opt_state, params)`; otherwise `updates`
-    is not used, and costs what XLA cannot remove of it. A kernel of n numbers, its fan-in, is moved
-    by about γ √n times its norm; which axes make one, kernels says. δ0 is redrawn from a counter,
-    never stored.
+    is one more, which a step falls back on where its own is not finite. A kernel of n numbers, its
+    fan-in, is moved by about γ √n times its norm; which axes make one, kernels says. δ0 is redrawn
+    from a counter, never stored.
 
     Args:
       rho: the radius ρ ≥ 0.
@@ -929,8 +929,8 @@ def lpf_sgd(
 
     d is the mean over the samples. As many gradients a step as samples, with
     updates_at="gradient_point", where the caller takes the first one at
-    `sam_optax.gradient_point(opt_state, params)`; otherwise `updates` is not used, and costs what
-    XLA cannot remove of it.
+    `sam_optax.gradient_point(opt_state, params)`; otherwise `updates` is one more, which a step
+    falls back on where its own is not finite.
 
     Args:
       gamma: the scale γ ≥ 0 of the noise, as in `r_sam`; the paper lets it grow, as the schedule

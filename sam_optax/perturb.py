@@ -424,7 +424,8 @@ def eigen_ball(
             return _finite.choose(_finite.is_finite(found, params), lambda: found, lambda: state.v)
 
         due = (step > 0) & (step % period == 0)
-        if not isinstance(step, jax.core.Tracer) and step == 0:
+        at_first = step == 0  # traced, though step is not, inside another's conditional
+        if not isinstance(at_first, jax.core.Tracer) and at_first:
             _check_forward(grad_fn, params)
         v = _decision.branch(due, estimate, lambda: state.v, grad_fn, params)
         epsilon = _lean(first, v, value_at(rho, step), value_at(alpha, step))

@@ -1,5 +1,6 @@
 """A gradient of the method's own that is not finite counts as not taken."""
 
+from flax.training.dynamic_scale import DynamicScale
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,3 +139,184 @@ def test_a_step_whose_own_gradient_is_lost_is_the_step_without_it(name, compiled
             )
     given = name == "msam_point"  # it takes no gradient of its own
     assert (int(sam_optax.read(opt_state, "notfinite")) == 0) == given
+
+
+# On several devices, and mapped.
+
+
+def local_step(lost, local):
+    """sam where each place has a gradient of its own, and the second of one place is lost."""
+    link = sam_optax.sam(5.0)
+
+    def step(w, size):
+        w = local(w)
+        grads = size * w
+        factor = jnp.where(size == lost, jnp.inf, 1.0)
+        return link.update(grads, link.init(w), w, grad_fn=lambda p: factor * size * p)
+
+    return step
+
+
+SIZES = jnp.arange(1.0, 9.0)
+W = jnp.array([3.0, 4.0])
+AT_FIRST = np.outer(SIZES, W)  # the direction without a second gradient
+AT_SECOND = 2 * AT_FIRST  # at [6, 8]
+
+
+@pytest.mark.parametrize("lost", [3.0, 0.0])
+@pytest.mark.parametrize("how", ["shard_map", "vmap", "vmap twice"])
+def test_it_is_lost_in_all_places_that_share_parameters(how, lost):
+    """Where each takes its own perturbation of the same parameters, before a mean."""
+    if how == "shard_map":
+        mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+        rows, none = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+        step = local_step(lost, lambda w: jax.lax.pcast(w, "rows", to="varying"))
+        direction, state = jax.shard_map(
+            step, mesh=mesh, in_specs=(none, rows), out_specs=(rows, none)
+        )(W, SIZES)
+        direction = direction.reshape(8, 2)
+    else:
+        step = jax.vmap(local_step(lost, lambda w: w), in_axes=(None, 0), out_axes=(0, None))
+        sizes = SIZES
+        if how == "vmap twice":
+            step, sizes = jax.vmap(step, in_axes=(None, 0), out_axes=(0, None)), sizes.reshape(2, 4)
+        direction, state = step(W, sizes)
+        direction = direction.reshape(8, 2)
+    np.testing.assert_allclose(direction, AT_FIRST if lost else AT_SECOND, rtol=1e-6)
+    assert (int(state.ascents), int(state.notfinite)) == ((0, 1) if lost else (1, 0))
+
+
+def test_it_is_lost_in_one_of_several_models_alone():
+    step = jax.vmap(local_step(3.0, lambda w: w))
+    direction, state = step(jnp.tile(W, (8, 1)), SIZES)
+    expected = np.where((np.asarray(SIZES) == 3.0)[:, None], AT_FIRST, AT_SECOND)
+    np.testing.assert_allclose(direction, expected, rtol=1e-6)
+    np.testing.assert_array_equal(state.notfinite, SIZES == 3.0)
+
+
+# Wrappers, which look at the first gradient.
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", ["sam", "looksam", "gsam", "samar", "msam", "s2_sam", "wsam"])
+def test_no_overflow_reaches_parameters_or_state_inside_apply_if_finite(name, value):
+    row = ROWS[name]
+    tx = optax.apply_if_finite(row.optimizer(), 3)
+    params = jax.tree.map(jnp.ones_like, jax.tree.map(jnp.asarray, initial_params()))
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, first, second):
+        grads = optax.tree.scale(first, params)
+        updates, state = tx.update(
+            grads, state, params, grad_fn=lambda p: optax.tree.scale(second, p)
+        )
+        return optax.apply_updates(params, updates), state
+
+    before = step(params, state, 1.0, 1.0)
+    after = step(*before, 1.0, value)
+    assert int(after[1].total_notfinite) == 0
+    assert int(sam_optax.read(after[1], "notfinite")) == (name != "looksam")  # at its second step
+    for leaf in jax.tree.leaves(after):
+        assert jnp.isfinite(leaf).all()
+    assert ravel(after[0]).sum() < ravel(before[0]).sum()  # a step was taken
+    skipped = step(*before, value, value)
+    np.testing.assert_array_equal(ravel(skipped[0]), ravel(before[0]))
+    assert int(skipped[1].total_notfinite) == 1
+
+
+# Float16, with a scale of the loss that grows until a gradient overflows.
+
+WEIGHTS = jnp.array([1.0, -2.0, 0.5, 0.3])
+
+
+def network():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (32, 4))
+    params = {
+        "hidden": {"kernel": jax.random.normal(keys[1], (4, 8)) / 2, "bias": jnp.zeros(8)},
+        "out": {"kernel": jax.random.normal(keys[2], (8, 1)) / 3, "bias": jnp.zeros(1)},
+    }
+    return params, x, 3 * jnp.sin(x @ WEIGHTS)
+
+
+def losses_in_float16(params, x, y):
+    params, x, y = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), (params, x, y))
+    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    return ((hidden @ params["out"]["kernel"] + params["out"]["bias"])[:, 0] - y) ** 2
+
+
+def optimizer_of(name):
+    row = ROWS[name].unnamed
+    settings = {key: row.settings[key] for key in ("base", "total_steps") if key in row.settings}
+    link = row.factory(**settings)
+    rest = optax.scale_by_learning_rate(0.01) if row.momentum is None else optax.sgd(0.01, 0.9)
+    return optax.chain(link, rest)
+
+
+def float16_run(name, *, steps, both):
+    """The recipe: the last parameters and state, the loss, and how often each was not finite.
+
+    With both the scale falls where the second gradient alone has overflowed, too.
+    """
+    tx = optimizer_of(name)
+    params, x, y = network()
+
+    def mean(p, x, y):
+        return losses_in_float16(p, x, y).mean().astype(jnp.float32)
+
+    def step(carry, _):
+        params, opt_state, scale = carry
+        gradient = scale.value_and_grad(mean)
+        following, finite, value, grads = gradient(params, x, y)
+        extra = {}
+        if name == "esam":
+            extra["example_loss_fn"] = lambda p: losses_in_float16(p, x, y).astype(jnp.float32)
+        updates, state = tx.update(
+            grads, opt_state, params,
+            grad_fn=lambda p, i=slice(None): gradient(p, x[i], y[i])[3], **extra,
+        )  # fmt: skip
+        counts = [sam_optax.read(s, "notfinite") for s in (state, opt_state)]
+        lost = counts[0] > counts[1]
+        if both:
+            following = following.replace(
+                scale=jnp.where(lost, scale.scale / 2, following.scale),
+                fin_steps=jnp.where(lost, 0, following.fin_steps),
+            )
+        new = optax.apply_updates(params, updates), state
+        params, opt_state = optax.tree.where(finite, new, (params, opt_state))
+        return (params, opt_state, following), (value, ~finite, lost & finite)
+
+    @jax.jit
+    def whole(carry):
+        return jax.lax.scan(step, carry, None, length=steps)
+
+    scale = DynamicScale(growth_interval=100)
+    (params, opt_state, _), (values, *lost) = whole((params, tx.init(params), scale))
+    return params, opt_state, values[-1], *map(int, jnp.sum(jnp.stack(lost), axis=1))
+
+
+QUICK = ["sam", "le_sam", "msam"]
+
+
+def check_float16(name, steps):
+    for both in (False, True):
+        params, opt_state, value, firsts, others = float16_run(name, steps=steps, both=both)
+        for leaf in jax.tree.leaves((params, opt_state)):
+            assert jnp.isfinite(leaf).all()
+        assert jnp.isfinite(value)
+        assert firsts + others > 10  # the scale grew until a gradient overflowed
+        assert int(sam_optax.read(opt_state, "notfinite")) == others
+        if both:
+            assert others < steps / 50  # most steps are the method's own
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_float16_stays_finite(name):
+    check_float16(name, 2000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_float16_stays_finite_for_long(name):
+    check_float16(name, 20_000)
