@@ -320,6 +320,8 @@ def sharpness_aware(
             return _tree.cast_like(as_returned(p), own_updates)
 
         extra = {**part.prune_alike(params, extra), "step": state.steps}
+        if grad_fn is not None:
+            _decision.warn_of_conditional(gradient, own)
         first, usable = own_updates, np.True_
         if not taken or start.samples > 1:
             first = own_updates if taken else gradient(offset_params(state, own))

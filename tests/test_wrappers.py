@@ -56,6 +56,23 @@ def test_wrappers_that_work_change_nothing(name):
         np.testing.assert_allclose(actual, expected, **CLOSE, err_msg=wrapper)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_schedule_free_around_a_link_is_that_of_its_directions(name):
+    """The gradients, and ε, are taken at its point y, which is where the parameters are."""
+    row = METHODS[name]
+    around = optax.contrib.schedule_free(optax.chain(row.link(), optax.sgd(0.1)), 0.1, b1=0.9)
+    actual = trajectory(around, steps=4, **row.call)
+    link, behind = row.link(), optax.contrib.schedule_free(optax.sgd(0.1), 0.1, b1=0.9)
+
+    def update(grads, states, params, **extra):
+        direction, first = link.update(grads, states[0], params, **extra)
+        updates, second = behind.update(direction, states[1], params)
+        return updates, (first, second)
+
+    apart = optax.GradientTransformationExtraArgs(lambda p: (link.init(p), behind.init(p)), update)
+    np.testing.assert_allclose(actual, trajectory(apart, steps=4, **row.call), **CLOSE)
+
+
 def one_update(tx, row):
     step = make_step(tx, compiled=False, **row.call)
     params = jax.tree.map(jnp.asarray, initial_params())
