@@ -94,13 +94,13 @@ def nnx_pure_fn(
 ) -> Callable[..., Any]:
     """A function of an NNX model as a function of its parameters alone.
 
-    All else that the model holds (batch statistics, random counts) is fixed as it is now, and what
-    the function changes of it is dropped.
+    All else that the model and the arguments hold (batch statistics, `nnx.Rngs`, metrics, other
+    modules) is fixed as it is now, and what the function changes of it is dropped.
 
     Args:
       function: `function(model, *args, **kwargs)`.
       model: the model; it is read, and never changed.
-      *args: the batch and whatever function takes besides.
+      *args: the batch and whatever function takes besides, `nnx.Rngs` and modules too.
       wrt: the variables that are trained, the filter of the `nnx.Optimizer`.
       **kwargs: keyword arguments of function.
 
@@ -108,25 +108,44 @@ def nnx_pure_fn(
       `pure_fn(params, *more)`, for an `nnx.State` of pure arrays such as `nnx.Optimizer` passes to
       Optax; `more` follows args. It raises ValueError where params are not the variables of wrt.
     """
-    graphdef, *states = nnx.split(model, wrt, ...)
-    trained, rest = _paths(states[0]), nnx.as_pure(states[1])
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=_is_node)
+    nodes = [leaf for leaf in leaves if _is_node(leaf)]
+    chosen = nnx.filterlib.to_predicate(wrt)
+    # Together, since they may share variables; the model's alone are trained.
+    graphdef, *states = nnx.split(
+        (model, *nodes), lambda path, x: path[0] == 0 and chosen(path[1:], x), ...
+    )
+    held, variables = jax.tree.flatten(states[1])
+    trained = states[0].get(0, states[0])
+    places, of_params = _paths(trained), jax.tree.structure(states[0])
 
     def pure_fn(params: nnx.State[Any, Any], *more: Any) -> Any:
-        if different := sorted(trained ^ _paths(params)):
-            here, there = ("those of the model", "params")[:: 1 if different[0] in trained else -1]
+        if different := sorted({*places} ^ {*_paths(params)}):
+            here, there = ("those of the model", "params")[:: 1 if different[0] in places else -1]
             raise ValueError(
                 f"params must be the variables of wrt={getattr(wrt, '__name__', wrt)}, and "
                 f"{different[0]} is in {here} and not in {there}: give wrt here, in nnx.grad and "
                 "in nnx.Optimizer the same filter."
             )
-        return function(nnx.merge(graphdef, params, rest), *args, *more, **kwargs)
+        # New variables, which belong to the trace that is running.
+        first = jax.tree.unflatten(of_params, jax.tree.leaves(params))
+        merged, *others = nnx.merge(graphdef, first, jax.tree.unflatten(variables, held))
+        following = iter(others)
+        filled = [next(following) if _is_node(leaf) else leaf for leaf in leaves]
+        own_args, own_kwargs = jax.tree.unflatten(structure, filled)
+        return function(merged, *own_args, *more, **own_kwargs)
 
     return pure_fn
 
 
-def _paths(state: Any) -> set[str]:
+def _is_node(x: object) -> bool:
+    """Whether it holds state that a function may change: a module, Rngs, metrics, a variable."""
+    return isinstance(x, nnx.Pytree | nnx.Variable)
+
+
+def _paths(state: Any) -> list[str]:
     """Where the arrays are, whether in variables or without."""
-    return {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(nnx.as_pure(state))}
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(nnx.as_pure(state))]
 
 
 def nnx_grad_fn(
@@ -139,8 +158,8 @@ def nnx_grad_fn(
 ) -> Callable[..., Any]:
     """The gradient of an NNX model's loss as a function of its parameters alone.
 
-    All else that the model holds is fixed as it is now: make it BEFORE the first gradient, which
-    moves batch statistics and random counts, so that both passes see the same dropout masks and
+    All else that the model and the arguments hold is fixed as it is now: make it BEFORE the first
+    gradient, which moves batch statistics and random counts, so that both passes see the same dropout masks and
     statistics move once per step::
 
         grad_fn = sam_optax.flax.nnx_grad_fn(loss_fn, model, batch)
@@ -150,7 +169,7 @@ def nnx_grad_fn(
     Args:
       loss_fn: `loss_fn(model, *args, **kwargs)` -> loss, or (loss, aux) where has_aux is true.
       model: the model; it is read, and never changed.
-      *args: the batch and whatever loss_fn takes besides.
+      *args: the batch and whatever loss_fn takes besides, `nnx.Rngs` and modules too.
       wrt: the variables that are trained, the filter of the `nnx.Optimizer`.
       has_aux: whether loss_fn returns aux besides; it is dropped.
       **kwargs: keyword arguments of loss_fn.

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import equinox as eqx
 from flax import linen as nn
 from flax import nnx, serialization
@@ -347,6 +348,79 @@ def test_variables_are_no_gradient_of_arrays():
         step(arrays, in_variables)
     expected = step(arrays, lambda p: nnx.as_pure(in_variables(p)))
     np.testing.assert_array_equal(ravel(nnx.as_pure(step(params, in_variables))), ravel(expected))
+
+
+class Noisy(nnx.Module):
+    """Dropout by Rngs from outside, and variables that hold trees of arrays."""
+
+    def __init__(self, seed):
+        self.hidden = nnx.Linear(4, 8, rngs=nnx.Rngs(seed))
+        self.dropout = nnx.Dropout(0.4)
+        self.scales = nnx.Param({"in": jnp.ones(4), "out": (jnp.full(2, 0.5),)})
+        self.ranges = nnx.BatchStat({"low": jnp.full(8, -0.9), "high": jnp.full(8, 0.9)})
+        self.out = nnx.Linear(8, 2, rngs=nnx.Rngs(seed + 1))
+
+    def __call__(self, x, rngs):
+        scales, ranges = self.scales.get_value(), self.ranges.get_value()
+        hidden = jnp.clip(jnp.tanh(self.hidden(x * scales["in"])), ranges["low"], ranges["high"])
+        return self.out(self.dropout(hidden, rngs=rngs)) * scales["out"][0]
+
+
+def noisy_loss(model, x, y, rngs, metrics=None, teacher=None):
+    predicted = model(x, rngs)
+    value = jnp.mean((predicted - y) ** 2)
+    if teacher is not None:
+        value += jnp.mean((predicted - teacher(x, rngs)) ** 2)
+    if metrics is not None:
+        metrics.update(values=value)
+    return value
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_loss_may_take_rngs_metrics_and_other_models(compiled):
+    """All of them are as they were when the gradient was made, and the first pass changes them."""
+    link = sam_optax.sam(0.1)
+
+    def step(model, optimizer, rngs, metrics, teacher):
+        extra = {"metrics": metrics, "teacher": teacher}
+        grad_fn = nnx_grad_fn(noisy_loss, model, X, Y, rngs, **extra)
+        grads = nnx.grad(noisy_loss)(model, X, Y, rngs, **extra)
+        optimizer.update(model, grads, grad_fn=grad_fn)
+
+    def by_hand(params, graphdef, rest, teacher):
+        def value(params):
+            model = nnx.merge(graphdef, params, rest)
+            return noisy_loss(model, X, Y, nnx.Rngs(7), teacher=teacher)
+
+        grads = jax.grad(value)(params)
+        direction, _ = link.update(grads, link.init(params), params, grad_fn=jax.grad(value))
+        return jax.tree.map(lambda w, d: w - 0.1 * d, params, direction)
+
+    model, teacher, rngs = Noisy(0), Noisy(5), nnx.Rngs(7)
+    metrics = nnx.metrics.Average()
+    graphdef, params, rest = nnx.split(Noisy(0), nnx.Param, ...)
+    expected = by_hand(params, graphdef, rest, Noisy(5))
+    optimizer = nnx.Optimizer(model, optax.chain(link, optax.sgd(0.1)), wrt=nnx.Param)
+    before = ravel(pure(teacher, nnx.Param))
+    run = nnx.jit(step) if compiled else step
+    run(model, optimizer, rngs, metrics, teacher)
+    np.testing.assert_allclose(ravel(pure(model, nnx.Param)), ravel(expected), **CLOSE)
+    np.testing.assert_array_equal(ravel(pure(teacher, nnx.Param)), before)
+    assert int(metrics.count[...]) == 1  # of the first pass alone
+    assert int(rngs.default.count[...]) == 2  # a mask of the model, and one of the teacher
+
+
+def test_variables_that_arguments_share_with_the_model_stay_shared():
+    model = Noisy(0)
+    model.rngs = nnx.Rngs(7)
+    params = pure(model, nnx.Param)
+
+    def twice(model, rngs):
+        return noisy_loss(model, X, Y, rngs) + noisy_loss(model, X, Y, model.rngs)
+
+    found = nnx_grad_fn(twice, model, model.rngs)(params)
+    expected = nnx.grad(lambda model: twice(model, model.rngs))(model)
+    chex.assert_trees_all_close(found, nnx.as_pure(expected), rtol=1e-6)
 
 
 def test_the_gradient_point_of_an_nnx_model():
