@@ -159,8 +159,8 @@ def nnx_grad_fn(
     """The gradient of an NNX model's loss as a function of its parameters alone.
 
     All else that the model and the arguments hold is fixed as it is now: make it BEFORE the first
-    gradient, which moves batch statistics and random counts, so that both passes see the same dropout masks and
-    statistics move once per step::
+    gradient, which moves batch statistics and random counts, so that both passes see the same
+    dropout masks and statistics move once per step::
 
         grad_fn = sam_optax.flax.nnx_grad_fn(loss_fn, model, batch)
         grads = nnx.grad(loss_fn)(model, batch)
