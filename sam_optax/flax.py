@@ -5,13 +5,14 @@ It needs Flax, which the package itself does not: `pip install "sam_optax[flax]"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import functools
 from typing import Any, Self
 
 from flax import nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 import jax
 import optax
@@ -29,7 +30,9 @@ __all__ = [
 class TrainState(train_state.TrainState):
     """Flax's `TrainState`, whose `apply_gradients` gives the optimizer what it needs besides.
 
-    Subclass it for more fields, such as batch statistics, as you would Flax's own.
+    Subclass it for more fields, such as batch statistics, as you would Flax's own. The scales of
+    Flax's float8 layers are as there no parameters: they have no part in ε, noise and norms, and
+    are overwritten by what the first pass returns in place of their gradient.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -67,6 +70,9 @@ class TrainState(train_state.TrainState):
                     f"{name!r} is no field of {type(self).__name__}: did you mean {near[0]!r}? "
                     "Arguments for the optimizer must not look so much like a field."
                 )
+        if OVERWRITE_WITH_GRADIENT in self.params:
+            for name in extra.keys() & {"grad_fn", "example_loss_fn", "value_fn"}:
+                extra[name] = _of_params(extra[name], self.params)
         update: Callable[..., tuple[Tree, Tree]] = self.tx.update
         if isinstance(self.tx, optax.GradientTransformation):  # and not such as optax.MultiSteps
             update = optax.with_extra_args_support(self.tx).update
@@ -82,7 +88,22 @@ class TrainState(train_state.TrainState):
         Returns:
           Parameters like `params`.
         """
+        if OVERWRITE_WITH_GRADIENT in self.params:
+            point = gradient_point(self.opt_state, self.params["params"])
+            return {**self.params, "params": point}
         return gradient_point(self.opt_state, self.params)
+
+
+def _of_params(function: Callable[..., Any], variables: Any) -> Callable[..., Any]:
+    """A function of variables as one of what is trained among them, the rest closed over."""
+
+    @functools.wraps(function)
+    def of_params(params: Tree, *args: Any) -> Any:
+        result = function({**variables, "params": params}, *args)
+        is_gradient = isinstance(result, Mapping) and OVERWRITE_WITH_GRADIENT in result
+        return result["params"] if is_gradient else result
+
+    return of_params
 
 
 def nnx_pure_fn(

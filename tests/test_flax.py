@@ -1,17 +1,21 @@
 """The Flax helpers: what they forward, and that batch statistics and dropout move once per step."""
 
+import functools
+import inspect
 import re
 
 import chex
 import equinox as eqx
 from flax import linen as nn
 from flax import nnx, serialization
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT as SCALES
 from flax.training import train_state
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reference import METHODS, NAMES
 
 import sam_optax
 from sam_optax.flax import TrainState, nnx_grad_fn, nnx_pure_fn
@@ -348,6 +352,73 @@ def test_variables_are_no_gradient_of_arrays():
         step(arrays, in_variables)
     expected = step(arrays, lambda p: nnx.as_pure(in_variables(p)))
     np.testing.assert_array_equal(ravel(nnx.as_pure(step(params, in_variables))), ravel(expected))
+
+
+class Float8(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Dense(8, dot_general_cls=nn.Fp8DirectDotGeneralOp)(x))
+        return nn.Dense(2)(x)
+
+
+@functools.cache
+def float8():
+    """The variables, and jitted gradients of all of them."""
+    model = Float8()
+    variables = model.init(jax.random.key(0), X)
+
+    def losses(variables, kept=slice(None)):
+        return jnp.mean((model.apply(variables, X[kept]) - Y[kept]) ** 2, axis=1)
+
+    return variables, losses, jax.jit(jax.grad(lambda v, *kept: losses(v, *kept).mean()))
+
+
+def float8_state(name):
+    row = METHODS[name]
+    points = {"updates_at": "gradient_point"}
+    has_point = "updates_at" in inspect.signature(row.factory).parameters
+    link = row.factory(**row.settings, **(points if has_point else {}))
+    tx = optax.chain(link, optax.sgd(0.1))
+    return link, TrainState.create(apply_fn=None, params=float8()[0], tx=tx)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "eigen_sam"])
+def test_the_scales_of_float8_are_no_parameters(name):
+    """A step is that of the parameters with the scales closed over, which the first pass moves."""
+    variables, losses, gradient = float8()
+    link, state = float8_state(name)
+    params, link_state = variables["params"], link.init(variables["params"])
+    for _ in range(2):
+        scales = state.params[SCALES]
+
+        def whole(p, scales=scales):
+            return {"params": p, SCALES: scales}
+
+        def grad_fn(p, *kept, whole=whole):
+            return gradient(whole(p), *kept)["params"]
+
+        point = sam_optax.gradient_point(link_state, params)
+        extra = inside = {}
+        if name == "esam":
+            extra = {"example_loss_fn": losses}
+            inside = {"example_loss_fn": lambda p, whole=whole: losses(whole(p))}
+        direction, link_state = link.update(
+            grad_fn(point), link_state, params, grad_fn=grad_fn, **inside
+        )
+        params = jax.tree.map(lambda w, d: w - 0.1 * d, params, direction)
+        grads = gradient(state.gradient_point())
+        state = state.apply_gradients(grads=grads, grad_fn=gradient, **extra)
+        np.testing.assert_allclose(ravel(state.params["params"]), ravel(params), **CLOSE)
+        chex.assert_trees_all_equal(state.params[SCALES], grads[SCALES])
+    assert np.abs(ravel(state.params[SCALES]) - ravel(variables[SCALES])).max() > 0
+
+
+def test_eigen_sam_tells_that_float8_has_no_forward_mode():
+    """Flax defines the derivatives of its float8 layers for reverse mode alone."""
+    variables, _, gradient = float8()
+    _, state = float8_state("eigen_sam")
+    with pytest.raises(TypeError, match=r"jax\.custom_vjp in the way"):
+        state.apply_gradients(grads=gradient(variables), grad_fn=gradient)
 
 
 class Noisy(nnx.Module):

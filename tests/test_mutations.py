@@ -303,10 +303,44 @@ MUTATIONS = {
     ),
     "second gradients are not counted": Mutation(
         "_engine.py",
-        "jnp.where(fire, optax.safe_increment(state.ascents), state.ascents)",
+        "_counted(state.ascents, taken)",
         "state.ascents",
         "closed_forms",
         "looksam",
+    ),
+    "lost gradients are not counted": Mutation(
+        "_engine.py", "_counted(state.notfinite, lost)", "state.notfinite", "overflow", "lost"
+    ),
+    "a lost second gradient is taken": Mutation(
+        "_engine.py",
+        "usable & _finite.is_finite(second, params)",
+        "usable",
+        "overflow",
+        "whose_own_gradient",
+    ),
+    "a lost first gradient of one's own is taken": Mutation(
+        "_engine.py",
+        "_finite.choose(usable, lambda: first, lambda: given)",
+        "first",
+        "overflow",
+        "whose_own_gradient",
+    ),
+    "a lost eigenvector is kept": Mutation(
+        "perturb.py",
+        "_finite.choose(_finite.is_finite(found, params), lambda: found, lambda: state.v)",
+        "found",
+        "overflow",
+        "whose_own_gradient and eigen",
+    ),
+    "each micro-batch loses its own": Mutation(
+        "_finite.py", "if not any(jax.tree.leaves(in_batched[1])):", "if False:", "overflow", "vmap"
+    ),
+    "a conditional of another's is not seen": Mutation(
+        "_decision.py",
+        'endswith("control_flow.conditionals")',
+        'endswith("control_flow")',
+        "wrappers_convolution",
+        "warned_of",
     ),
     "skipped steps do not move the geometry": Mutation(
         "_engine.py",

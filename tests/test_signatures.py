@@ -92,7 +92,7 @@ FLAX = {
     "**kwargs)",
 }
 FIELDS = {
-    "SharpnessAwareState": "steps ascents start perturb when combine",
+    "SharpnessAwareState": "steps ascents notfinite start perturb when combine",
     "Start": "init update samples",
     "When": "init update",
     "Combine": "init fresh stale",
