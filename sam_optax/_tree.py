@@ -28,6 +28,11 @@ def combine(function: Callable[..., jax.Array], *trees: Tree) -> Tree:
     return _map(lambda *leaves: function(*map(widen, leaves)), *trees)
 
 
+def zeros_like(tree: Tree) -> Tree:
+    """Zeros in float32 at least, of shapes too."""
+    return _map(lambda x: jnp.zeros_like(x, dtype=_promotion.common(jnp.result_type(x))), tree)
+
+
 def vdot(a: Tree, b: Tree) -> jax.Array:
     """⟨a, b⟩ over all leaves."""
     products = jax.tree.leaves(combine(lambda x, y: jnp.sum(x * y), a, b))
@@ -99,10 +104,24 @@ def add(params: Tree, delta: Tree) -> Tree:
     return _map(lambda p, d: p + d, params, cast_like(delta, params))
 
 
+def placed_like(tree: Tree, reference: Tree) -> Tree:
+    """tree, divided over an explicit mesh as reference is."""
+    return _map(_placed, tree, reference)
+
+
+def _placed(x: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
+    wanted = jax.typeof(reference).sharding
+    if jax.typeof(x).sharding == wanted:  # as wherever no mesh is explicit
+        return x
+    placed: jax.Array = jax.sharding.reshard(x, wanted)
+    return placed
+
+
 def cast_like(tree: Tree, reference: Tree) -> Tree:
-    """tree in the dtypes of reference."""
+    """tree in the dtypes of reference, and divided over an explicit mesh as it is."""
 
     def cast(x: jax.Array, r: jax.typing.ArrayLike) -> jax.Array:
+        x = _placed(x, r) if hasattr(x, "dtype") else x
         # result_type, which only numbers need, takes longer than a small gradient
         if hasattr(x, "dtype") and x.dtype == getattr(r, "dtype", None):
             return x

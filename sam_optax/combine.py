@@ -361,7 +361,8 @@ def reuse(alpha: Schedulable) -> Combine:
         first: Tree, state: ReuseState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, ReuseState]:
         del params, extra
-        sharp = _tree.towards(state.v, value_at(alpha, step) * _tree.norm(first))
+        v = _tree.placed_like(state.v, first)
+        sharp = _tree.towards(v, value_at(alpha, step) * _tree.norm(first))
         return _tree.combine(jnp.add, first, sharp), state
 
     return Combine(init, fresh, stale)

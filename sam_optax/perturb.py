@@ -411,6 +411,7 @@ def eigen_ball(
     ) -> tuple[Tree, EigenBallState]:
         del extra
         _check_whole(params)
+        old = _tree.placed_like(state.v, params)
 
         def estimate(gradient: GradFn, repeat: _decision.Repeat) -> Tree:
             def iterate(v: Tree) -> Tree:
@@ -418,18 +419,18 @@ def eigen_ball(
                 return _tree.cast_like(_tree.towards(product, 1.0), v)
 
             normal = _random.draw_like(jax.random.normal, state.key_data, step, params)
-            exists = _tree.norm(state.v) > 0
-            v = _tree.combine(lambda v, z: jnp.where(exists, v, z), state.v, normal)
-            found = repeat(power_iterations, iterate, _tree.cast_like(v, state.v))
-            return _finite.choose(_finite.is_finite(found, params), lambda: found, lambda: state.v)
+            exists = _tree.norm(old) > 0
+            v = _tree.combine(lambda v, z: jnp.where(exists, v, z), old, normal)
+            found = repeat(power_iterations, iterate, _tree.cast_like(v, old))
+            return _finite.choose(_finite.is_finite(found, params), lambda: found, lambda: old)
 
         due = (step > 0) & (step % period == 0)
         at_first = step == 0  # traced, though step is not, inside another's conditional
         if not isinstance(at_first, jax.core.Tracer) and at_first:
             _check_forward(grad_fn, params)
-        v = _decision.branch(due, estimate, lambda: state.v, grad_fn, params)
+        v = _decision.branch(due, estimate, lambda: old, grad_fn, params)
         epsilon = _lean(first, v, value_at(rho, step), value_at(alpha, step))
-        return epsilon, state._replace(v=v)
+        return epsilon, state._replace(v=_tree.placed_like(v, state.v))
 
     return transformation(init, update)
 
@@ -525,8 +526,8 @@ def ema(theta: Schedulable) -> optax.GradientTransformationExtraArgs:
         first: Tree, state: EmaState, params: Tree | None = None, *, step: jax.Array, **extra: Any
     ) -> tuple[Tree, EmaState]:
         del params, extra
-        m = _moved(state.m, first, value_at(theta, step), step)
-        return m, EmaState(m)
+        m = _moved(_tree.placed_like(state.m, first), first, value_at(theta, step), step)
+        return m, EmaState(_tree.placed_like(m, state.m))
 
     return transformation(_init_ema, update)
 
@@ -561,11 +562,12 @@ def subtract_ema(
     ) -> tuple[Tree, EmaState]:
         del params, extra
         weight, share = value_at(sigma, step), 1 - value_at(decay, step)
-        noise = _tree.combine(lambda g, m: g - weight * m, first, state.m)
+        m = _tree.placed_like(state.m, first)
+        noise = _tree.combine(lambda g, m: g - weight * m, first, m)
         # g itself, but after the noise, which is NaN where g or m are beyond use: else XLA copies
         # m, to change it in place while the noise may still need it.
         after = _tree.combine(lambda g, n: jnp.where(jnp.isnan(n), n, g), first, noise)
-        return noise, EmaState(_moved(state.m, after, share, step))
+        return noise, EmaState(_tree.placed_like(_moved(m, after, share, step), state.m))
 
     return transformation(_init_ema, update)
 

@@ -260,8 +260,7 @@ class MomentumState(NamedTuple):
     @once
     def offset(self, params: optax.Params) -> optax.Updates:
         """δ0 = −ρ unit(v)."""
-        del params
-        return _tree.towards(self.velocity, -self.rho)
+        return _tree.towards(_tree.placed_like(self.velocity, params), -self.rho)
 
 
 def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
@@ -291,13 +290,14 @@ def momentum(rho: Schedulable, decay: float = 0.9) -> Start:
     @ours()
     def init(params: Tree) -> MomentumState:
         rho_0 = _tree.scalar(value_at(rho, 0), params)
-        return MomentumState(_tree.combine(jnp.zeros_like, params), rho_0)
+        return MomentumState(_tree.zeros_like(params), rho_0)
 
     @ours()
     def update(
         direction: Tree, state: MomentumState, params: Tree, *, step: jax.Array, **extra: Any
     ) -> MomentumState:
         del extra
+        direction = _tree.placed_like(direction, state.velocity)
         velocity = _tree.combine(lambda v, d: decay * v + d, state.velocity, direction)
         velocity = _tree.cast_like(velocity, state.velocity)
         return MomentumState(velocity, _following(rho, step, params))
@@ -320,8 +320,7 @@ class PreviousState(NamedTuple):
     @once
     def offset(self, params: optax.Params) -> optax.Updates:
         """δ0 = ρ unit(p)."""
-        del params
-        return _tree.towards(self.previous, self.rho)
+        return _tree.towards(_tree.placed_like(self.previous, params), self.rho)
 
 
 def previous(rho: Schedulable) -> Start:

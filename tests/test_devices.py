@@ -602,3 +602,44 @@ def test_a_method_itself_sends_nothing_but_sums(name):
     assert all(c.bytes <= 8 * (2 * (3 * 16 + 1) + 8) for c in found)
     one_gradient_without_norms = name == "lpf_sgd"
     assert found or one_gradient_without_norms
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_may_be_divided_where_the_parameters_are_not(name):
+    """ZeRO's first stage on an explicit mesh: the step is the same, and the state stays divided."""
+    row = METHODS[name].unnamed
+    settings = row.settings | ({"period": 2} if name == "eigen_sam" else {})
+    tx = optax.chain(row.factory(**settings), optax.sgd(0.01))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+        params = {"kernel": jnp.arange(128.0).reshape(16, 8) / 128, "bias": jnp.ones(8)}
+        params = jax.device_put(params, whole)
+        x = jax.device_put(jnp.linspace(-1, 1, 256).reshape(16, 16), rows)
+
+        def losses(p):
+            return jnp.mean((x @ p["kernel"] + p["bias"]) ** 2, axis=1)
+
+        gradient = jax.grad(lambda p: jnp.mean(losses(p)))
+
+        @jax.jit
+        def step(params, state):
+            extra = {"example_loss_fn": losses} if name == "esam" else {}
+            updates, state = tx.update(
+                gradient(params), state, params, grad_fn=lambda p, *kept: gradient(p), **extra
+            )
+            new = optax.apply_updates(params, updates)
+            return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, P()), new), state
+
+        def divided(leaf):
+            return jax.device_put(leaf, rows if leaf.ndim and leaf.shape[0] % 8 == 0 else whole)
+
+        state = tx.init(params)
+        expected, own = (params, state), (params, jax.tree.map(divided, state))
+        for _ in range(3):
+            expected, own = step(*expected), step(*own)
+        np.testing.assert_allclose(ravel(own[0]), ravel(expected[0]), rtol=1e-6)
+        leaves = jax.tree.leaves(own[1])
+        assert [leaf.sharding.spec for leaf in leaves if leaf.shape == (16, 8)] == [
+            P("data", None) for leaf in leaves if leaf.shape == (16, 8)
+        ]

@@ -327,7 +327,7 @@ MUTATIONS = {
     ),
     "a lost eigenvector is kept": Mutation(
         "perturb.py",
-        "_finite.choose(_finite.is_finite(found, params), lambda: found, lambda: state.v)",
+        "_finite.choose(_finite.is_finite(found, params), lambda: found, lambda: old)",
         "found",
         "overflow",
         "whose_own_gradient and eigen",

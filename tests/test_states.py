@@ -128,3 +128,14 @@ def test_links_made_anew_look_at_the_parameters_once(monkeypatch):
         _, state = tx.update(w, state, w, grad_fn=identity)
         counts.append(len(traced))
     assert 0 < counts[0] == counts[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_is_made_of_shapes_as_of_arrays(name):
+    """As Optax's own init does, for a checkpoint to be restored into."""
+    row = METHODS[name].unnamed
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), W)
+    state, expected = row.link().init(shapes), row.link().init(W)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype)
