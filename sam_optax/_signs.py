@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -26,7 +27,8 @@ def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> b
     few, else with axes no longer than 2. False where that cannot be done, as for a base that asks
     for more than the gradient and the loss.
     """
-    longest = 2 if sum(map(jnp.size, jax.tree.leaves(params))) > _MOST_NUMBERS else _MOST_NUMBERS
+    numbers = sum([math.prod(_shape(w)) for w in jax.tree.leaves(params)])
+    longest = 2 if numbers > _MOST_NUMBERS else _MOST_NUMBERS
     with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
         small = jax.tree.map(functools.partial(_zeros, longest), params)
 
@@ -63,7 +65,13 @@ def _turns(update: Any, state: Any, gradient: Tree) -> bool:
 
 
 def _zeros(longest: int, w: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.zeros([min(size, longest) for size in jnp.shape(w)], jnp.result_type(w))
+    return jnp.zeros([min(size, longest) for size in _shape(w)], jnp.result_type(w))
+
+
+def _shape(w: Any) -> tuple[int, ...]:
+    """Of an array, a number, or what tells of an array."""
+    shape: tuple[int, ...] = getattr(w, "shape", ())
+    return shape
 
 
 def _varied(w: jax.Array) -> jax.Array:

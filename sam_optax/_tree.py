@@ -111,7 +111,8 @@ def placed_like(tree: Tree, reference: Tree) -> Tree:
 
 def _placed(x: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
     wanted = jax.typeof(reference).sharding
-    if jax.typeof(x).sharding == wanted:  # as wherever no mesh is explicit
+    is_explicit = jax.sharding.AxisType.Explicit in wanted.mesh.axis_types
+    if not is_explicit or jax.typeof(x).sharding == wanted:
         return x
     placed: jax.Array = jax.sharding.reshard(x, wanted)
     return placed
