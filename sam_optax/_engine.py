@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +69,9 @@ def sharpness_aware(
     sits behind the decision; the parts' statistics follow every step. Its update is
     `update(updates, state, params, *, grad_fn, **extra_args)`: `updates` is the gradient at
     `params`, and `grad_fn(params) -> gradient` a pure function of the parameters alone, with batch,
-    dropout key, model state and cross-device means closed over. Extra arguments go on to the parts.
+    dropout key, model state and cross-device means closed over. Without it the gradient of
+    `value_fn` is taken, the loss as Optax's line searches have it: a function of the parameters and
+    of extra arguments by their names. Extra arguments go on to the parts.
 
     A gradient of the link's own that is not finite, as where float16 overflows, counts as not
     taken, on all devices alike: the direction is combine(first), the parts' states follow the first
@@ -306,11 +310,13 @@ def sharpness_aware(
         _check_state(state)
         states.check(state, own)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
+        if grad_fn is None and "value_fn" in extra:
+            grad_fn = _gradient_of(extra["value_fn"], extra)
         if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
             raise ValueError(
                 "a sharpness-aware update needs grad_fn, the gradient as a function of the "
                 "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
-                "loss(p, batch)))."
+                "loss(p, batch))), or pass the loss as value_fn."
             )
         own_updates = part.prune(updates)
         # Without a grad_fn it is never called.
@@ -364,6 +370,14 @@ def _average_samples(
 
 def _counted(count: jax.Array, more: Flag) -> jax.Array:
     return jnp.where(more, optax.safe_increment(count), count)
+
+
+def _gradient_of(value_fn: Callable[..., jax.Array], extra: Extra) -> GradFn:
+    """The gradient of a loss, which takes other extra arguments by their names, as in Optax."""
+    asked = list(inspect.signature(value_fn).parameters)[1:]
+    by_name = {name: extra[name] for name in asked if name in extra}
+    gradient: GradFn = jax.grad(lambda p: value_fn(p, **by_name), allow_int=True)
+    return gradient
 
 
 def _check_parts(
