@@ -7,14 +7,13 @@ for CPU, what needs such a gradient is taken always, its loops unrolled, and sel
 from __future__ import annotations
 
 from collections.abc import Callable
-import sys
 from typing import Any, Protocol, TypeVar
 import warnings
 
 import jax
 import optax
 
-from sam_optax import _axes
+from sam_optax import _axes, _callers
 from sam_optax._contracts import GradFn, Tree
 
 T = TypeVar("T")
@@ -75,7 +74,7 @@ def branch(
 
 def warn_of_conditional(gradient: GradFn, params: Tree) -> None:
     """Warns where a convolution's gradient is about to be taken in another's conditional on CPU."""
-    if jax.default_backend() != "cpu" or not _is_in_conditional():
+    if jax.default_backend() != "cpu" or not _callers.in_conditional():
         return
     if _has_convolution(jax.make_jaxpr(gradient)(params).jaxpr):
         warnings.warn(
@@ -85,16 +84,6 @@ def warn_of_conditional(gradient: GradFn, params: Tree) -> None:
             "the update always, and parameters and state by optax.tree.where(finite, new, old).",
             stacklevel=3,
         )
-
-
-def _is_in_conditional() -> bool:
-    """Whether a branch of `jax.lax.cond` or `switch` is being traced, as its frames tell."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_globals.get("__name__", "").endswith("control_flow.conditionals"):
-            return True
-    return False
 
 
 def _check_equal(fire: jax.Array) -> None:

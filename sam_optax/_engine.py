@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _checks, _decision, _finite, _fit, _parts, _tree
+from sam_optax import _callers, _checks, _decision, _finite, _fit, _parts, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
@@ -107,7 +107,8 @@ def sharpness_aware(
       ValueError: at construction, updates_at is neither of the two, or when or combine are given
         without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
         params are missing, the updates or what grad_fn or perturb return do not fit the parameters,
-        a mask of Optax's in perturb hands on the gradient itself, the state is of another method or
+        a mask of Optax's in perturb hands on the gradient itself, `optax.MultiSteps` over several
+        micro-batches is around a second gradient, the state is of another method or
         of parameters of other shapes, or the decision may differ between devices as far as
         `jax.shard_map` keeps count of that.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
@@ -326,6 +327,8 @@ def sharpness_aware(
             return _tree.cast_like(as_returned(p), own_updates)
 
         extra = {**part.prune_alike(params, extra), "step": state.steps}
+        if perturb is not None:
+            _callers.check_not_accumulated()
         if grad_fn is not None:
             _decision.warn_of_conditional(gradient, own)
         first, usable = own_updates, np.True_

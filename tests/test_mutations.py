@@ -228,15 +228,15 @@ MUTATIONS = {
     ),
     "vasso climbs along the average before": Mutation(
         "perturb.py",
-        "return m, EmaState(m)",
-        "return state.m, EmaState(m)",
+        "return m, EmaState(_tree",
+        "return state.m, EmaState(_tree",
         "closed_forms",
         "vasso",
     ),
     "friendly_sam averages what is left": Mutation(
         "perturb.py",
-        "EmaState(_moved(state.m, after, share, step))",
-        "EmaState(_moved(state.m, noise, share, step))",
+        "_moved(m, after, share, step)",
+        "_moved(m, noise, share, step)",
         "closed_forms",
         "friendly",
     ),
@@ -271,10 +271,18 @@ MUTATIONS = {
         "perturb.py", "x / beta, 0)", "x, 0)", "closed_forms", "esam"
     ),
     "msam looks back": Mutation(
-        "start.py", "self.velocity, -self.rho", "self.velocity, self.rho", "closed_forms", "msam"
+        "start.py",
+        "self.velocity, params), -self.rho",
+        "self.velocity, params), self.rho",
+        "closed_forms",
+        "msam",
     ),
     "s2_sam descends": Mutation(
-        "start.py", "self.previous, self.rho", "self.previous, -self.rho", "closed_forms", "s2_sam"
+        "start.py",
+        "self.previous, params), self.rho",
+        "self.previous, params), -self.rho",
+        "closed_forms",
+        "s2_sam",
     ),
     "lpf_sgd takes the same draw for each sample": Mutation(
         "_engine.py",
@@ -336,9 +344,9 @@ MUTATIONS = {
         "_finite.py", "if not any(jax.tree.leaves(in_batched[1])):", "if False:", "overflow", "vmap"
     ),
     "a conditional of another's is not seen": Mutation(
-        "_decision.py",
-        'endswith("control_flow.conditionals")',
-        'endswith("control_flow")',
+        "_callers.py",
+        '"control_flow.conditionals"',
+        '"control_flow"',
         "wrappers_convolution",
         "warned_of",
     ),

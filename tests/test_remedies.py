@@ -277,6 +277,12 @@ REMEDIES = {
         lambda: update(sharpness_aware(optax.partition(
             {"a": perturb.ball(0.1), "b": perturb.ball(0.2)}, {"kernel": "a", "bias": "b"}))),
     ),
+    "accumulation around a second gradient": (
+        lambda: update(optax.MultiSteps(SAM, 2).gradient_transformation()),
+        lambda: update(
+            optax.chain(SAM, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation())
+        ),
+    ),
     "complex parameters": (
         lambda: update(SAM, {"z": jnp.ones(2, complex)}),
         lambda: update(SAM, {"re": jnp.ones(2), "im": jnp.ones(2)}, grad_fn=jax.grad(complex_loss)),

@@ -1,5 +1,7 @@
 """What happens inside the wrappers of Optax: it works, or a clear error says what to do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,22 +127,25 @@ def test_what_changes_the_parameters_or_needs_the_loss_raises(wrapper):
         one_update(wrap(METHODS["sam"]), METHODS["sam"])
 
 
-def test_multi_steps_around_the_link_perturbs_for_the_last_micro_batch_alone():
+@pytest.mark.parametrize("k", [2, lambda step: 2 + step])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_multi_steps_around_a_second_gradient_is_an_error(compiled, k):
     """Its first gradient is a mean over calls, and `grad_fn` that of the last call."""
     row = METHODS["sam"]
-    tx = optax.MultiSteps(row.link(), 2)
     params = jax.tree.map(jnp.asarray, initial_params())
-    state = tx.init(params)
-    grads = [jax.grad(loss)(params, make_batch(t)) for t in range(2)]
-    for t in range(2):
+    gradient = jax.grad(lambda p: loss(p, make_batch(0)))
 
-        def last(p, t=t):
-            return jax.grad(loss)(p, make_batch(t))
+    def step(tx):
+        return tx.update(gradient(params), tx.init(params), params, grad_fn=gradient)[0]
 
-        updates, state = tx.update(grads[t], state, params, grad_fn=last)
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
-    expected, _ = row.link().update(mean, row.link().init(params), params, grad_fn=last)
-    np.testing.assert_allclose(ravel(updates), ravel(expected), **ACCUMULATED)
+    for tx in (optax.MultiSteps(row.link(), k), optax.MultiSteps(row.optimizer(), k)):
+        with pytest.raises(ValueError, match=r"optax.MultiSteps around .* put it behind, as"):
+            (jax.jit(functools.partial(step, tx)) if compiled else lambda tx=tx: step(tx))()
+    one = optax.MultiSteps(row.optimizer(), 1)
+    expected = row.optimizer().update(
+        gradient(params), row.optimizer().init(params), params, grad_fn=gradient
+    )[0]
+    np.testing.assert_allclose(ravel(step(one)), ravel(expected), **ACCUMULATED)
 
 
 # Gradient accumulation.
