@@ -141,6 +141,23 @@ def test_a_step_whose_own_gradient_is_lost_is_the_step_without_it(name, compiled
     assert (int(sam_optax.read(opt_state, "notfinite")) == 0) == given
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_one_of_many_numbers_is_enough(dtype, compiled):
+    """XLA for CPU loses a NaN from the largest of some thousands."""
+    link = sam_optax.sam(0.0)
+
+    def update(w, second):
+        return link.update(w, link.init(w), w, grad_fn=lambda p: second)[1].notfinite
+
+    update = jax.jit(update) if compiled else update
+    for size in (1, 100, 100_003):
+        w = jnp.full(size, 0.5, dtype)
+        assert not int(update(w, jnp.full(size, jnp.finfo(dtype).max, dtype)))
+        for value in (np.inf, -np.inf, np.nan):
+            assert int(update(w, w.at[size // 2].set(value)))
+
+
 # On several devices, and mapped.
 
 
