@@ -311,7 +311,7 @@ def sharpness_aware(
         _check_state(state)
         states.check(state, own)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
-        if grad_fn is None and "value_fn" in extra:
+        if grad_fn is None and extra.get("value_fn") is not None:
             grad_fn = _gradient_of(extra["value_fn"], extra)
         if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
             raise ValueError(

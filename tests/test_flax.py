@@ -481,6 +481,16 @@ def test_the_loss_may_take_rngs_metrics_and_other_models(compiled):
     assert int(rngs.default.count[...]) == 2  # a mask of the model, and one of the teacher
 
 
+def test_the_train_state_of_nnx_hands_no_gradient_on():
+    """As the recipe says, which sends its users to nnx.Optimizer."""
+    model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model, nnx.Param)
+    tx = optax.chain(sam_optax.sam(0.1), optax.sgd(0.1))
+    state = nnx.TrainState.create(graphdef, params=params, tx=tx)
+    with pytest.raises(ValueError, match="needs grad_fn"):
+        state.apply_gradients(params)
+
+
 def test_variables_that_arguments_share_with_the_model_stay_shared():
     model = Noisy(0)
     model.rngs = nnx.Rngs(7)

@@ -52,6 +52,12 @@ def test_its_gradient_takes_the_place_of_grad_fn(name, compiled):
     np.testing.assert_allclose(both, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_none_is_no_loss():
+    link, w = sam_optax.sam(0.1), jnp.ones(2)
+    with pytest.raises(ValueError, match="needs grad_fn.* or pass the loss as value_fn"):
+        link.update(w, link.init(w), w, value_fn=None)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_has_no_gradient_is_left_out(masked):
     params = {"w": jnp.array([3.0, 4.0]), "count": jnp.array(7), "rest": jnp.array([100.0])}
