@@ -54,7 +54,7 @@ def test_its_gradient_takes_the_place_of_grad_fn(name, compiled):
 
 def test_none_is_no_loss():
     link, w = sam_optax.sam(0.1), jnp.ones(2)
-    with pytest.raises(ValueError, match="needs grad_fn.* or pass the loss as value_fn"):
+    with pytest.raises(ValueError, match=r"needs grad_fn.* or pass the loss as value_fn"):
         link.update(w, link.init(w), w, value_fn=None)
 
 
