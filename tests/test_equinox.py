@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import METHODS, NAMES
+from reference import KINDS, METHODS, NAMES
 
 import sam_optax
 
@@ -72,7 +72,10 @@ def trained(name, form):
     return ravel(params.net)
 
 
-@pytest.mark.parametrize("name", NAMES)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in KINDS]
+
+
+@pytest.mark.parametrize("name", [*KINDS, *OTHERS])
 def test_a_step_is_the_same_however_the_model_is_filtered(name):
     expected = trained(name, "inexact arrays")
     assert np.abs(expected - ravel(MODEL.net)).max() > 1e-4

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from reference import (
+    KINDS,
     LEARNING_RATE,
     NAMES,
     ROWS,
@@ -124,8 +125,14 @@ def steps(row, compiled):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("compiled", [False, True], ids=["host", "jit"])
-@pytest.mark.parametrize("name", [*NAMES, *POINTS])
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [(name, True) for name in (*NAMES, *POINTS)]
+    + [
+        pytest.param(name, False, marks=() if name in KINDS else pytest.mark.slow)
+        for name in (*NAMES, *POINTS)
+    ],
+)
 def test_a_step_whose_own_gradient_is_lost_is_the_step_without_it(name, compiled):
     row = ROWS[name]
     for t, ((params, opt_state), (w, state)) in enumerate(

@@ -162,12 +162,12 @@ def check(seed):
     np.testing.assert_allclose(ravel(params), ravel(w), rtol=rtol, atol=rtol, err_msg=str(draw))
 
 
-@pytest.mark.parametrize("seed", range(23))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_overflows(seed):
     check(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(23, 500))
+@pytest.mark.parametrize("seed", range(12, 500))
 def test_many_random_overflows(seed):
     check(seed)

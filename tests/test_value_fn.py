@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import METHODS, NAMES, initial_params, loss, make_batch, ravel
+from reference import KINDS, METHODS, NAMES, initial_params, loss, make_batch, ravel
 
 import sam_optax
 
@@ -38,8 +38,14 @@ def steps(tx, compiled, params, **extra):
     return ravel(params)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [(name, True) for name in OTHERS]
+    + [
+        pytest.param(name, False, marks=() if name in KINDS else pytest.mark.slow)
+        for name in OTHERS
+    ],
+)
 def test_its_gradient_takes_the_place_of_grad_fn(name, compiled):
     tx = METHODS[name].optimizer()
     params = jax.tree.map(jnp.asarray, initial_params())

@@ -58,7 +58,10 @@ def test_wrappers_that_work_change_nothing(name):
         np.testing.assert_allclose(actual, expected, **CLOSE, err_msg=wrapper)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [*KINDS, *[pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in KINDS]],
+)
 def test_schedule_free_around_a_link_is_that_of_its_directions(name):
     """The gradients, and ε, are taken at its point y, which is where the parameters are."""
     row = METHODS[name]
