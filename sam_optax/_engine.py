@@ -74,10 +74,11 @@ def sharpness_aware(
     of extra arguments by their names. Extra arguments go on to the parts.
 
     A gradient of the link's own that is not finite, as where float16 overflows, counts as not
-    taken, on all devices alike: the direction is combine(first), the parts' states follow the first
-    gradient alone, and `notfinite` counts it. Where the first is the link's own, `updates` take its
-    place, and so are needed besides. `updates` that are not finite pass on, for
-    `optax.apply_if_finite` and its kin to see.
+    taken: the direction is combine(first), the parts' states follow the first gradient alone, and
+    `notfinite` counts it. It is so on all devices alike where grad_fn averages over them, and where
+    each has a gradient of its own as far as `jax.shard_map` keeps count of that. Where the first is
+    the link's own, `updates` take its place, and so are needed besides. `updates` that are not
+    finite pass on, for `optax.apply_if_finite` and its kin to see.
 
     Inside `jit` the decision is a `lax.cond`. Where the update is called outside `jit` it is taken
     in Python and `grad_fn`, which the caller has compiled, is called or not: the way to train
@@ -108,9 +109,9 @@ def sharpness_aware(
         without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
         params are missing, the updates or what grad_fn or perturb return do not fit the parameters,
         a mask of Optax's in perturb hands on the gradient itself, `optax.MultiSteps` over several
-        micro-batches is around a second gradient, the state is of another method or
-        of parameters of other shapes, or the decision may differ between devices as far as
-        `jax.shard_map` keeps count of that.
+        micro-batches is around a second gradient, the state is of another method or of parameters
+        of other shapes, or the decision may differ between devices as far as `jax.shard_map` keeps
+        count of that.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
         complex parameter.
 
@@ -313,7 +314,9 @@ def sharpness_aware(
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
         if grad_fn is None and extra.get("value_fn") is not None:
             grad_fn = _gradient_of(extra["value_fn"], extra)
-        if grad_fn is None and not (taken and start.samples == 1 and perturb is None):
+        own_first = not taken or start.samples > 1
+        asks = own_first or perturb is not None
+        if grad_fn is None and asks:
             raise ValueError(
                 "a sharpness-aware update needs grad_fn, the gradient as a function of the "
                 "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
@@ -329,10 +332,10 @@ def sharpness_aware(
         extra = {**part.prune_alike(params, extra), "step": state.steps}
         if perturb is not None:
             _callers.check_not_accumulated()
-        if grad_fn is not None:
+        if asks:
             _decision.warn_of_conditional(gradient, own)
         first, usable = own_updates, np.True_
-        if not taken or start.samples > 1:
+        if own_first:
             first = own_updates if taken else gradient(offset_params(state, own))
             first = _average_samples(first, gradient, start.samples, state, own)
             first, usable = settle(gradient, first, own_updates, own, extra)

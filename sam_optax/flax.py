@@ -71,8 +71,9 @@ class TrainState(train_state.TrainState):
                     "Arguments for the optimizer must not look so much like a field."
                 )
         if OVERWRITE_WITH_GRADIENT in self.params:
-            for name in extra.keys() & {"grad_fn", "example_loss_fn", "value_fn"}:
-                extra[name] = _of_params(extra[name], self.params)
+            for name in ("grad_fn", "example_loss_fn", "value_fn"):
+                if extra.get(name) is not None:
+                    extra[name] = _of_params(extra[name], self.params)
         update: Callable[..., tuple[Tree, Tree]] = self.tx.update
         if isinstance(self.tx, optax.GradientTransformation):  # and not such as optax.MultiSteps
             update = optax.with_extra_args_support(self.tx).update
@@ -98,8 +99,8 @@ def _of_params(function: Callable[..., Any], variables: Any) -> Callable[..., An
     """A function of variables as one of what is trained among them, the rest closed over."""
 
     @functools.wraps(function)
-    def of_params(params: Tree, *args: Any) -> Any:
-        result = function({**variables, "params": params}, *args)
+    def of_params(params: Tree, *args: Any, **kwargs: Any) -> Any:
+        result = function({**variables, "params": params}, *args, **kwargs)
         is_gradient = isinstance(result, Mapping) and OVERWRITE_WITH_GRADIENT in result
         return result["params"] if is_gradient else result
 
@@ -141,7 +142,7 @@ def nnx_pure_fn(
     places, of_params = _paths(trained), jax.tree.structure(states[0])
 
     def pure_fn(params: nnx.State[Any, Any], *more: Any) -> Any:
-        if different := sorted({*places} ^ {*_paths(params)}):
+        if different := sorted(places ^ _paths(params)):
             here, there = ("those of the model", "params")[:: 1 if different[0] in places else -1]
             raise ValueError(
                 f"params must be the variables of wrt={getattr(wrt, '__name__', wrt)}, and "
@@ -164,9 +165,9 @@ def _is_node(x: object) -> bool:
     return isinstance(x, nnx.Pytree | nnx.Variable)
 
 
-def _paths(state: Any) -> list[str]:
+def _paths(state: Any) -> set[str]:
     """Where the arrays are, whether in variables or without."""
-    return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(nnx.as_pure(state))]
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(nnx.as_pure(state))}
 
 
 def nnx_grad_fn(

@@ -413,6 +413,20 @@ def test_the_scales_of_float8_are_no_parameters(name):
     assert np.abs(ravel(state.params[SCALES]) - ravel(variables[SCALES])).max() > 0
 
 
+def test_the_loss_of_float8_variables_may_be_value_fn():
+    """With other arguments by their names, and none that is there and None."""
+    variables, losses, gradient = float8()
+    _, state = float8_state("sam")
+
+    def value_fn(variables, kept):
+        return losses(variables, kept).mean()
+
+    grads = gradient(variables)
+    expected = state.apply_gradients(grads=grads, grad_fn=lambda v: gradient(v, jnp.arange(8)))
+    found = state.apply_gradients(grads=grads, grad_fn=None, value_fn=value_fn, kept=jnp.arange(8))
+    np.testing.assert_allclose(ravel(found.params), ravel(expected.params), **CLOSE)
+
+
 def test_eigen_sam_tells_that_float8_has_no_forward_mode():
     """Flax defines the derivatives of its float8 layers for reverse mode alone."""
     variables, _, gradient = float8()

@@ -90,6 +90,13 @@ def test_elsewhere_there_is_no_warning(wrapper, compiled):
 
 
 @on_cpu
+def test_a_gradient_that_is_passed_and_not_taken_is_not_warned_of():
+    msam = sam_optax.msam(updates_at="gradient_point")
+    tx = optax.apply_if_finite(optax.chain(msam, optax.sgd(0.1)), 3)
+    assert update(tx, convolution, True)[1] == []
+
+
+@on_cpu
 def test_the_way_out_has_no_convolution_in_a_conditional():
     tx = selected(sam())
     gradient = grad_of(convolution)
