@@ -144,7 +144,7 @@ def test_multi_steps_around_a_second_gradient_is_an_error(compiled, k):
     for tx in (optax.MultiSteps(row.link(), k), optax.MultiSteps(row.optimizer(), k)):
         with pytest.raises(ValueError, match=r"optax.MultiSteps around .* put it behind, as"):
             (jax.jit(functools.partial(step, tx)) if compiled else lambda tx=tx: step(tx))()
-    one = optax.MultiSteps(row.optimizer(), lambda step: np.int64(1))
+    one = optax.MultiSteps(row.optimizer(), lambda step: np.int32(1))
     expected = row.optimizer().update(
         gradient(params), row.optimizer().init(params), params, grad_fn=gradient
     )[0]
