@@ -604,7 +604,14 @@ def test_a_method_itself_sends_nothing_but_sums(name):
     assert found or one_gradient_without_norms
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Those that keep arrays of the parameters' size, and one without.
+DIVIDED = ["sam", "looksam", "ae_looksam", "vasso", "friendly_sam", "eigen_sam", "msam", "s2_sam"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in DIVIDED else pytest.mark.slow) for name in NAMES],
+)
 def test_a_state_may_be_divided_where_the_parameters_are_not(name):
     """ZeRO's first stage on an explicit mesh: the step is the same, and the state stays divided."""
     row = METHODS[name].unnamed

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import METHODS, NAMES
+from reference import KINDS, METHODS, NAMES
 
 import sam_optax
 from sam_optax.flax import TrainState, nnx_grad_fn, nnx_pure_fn
@@ -382,7 +382,14 @@ def float8_state(name):
     return link, TrainState.create(apply_fn=None, params=float8()[0], tx=tx)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "eigen_sam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+        for name in NAMES
+        if name != "eigen_sam"
+    ],
+)
 def test_the_scales_of_float8_are_no_parameters(name):
     """A step is that of the parameters with the scales closed over, which the first pass moves."""
     variables, losses, gradient = float8()

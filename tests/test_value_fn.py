@@ -38,13 +38,10 @@ def steps(tx, compiled, params, **extra):
     return ravel(params)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
-    ("name", "compiled"),
-    [(name, True) for name in OTHERS]
-    + [
-        pytest.param(name, False, marks=() if name in KINDS else pytest.mark.slow)
-        for name in OTHERS
-    ],
+    "name",
+    [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in OTHERS],
 )
 def test_its_gradient_takes_the_place_of_grad_fn(name, compiled):
     tx = METHODS[name].optimizer()
