@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _callers, _checks, _decision, _finite, _fit, _parts, _tree
+from sam_optax import _callers, _checks, _decision, _finite, _fit, _parts, _shards, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
@@ -80,6 +80,15 @@ def sharpness_aware(
     the link's own, `updates` take its place, and so are needed besides. `updates` that are not
     finite pass on, for `optax.apply_if_finite` and its kin to see.
 
+    Inside `jax.shard_map` the parameters may be divided over devices by hand, as in tensor
+    parallelism. Norms and products are then those of all parts together, and a leaf that is divided
+    draws on each device for its own part (by the key of the leaf folded with the device's number).
+    How they are divided is told by `param_specs`, an argument of the update: a PartitionSpec or a
+    tree of them that is a prefix of the parameters, as `in_specs` has it. It is not needed where
+    `shard_map` keeps count and some parameters are on all devices; where all differ, it is asked
+    for, `PartitionSpec()` being what to tell where each device has all of them. Under `pmap` and
+    with check_vma=False nothing can be seen: divided parameters must be told.
+
     Inside `jit` the decision is a `lax.cond`. Where the update is called outside `jit` it is taken
     in Python and `grad_fn`, which the caller has compiled, is called or not: the way to train
     convolutions on CPU, because XLA compiles convolution gradients inside a conditional to code
@@ -111,9 +120,10 @@ def sharpness_aware(
         a mask of Optax's in perturb hands on the gradient itself, `optax.MultiSteps` over several
         micro-batches is around a second gradient, the state is of another method or of parameters
         of other shapes, or the decision may differ between devices as far as `jax.shard_map` keeps
-        count of that.
+        count of that; it cannot be known how the parameters are divided over them, or param_specs
+        does not fit.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
-        complex parameter.
+        complex parameter; at update, param_specs holds what is no PartitionSpec.
 
     Example:
       >>> import jax, optax, sam_optax
@@ -302,6 +312,7 @@ def sharpness_aware(
         params: Tree | None = None,
         *,
         grad_fn: GradFn | None = None,
+        param_specs: Any = None,
         **extra: Any,
     ) -> tuple[Tree, SharpnessAwareState]:
         piece.see()
@@ -335,11 +346,12 @@ def sharpness_aware(
         if asks:
             _decision.warn_of_conditional(gradient, own)
         first, usable = own_updates, np.True_
-        if own_first:
-            first = own_updates if taken else gradient(offset_params(state, own))
-            first = _average_samples(first, gradient, start.samples, state, own)
-            first, usable = settle(gradient, first, own_updates, own, extra)
-        direction, state = step(gradient, first, usable, state, own, extra)
+        with _shards.divided(_shards.found(own, own_updates, state.steps, param_specs)):
+            if own_first:
+                first = own_updates if taken else gradient(offset_params(state, own))
+                first = _average_samples(first, gradient, start.samples, state, own)
+                first, usable = settle(gradient, first, own_updates, own, extra)
+            direction, state = step(gradient, first, usable, state, own, extra)
         return part.merge(direction, updates), state
 
     return transformation(init, update)

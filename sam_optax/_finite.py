@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _axes
+from sam_optax import _axes, _shards
 from sam_optax._contracts import Tree
 
 T = TypeVar("T")
@@ -18,11 +18,11 @@ T = TypeVar("T")
 def is_finite(gradient: Tree, params: Tree) -> jax.Array:
     """Whether all numbers of a gradient are finite, alike wherever the parameters are.
 
-    It is over the devices along which `shard_map` says that the gradient may differ, and over
-    mapped gradients at parameters that are not mapped.
+    It is over the devices along which `shard_map` says that the gradient may differ, over those
+    with other parts of the parameters, and over mapped gradients at parameters that are not mapped.
     """
     finite: jax.Array = _is_finite(*jax.lax.stop_gradient((gradient, params)))
-    if axes := _axes.varying(finite):
+    if axes := _axes.varying(finite) | _shards.axes():
         finite = jax.lax.pmin(finite.astype(jnp.int32), tuple(sorted(axes, key=str))) > 0
     return finite
 

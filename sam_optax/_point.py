@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import optax
 
-from sam_optax import _parts
+from sam_optax import _parts, _shards
 from sam_optax._contracts import Tree
 from sam_optax._engine import SharpnessAwareState, offset_params
 from sam_optax._parts import MaskedState, Part
 
 
-def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+def gradient_point(
+    opt_state: optax.OptState, params: optax.Params, *, param_specs: Any = None
+) -> optax.Params:
     """The parameters at which the coming update expects its first gradient.
 
     They are w + δ0 for a method with a start (r_sam, r_gsam, lpf_sgd, msam, s2_sam), and w itself
@@ -26,12 +29,15 @@ def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Par
     Args:
       opt_state: the state of the whole optimizer, with the method's state anywhere inside.
       params: the current parameters.
+      param_specs: as the update takes it, inside `jax.shard_map` or `jax.pmap`.
 
     Returns:
       Parameters of the same structure, shapes and dtypes.
 
     Raises:
-      ValueError: more than one sharpness-aware method is inside.
+      ValueError: more than one sharpness-aware method is inside; as at the update, it cannot be
+        known how the parameters are divided, or param_specs does not fit.
+      TypeError: param_specs holds what is no PartitionSpec.
     """
     found = list(_methods(opt_state))
     if len(found) > 1:
@@ -39,7 +45,7 @@ def gradient_point(opt_state: optax.OptState, params: optax.Params) -> optax.Par
             f"gradient_point found {len(found)} sharpness-aware methods in opt_state; pass the "
             "state of one."
         )
-    return _gradient_point(*found[0], params) if found else params
+    return _gradient_point(*found[0], params, param_specs) if found else params
 
 
 def _methods(
@@ -58,10 +64,12 @@ def _methods(
 
 
 def _gradient_point(
-    parts: Sequence[Part], state: SharpnessAwareState, params: Tree
+    parts: Sequence[Part], state: SharpnessAwareState, params: Tree, param_specs: Any
 ) -> optax.Params:
     if not parts:
         part = _parts.trainable(params)
-        return part.merge(offset_params(state, part.prune(params)), params)
-    inner = _gradient_point(parts[1:], state, parts[0].prune(params))
+        own = part.prune(params)
+        with _shards.divided(_shards.found(own, None, state.steps, param_specs)):
+            return part.merge(offset_params(state, own), params)
+    inner = _gradient_point(parts[1:], state, parts[0].prune(params), param_specs)
     return parts[0].merge(inner, params)

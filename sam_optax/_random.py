@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _promotion, _threefry
+from sam_optax import _promotion, _shards, _threefry
 from sam_optax._contracts import Tree
+from sam_optax._shards import Names
 
 IMPLEMENTATION = "threefry2x32"
 
@@ -65,13 +66,33 @@ def fold(data: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(data, impl=_threefry.prng()), count)
 
 
-# Compiled once, also for a caller outside jit, who would trace and compile the loop at each call.
-@functools.partial(jax.jit, static_argnums=0)
 def draw_like(
-    sampler: Callable[..., jax.Array], data: jax.Array, count: jax.typing.ArrayLike, tree: Tree
+    sampler: Callable[..., jax.Array],
+    data: jax.Array,
+    count: jax.typing.ArrayLike,
+    tree: Tree,
+    *,
+    whole: bool = False,
 ) -> Tree:
-    """A tree like `tree` from key number `count`; float32 at least, float64 leaves in float64."""
+    """A tree like `tree` from key number `count`; float32 at least, float64 leaves in float64.
 
+    Where parameters are divided over devices, each draws for its own part; whole says that leaves
+    are the same on all of them.
+    """
+    divided = None if whole else _shards.names(tree)
+    drawn: Tree = _draw_like(divided, sampler, data, count, tree)
+    return drawn
+
+
+# Compiled once, also for a caller outside jit, who would trace and compile the loop at each call.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw_like(
+    divided: tuple[Names, ...] | None,
+    sampler: Callable[..., jax.Array],
+    data: jax.Array,
+    count: jax.typing.ArrayLike,
+    tree: Tree,
+) -> Tree:
     def sample(
         key: jax.Array,
         shape: Sequence[int],
@@ -82,29 +103,43 @@ def draw_like(
         return sampler(key, shape, dtype, out_sharding=out_sharding)
 
     tree = jax.tree.map(jnp.asarray, tree)
+
+    def alike(key: jax.Array) -> Tree:
+        return _random_like(key, tree, sample, divided)
+
+    def as_in_optax(key: jax.Array) -> Tree:
+        return optax.tree.random_like(key, tree, sample)
+
     drawn: Tree = jax.lax.platform_dependent(
-        fold(data, count),
-        cpu=lambda key: _random_like_on_cpu(key, tree, sample),
-        default=lambda key: optax.tree.random_like(key, tree, sample),
+        fold(data, count), cpu=alike, default=alike if divided else as_in_optax
     )
     return drawn
 
 
-def _random_like_on_cpu(key: jax.Array, tree: Tree, sample: Callable[..., jax.Array]) -> Tree:
+def _random_like(
+    key: jax.Array,
+    tree: Tree,
+    sample: Callable[..., jax.Array],
+    divided: tuple[Names, ...] | None,
+) -> Tree:
     """The numbers of `optax.tree.random_like`, the leaves of a shape drawn at once.
 
     For each draw XLA for CPU compiles a kernel of its own, which takes as long as a layer of a
-    model.
+    model. The key of a leaf that is divided is folded with the number of the device's part.
     """
     leaves, structure = jax.tree.flatten(tree)
     alike: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        alike.setdefault((leaf.shape, leaf.dtype, jax.typeof(leaf).sharding), []).append(i)
+    for i, (leaf, names) in enumerate(zip(leaves, divided or [()] * len(leaves), strict=True)):
+        kind = leaf.shape, leaf.dtype, jax.typeof(leaf).sharding, names
+        alike.setdefault(kind, []).append(i)
     drawn: dict[int, jax.Array] = {}
-    for (shape, dtype, sharding), indices in alike.items():
+    for (shape, dtype, sharding, names), indices in alike.items():
         draw = functools.partial(sample, shape=shape, dtype=dtype, out_sharding=sharding)
         # Number i of a split is the key folded with i; XLA takes minutes over a gather from one.
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(indices))
+        if names:
+            part = jax.lax.axis_index(names)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, part)
         drawn |= zip(indices, _once(jax.vmap(draw), keys), strict=True)
     drawn_tree: Tree = jax.tree.unflatten(structure, [drawn[i] for i in range(len(leaves))])
     return drawn_tree

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sam_optax import _promotion
+from sam_optax import _axes, _promotion, _shards
 from sam_optax._contracts import Tree
 
 # The smallest norm that is divided by: unit(0) is 0 and not NaN.
@@ -35,8 +35,7 @@ def zeros_like(tree: Tree) -> Tree:
 
 def vdot(a: Tree, b: Tree) -> jax.Array:
     """⟨a, b⟩ over all leaves."""
-    products = jax.tree.leaves(combine(lambda x, y: jnp.sum(x * y), a, b))
-    return sum(products, jnp.zeros([], jnp.float32))
+    return _shards.total(combine(lambda x, y: jnp.sum(x * y), a, b))
 
 
 @jax.custom_jvp
@@ -105,11 +104,13 @@ def add(params: Tree, delta: Tree) -> Tree:
 
 
 def placed_like(tree: Tree, reference: Tree) -> Tree:
-    """tree, divided over an explicit mesh as reference is."""
+    """tree, divided over an explicit mesh as reference is, and varying where it does."""
     return _map(_placed, tree, reference)
 
 
 def _placed(x: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
+    if axes := _axes.varying(reference) - _axes.varying(x):
+        x = jax.lax.pcast(x, tuple(sorted(axes, key=str)), to="varying")
     wanted = jax.typeof(reference).sharding
     is_explicit = jax.sharding.AxisType.Explicit in wanted.mesh.axis_types
     if not is_explicit or jax.typeof(x).sharding == wanted:

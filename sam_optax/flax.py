@@ -74,6 +74,8 @@ class TrainState(train_state.TrainState):
             for name in ("grad_fn", "example_loss_fn", "value_fn"):
                 if extra.get(name) is not None:
                     extra[name] = _of_params(extra[name], self.params)
+            if "param_specs" in extra:
+                extra["param_specs"] = _specs_of_params(extra["param_specs"])
         update: Callable[..., tuple[Tree, Tree]] = self.tx.update
         if isinstance(self.tx, optax.GradientTransformation):  # and not such as optax.MultiSteps
             update = optax.with_extra_args_support(self.tx).update
@@ -83,16 +85,25 @@ class TrainState(train_state.TrainState):
         state: Self = forwarding.apply_gradients(grads=grads, **replaced)
         return state.replace(tx=self.tx)
 
-    def gradient_point(self) -> optax.Params:
+    def gradient_point(self, *, param_specs: Any = None) -> optax.Params:
         """Where the first gradient is taken; see `sam_optax.gradient_point`.
+
+        Args:
+          param_specs: as the update takes it.
 
         Returns:
           Parameters like `params`.
         """
         if OVERWRITE_WITH_GRADIENT in self.params:
-            point = gradient_point(self.opt_state, self.params["params"])
+            specs = _specs_of_params(param_specs)
+            point = gradient_point(self.opt_state, self.params["params"], param_specs=specs)
             return {**self.params, "params": point}
-        return gradient_point(self.opt_state, self.params)
+        return gradient_point(self.opt_state, self.params, param_specs=param_specs)
+
+
+def _specs_of_params(specs: Any) -> Any:
+    """Of the specs of variables those of what is trained among them."""
+    return specs["params"] if isinstance(specs, Mapping) else specs
 
 
 def _of_params(function: Callable[..., Any], variables: Any) -> Callable[..., Any]:

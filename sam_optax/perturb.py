@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _checks, _decision, _finite, _fit, _names, _parts, _random, _tree
+from sam_optax import _checks, _decision, _finite, _fit, _names, _parts, _random, _shards, _tree
 from sam_optax._contracts import GradFn, Schedulable, State, Tree, transformation, value_at
 from sam_optax._promotion import callers
 from sam_optax._purity import ours
@@ -467,7 +467,7 @@ def _check_forward(grad_fn: GradFn, params: Tree) -> None:
         ) from error
 
 
-@jax.jit  # one program on the host path, where the rest runs op by op because of grad_fn
+@_shards.compiled  # on the host path, where the rest runs op by op because of grad_fn
 def _lean(first: Tree, v: Tree, rho: jax.typing.ArrayLike, alpha: jax.typing.ArrayLike) -> Tree:
     """ρ (ĝ + α sign⟨g, v⟩ reject(v, ĝ))."""
     ascent = _tree.towards(first, 1.0)
@@ -626,7 +626,9 @@ def random_coordinates(
         like = (
             x if mask == "coordinate" else jax.tree.map(lambda leaf: jnp.zeros([], leaf.dtype), x)
         )
-        uniform = _random.draw_like(jax.random.uniform, state.key_data, step, like)
+        uniform = _random.draw_like(
+            jax.random.uniform, state.key_data, step, like, whole=mask == "tensor"
+        )
         return _tree.combine(lambda x, u: jnp.where(u < beta, x / beta, 0), x, uniform), state
 
     return transformation(init, update)

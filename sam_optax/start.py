@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _kernels, _names, _random, _tree
+from sam_optax import _checks, _kernels, _names, _random, _shards, _tree
 from sam_optax._contracts import Schedulable, Start, Tree, value_at
 from sam_optax._kernels import AxesOf, Kernels
 from sam_optax._promotion import standard
@@ -27,10 +26,6 @@ __all__ = [
     "noise",
     "previous",
 ]
-
-
-# One program for a caller outside jit, where each operation would be one; inside jit it is no call.
-once = functools.partial(jax.jit, inline=True)
 
 
 def _following(hyperparameter: Schedulable, step: jax.Array, params: Tree) -> jax.Array:
@@ -108,7 +103,7 @@ class NoiseState(NamedTuple):
     power: jax.Array
 
     @standard
-    @once
+    @_shards.compiled
     def offset(self, params: optax.Params, sample: int = 0) -> optax.Updates:
         """δ0 for these params, in float32 at least; redrawn from the counter, never stored."""
         return _drawn(self, params, sample, jax.tree.map_with_path(kernel_axes(), params))
@@ -126,7 +121,7 @@ class KernelNoiseState(NamedTuple):
     kernels: Any
 
     @standard
-    @once
+    @_shards.compiled
     def offset(self, params: optax.Params, sample: int = 0) -> optax.Updates:
         """δ0 for these params, in float32 at least; redrawn from the counter, never stored."""
         return _drawn(self.noise, params, sample, _kernels.marked_axes(self.kernels, params))
@@ -136,12 +131,14 @@ def _drawn(state: NoiseState, params: Tree, sample: int, kernels: Any) -> Tree:
     """Normal numbers, those of a kernel scaled by γ ‖w_j‖^power."""
     normal = _random.draw_like(jax.random.normal, state.key_data, state.draw + sample, params)
 
-    def scaled(w: jax.Array, z: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    def scaled(path: Any, w: jax.Array, z: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         w = _tree.widen(w)
         squared = jnp.sum(jnp.square(w), axis=axes, keepdims=True)
+        if names := _shards.over(path, axes, w.ndim):
+            squared = jax.lax.psum(squared, names)
         return state.gamma * _norm_power(squared, state.power) * z
 
-    drawn: Tree = jax.tree.map(scaled, params, normal, kernels)
+    drawn: Tree = jax.tree.map_with_path(scaled, params, normal, kernels)
     return drawn
 
 
@@ -257,7 +254,7 @@ class MomentumState(NamedTuple):
     rho: jax.Array
 
     @standard
-    @once
+    @_shards.compiled
     def offset(self, params: optax.Params) -> optax.Updates:
         """δ0 = −ρ unit(v)."""
         return _tree.towards(_tree.placed_like(self.velocity, params), -self.rho)
@@ -317,7 +314,7 @@ class PreviousState(NamedTuple):
     rho: jax.Array
 
     @standard
-    @once
+    @_shards.compiled
     def offset(self, params: optax.Params) -> optax.Updates:
         """δ0 = ρ unit(p)."""
         return _tree.towards(_tree.placed_like(self.previous, params), self.rho)

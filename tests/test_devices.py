@@ -270,7 +270,9 @@ def apart_step(row, tx):
             return jax.grad(lambda p: losses(p, jax.tree.map(lambda x: x[kept], batch)).mean())(p)
 
         extra = {"example_loss_fn": lambda p: losses(p, batch)} if row.call["examples"] else {}
-        updates, state = tx.update(grad_fn(own), state, own, grad_fn=grad_fn, **extra)
+        updates, state = tx.update(
+            grad_fn(own), state, own, grad_fn=grad_fn, param_specs=P(), **extra
+        )
         return updates, state
 
     return step
@@ -456,7 +458,7 @@ def checked_update(tx, averaged, divided=False):
             gradient = jax.grad(lambda p: losses(p, batch).mean())(p)
             return jax.lax.pmean(gradient, "batch") if averaged else gradient
 
-        updates, _ = tx.update(grad_fn(own), state, own, grad_fn=grad_fn)
+        updates, _ = tx.update(grad_fn(own), state, own, grad_fn=grad_fn, param_specs=P())
         return jax.tree.map(lambda x: x[None], updates)
 
     mapped = jax.shard_map(

@@ -477,7 +477,8 @@ def sharded_updates(tx, gradient, *, varying):
         def grad_fn(p):
             return gradient(p, batch)
 
-        return tx.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
+        specs = spec() if varying else None
+        return tx.update(grad_fn(params), state, params, grad_fn=grad_fn, param_specs=specs)[0]
 
     spec = jax.sharding.PartitionSpec
     mapped_update = jax.shard_map(

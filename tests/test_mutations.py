@@ -291,6 +291,38 @@ MUTATIONS = {
         "closed_forms",
         "lpf_sgd",
     ),
+    "a norm of the own part": Mutation(
+        "_shards.py", "jax.lax.psum(sum(some), axes)", "sum(some)", "shards", "other_maps"
+    ),
+    "a kernel of the own part": Mutation(
+        "start.py",
+        "squared = jax.lax.psum(squared, names)",
+        "squared = squared + 0",
+        "shards",
+        "a_bias_is_one_kernel",
+    ),
+    "the same draws for all parts": Mutation(
+        "_random.py", "jax.lax.axis_index(names)", "0", "shards", "a_bias_is_one_kernel"
+    ),
+    "a loss in the own part": Mutation(
+        "_finite.py",
+        "_axes.varying(finite) | _shards.axes()",
+        "_axes.varying(finite)",
+        "shards",
+        "lost_in_one_part",
+    ),
+    "a program for all that is told": Mutation(
+        "_shards.py", "program(_cuts.get(), ", "program((), ", "shards", "a_program_is_kept"
+    ),
+    "an average as a part": Mutation(
+        "_shards.py", "if some and updates is not None:", "if False:", "shards", "averaged"
+    ),
+    "optimizers of their own as one": Mutation(
+        "_shards.py", " - _axes.varying(steps)", "", "shards", "models_of_their_own"
+    ),
+    "parts of all as models": Mutation(
+        "_shards.py", "if unclear := some", "if unclear := False and some", "shards", "gathered"
+    ),
     "unit without its guard": Mutation(
         "_tree.py", "jnp.maximum(size, TINY)", "size", "edge_cases", "moves_nothing"
     ),
@@ -303,9 +335,9 @@ MUTATIONS = {
     ),
     "sums over leaves in the dtype of the leaves": Mutation(
         "_tree.py",
-        "return sum(products, jnp.zeros([], jnp.float32))",
-        "return sum(p.astype(jnp.result_type(q)) "
-        "for p, q in zip(products, jax.tree.leaves(a), strict=True))",
+        "return _shards.total(combine(lambda x, y: jnp.sum(x * y), a, b))",
+        "return sum(jnp.sum(widen(x) * widen(y)).astype(jnp.result_type(x)) "
+        "for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))",
         "edge_cases",
         "many_small or inner_products",
     ),

@@ -176,7 +176,10 @@ def local_step(lost, local):
         w = local(w)
         grads = size * w
         factor = jnp.where(size == lost, jnp.inf, 1.0)
-        return link.update(grads, link.init(w), w, grad_fn=lambda p: factor * size * p)
+        whole = jax.sharding.PartitionSpec()
+        return link.update(
+            grads, link.init(w), w, grad_fn=lambda p: factor * size * p, param_specs=whole
+        )
 
     return step
 

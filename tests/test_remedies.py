@@ -64,10 +64,26 @@ def decided(axis_name):
         link = sam_optax.ae_sam(total_steps=9, axis_name=axis_name)
         state = link.init(jnp.ones(2))
         grad = jax.grad(lambda w: jnp.sum(w**2) * jnp.sum(x))
-        updates, _ = link.update(grad(w), state, w, grad_fn=grad)
+        whole = jax.sharding.PartitionSpec()
+        updates, _ = link.update(grad(w), state, w, grad_fn=grad, param_specs=whole)
         return jax.lax.pmean(updates, "batch")
 
     return lambda: on_devices(step)
+
+
+SPEC = jax.sharding.PartitionSpec
+PIECES = {"kernel": SPEC("batch"), "bias": SPEC()}
+
+
+def divided(link=SAM, specs=PIECES, **told):
+    """A step on parameters that lie on eight devices as specs tell."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    w = {"kernel": jnp.arange(16.0).reshape(8, 2), "bias": jnp.ones(8)}
+
+    def step(w):
+        return link.update(w, link.init(w), w, grad_fn=same, **told)[0]
+
+    return lambda: jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs)(w)
 
 
 def injected(**options):
@@ -412,6 +428,24 @@ REMEDIES = {
         lambda: schedules.rho_from_learning_rate(RELATIVE, lr_max=0.1, **RADII),
         lambda: schedules.rho_from_learning_rate(RELATIVE, lr_max=0.1, clamp=False, **RADII),
     ),
+    "parts of a model, or models": (
+        divided(specs=SPEC("batch")), divided(specs=SPEC("batch"), param_specs=SPEC("batch"))),
+    "models, or parts of one": (
+        divided(specs=SPEC("batch")), divided(specs=SPEC("batch"), param_specs=SPEC())),
+    "which axis of a kernel": (
+        divided(sam_optax.r_sam()), divided(sam_optax.r_sam(), param_specs=PIECES)),
+    "a sharding": (
+        divided(param_specs=jax.tree.map(lambda x: x.sharding, jnp.ones(2))),
+        divided(param_specs=PIECES)),
+    "a leaf without spec": (
+        divided(param_specs={"kernel": SPEC("batch")}),
+        divided(param_specs={"kernel": SPEC("batch"), "bias": SPEC()})),
+    "a spec of more axes": (
+        divided(param_specs=SPEC(None, "batch")), divided(param_specs=PIECES)),
+    "a spec of what is whole": (
+        divided(param_specs=SPEC("batch")), divided(param_specs=PIECES)),
+    "a spec of a whole array": (
+        lambda: update(SAM, param_specs=SPEC("batch")), lambda: update(SAM)),
     "no axis": (lambda: start.kernel_axes("out"), lambda: start.kernel_axes(-1)),
     "no axis of several": (lambda: start.kernel_axes((0, "in")), lambda: start.kernel_axes((0, 1))),
 }  # fmt: skip

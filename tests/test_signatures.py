@@ -47,7 +47,7 @@ PARTS = {
     "updates_at='params')",
     "masked": "(link, mask)",
     "select_examples": "(link, gamma)",
-    "gradient_point": "(opt_state, params)",
+    "gradient_point": "(opt_state, params, *, param_specs=None)",
     "read": "(opt_state, name)",
     "average": "(axis_name)",
     "start.kernel_axes": "(out_axis=-1, batch_axis=())",
@@ -85,7 +85,7 @@ PARTS = {
 }
 FLAX = {
     "flax.TrainState.apply_gradients": "(self, *, grads, **kwargs)",
-    "flax.TrainState.gradient_point": "(self)",
+    "flax.TrainState.gradient_point": "(self, *, param_specs=None)",
     "flax.nnx_grad_fn": "(loss_fn, model, *args, wrt=<class 'flax.nnx.variablelib.Param'>, "
     "has_aux=False, **kwargs)",
     "flax.nnx_pure_fn": "(function, model, *args, wrt=<class 'flax.nnx.variablelib.Param'>, "

@@ -1,0 +1,415 @@
+"""Parameters that are divided over devices by hand: a step is that of the undivided model."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+from reference import KINDS, METHODS, NAMES, ravel
+
+import sam_optax
+from sam_optax import _random
+
+pytestmark = [
+    pytest.mark.usefixtures("x64"),
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices"),
+]
+
+DRAWING = ("esam", "r_sam", "r_gsam", "lpf_sgd", "eigen_sam")
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
+
+# Two layers, the hidden units of which lie on four devices; the last bias is on all of them.
+SPECS = {
+    "up": {"kernel": P(None, "model"), "bias": P("model")},
+    "down": {"kernel": P("model", None), "bias": P()},
+}
+RNG = np.random.default_rng(0)
+SHAPES = {"up": {"kernel": (3, 8), "bias": (8,)}, "down": {"kernel": (8, 2), "bias": (2,)}}
+PARAMS = jax.tree.map(lambda s: RNG.normal(size=s), SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+X, Y = RNG.normal(size=(16, 3)), RNG.normal(size=(16, 2))
+
+
+def mesh_of(**axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def total(x):
+    """The sum over the devices; its derivative is that of one of the terms."""
+
+    def summed(_, x):
+        return jax.lax.psum(x, "model")
+
+    return jax.custom_derivatives.linear_call(summed, lambda _, g: g, (), x)
+
+
+def losses(p, x, y, total=lambda x: x):
+    hidden = jnp.tanh(x @ p["up"]["kernel"] + p["up"]["bias"])
+    return jnp.sum((total(hidden @ p["down"]["kernel"]) + p["down"]["bias"] - y) ** 2, axis=1)
+
+
+def step_of(name, tx, total=lambda x: x, gradient=jax.grad, **extra):
+    """A step on (params, state, x, y)."""
+
+    def step(params, state, x, y):
+        def loss(p, kept=slice(None)):
+            return jnp.mean(losses(p, x, y, total)[kept])
+
+        own = dict(extra)
+        if name == "esam":
+            own["example_loss_fn"] = lambda p: losses(p, x, y, total)
+        grads = gradient(loss)(params)
+        updates, state = tx.update(grads, state, params, grad_fn=gradient(loss), **own)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def trained(step, tx, steps=4):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state, step = tx.init(params), jax.jit(step)
+    for _ in range(steps):
+        params, state = jax.block_until_ready(step(params, state, X, Y))
+    return ravel(params), state
+
+
+def optimizer(name):
+    row = METHODS[name].unnamed
+    settings = row.settings | ({"period": 2} if name == "eigen_sam" else {})
+    return optax.chain(row.factory(**settings), optax.sgd(0.02))
+
+
+def divided(name, *, check_vma=True, **extra):
+    """Trained on a mesh of data and model, the batch and the hidden units divided."""
+    tx, mesh = optimizer(name), mesh_of(data=2, model=4)
+
+    def gradient(loss):
+        def mean(p, *kept):
+            if check_vma:
+                p = jax.lax.pcast(p, "data", to="varying")
+            return jax.lax.pmean(jax.grad(loss)(p, *kept), "data")
+
+        return mean
+
+    sum_up = functools.partial(jax.lax.psum, axis_name="model") if check_vma else total
+    batch = P() if name == "esam" else P("data")  # which selects among all examples
+    specs = SPECS, state_specs(tx)
+    mapped = jax.shard_map(
+        step_of(name, tx, sum_up, gradient, **extra),
+        mesh=mesh, in_specs=(*specs, batch, batch), out_specs=specs, check_vma=check_vma,
+    )  # fmt: skip
+    return trained(mapped, tx)
+
+
+def state_specs(tx):
+    """Where the state lies: what is shaped like parameters as they do, all else everywhere."""
+    return optax.tree.map_params(
+        tx, lambda _, spec: spec, tx.init(PARAMS), SPECS, transform_non_params=lambda _: P()
+    )
+
+
+def in_parts(sampler, data, count, tree, *, whole=False):
+    """The draws of all devices, joined: the key of a divided leaf is folded with their number."""
+    leaves, structure = jax.tree.flatten(tree)
+    assert structure == jax.tree.structure(PARAMS)
+    keys = jax.random.split(_random.fold(data, count), len(leaves))
+    drawn = []
+    for key, leaf, spec in zip(keys, leaves, jax.tree.leaves(SPECS), strict=True):
+        if "model" not in spec or whole:
+            drawn.append(sampler(key, leaf.shape, leaf.dtype))
+            continue
+        axis = spec.index("model")
+        shape = [size // 4 if i == axis else size for i, size in enumerate(leaf.shape)]
+        parts = [sampler(jax.random.fold_in(key, i), shape, leaf.dtype) for i in range(4)]
+        drawn.append(jnp.concatenate(parts, axis))
+    return jax.tree.unflatten(structure, drawn)
+
+
+@functools.cache
+def undivided(name):
+    tx = optimizer(name)
+    return trained(step_of(name, tx), tx)
+
+
+each_method = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in NAMES]
+)
+
+
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
+@each_method
+def test_a_step_is_that_of_the_undivided_model(name, check_vma, monkeypatch):
+    actual, state = divided(name, check_vma=check_vma, param_specs=SPECS)
+    monkeypatch.setattr(_random, "draw_like", in_parts)
+    expected, whole = undivided.__wrapped__(name)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+    for leaf, own in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(leaf, own, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("sam", "ae_looksam") else pytest.mark.slow)
+        for name in NAMES
+        if name not in DRAWING
+    ],
+)
+def test_what_shard_map_keeps_count_of_needs_not_be_told(name):
+    actual, _ = divided(name)
+    np.testing.assert_allclose(actual, undivided(name)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["r_sam", "r_gsam", "lpf_sgd"])
+def test_noise_by_kernels_asks_which_axis_is_divided(name):
+    with pytest.raises(ValueError, match=r"params\['down'\]\['kernel'\].*pass .*param_specs"):
+        divided(name)
+
+
+def test_a_bias_is_one_kernel_and_needs_not_be_told():
+    """Its noise has the norm of the whole."""
+    start = sam_optax.start.noise(0.1)
+    bias = jnp.arange(1.0, 9.0)
+    params, specs = {"bias": bias, "scale": jnp.ones(3)}, {"bias": P("model"), "scale": P()}
+    state = sam_optax.sharpness_aware(start=start).init(params)
+
+    def point(params):
+        return sam_optax.gradient_point(state, params)
+
+    mapped = jax.shard_map(point, mesh=mesh_of(model=4), in_specs=(specs,), out_specs=specs)
+    offset = jax.tree.map(jnp.subtract, mapped(params), params)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)
+    draws = [jax.random.normal(jax.random.fold_in(keys[0], i), (2,)) for i in range(4)]
+    expected = 0.1 * np.linalg.norm(bias) * np.concatenate(draws)
+    np.testing.assert_allclose(offset["bias"], expected, rtol=1e-6)
+    scale = 0.1 * np.sqrt(3) * jax.random.normal(keys[1], (3,))
+    np.testing.assert_allclose(offset["scale"], scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["msam", "s2_sam", "r_sam"])
+def test_the_gradient_point_is_that_of_the_undivided_model(name, monkeypatch):
+    row = METHODS[name].unnamed
+    tx = row.factory(**row.settings | {"updates_at": "gradient_point"})
+    gradient = jax.grad(lambda p, total=lambda x: x: jnp.mean(losses(p, X, Y, total)))
+
+    def steps(params, total=lambda x: x, **told):
+        state, own = tx.init(params), functools.partial(gradient, total=total)
+        for _ in range(2):
+            point = sam_optax.gradient_point(state, params, **told)
+            updates, state = tx.update(own(point), state, params, grad_fn=own, **told)
+            params = optax.apply_updates(params, jax.tree.map(lambda u: -0.02 * u, updates))
+        return sam_optax.gradient_point(state, params, **told)
+
+    sum_up = functools.partial(jax.lax.psum, axis_name="model")
+    told = {"param_specs": SPECS} if name == "r_sam" else {}
+    mapped = jax.shard_map(
+        functools.partial(steps, total=sum_up, **told),
+        mesh=mesh_of(model=4), in_specs=(SPECS,), out_specs=SPECS,
+    )  # fmt: skip
+    actual = ravel(jax.jit(mapped)(jax.tree.map(jnp.asarray, PARAMS)))
+    monkeypatch.setattr(_random, "draw_like", in_parts)
+    np.testing.assert_allclose(actual, ravel(jax.jit(steps)(PARAMS)), **CLOSE)
+
+
+@pytest.mark.parametrize("how", ["pmap", "vmap"])
+def test_other_maps_are_told(how):
+    """They keep no count: without the specs each device takes its own norm."""
+    link = sam_optax.sam(0.5)
+    params = {"w": jnp.arange(8.0), "b": jnp.ones(2)}
+    specs = {"w": P("model"), "b": None}
+    mapping = {"pmap": jax.pmap, "vmap": jax.vmap}[how]
+
+    def update(w, b, **told):
+        p = {"w": w, "b": b}
+        grad_fn = lambda p: jax.tree.map(lambda x: x**3, p)  # noqa: E731
+        return link.update(grad_fn(p), link.init(p), p, grad_fn=grad_fn, **told)[0]
+
+    def joined(**told):
+        rows = params["w"].reshape(4, 2)
+        mapped = mapping(functools.partial(update, **told), in_axes=(0, None), axis_name="model")
+        found = mapped(rows, params["b"])
+        return found["w"].ravel(), found["b"][0]
+
+    w = np.concatenate(joined(param_specs=specs))
+    g = np.concatenate([params["w"], params["b"]])
+    np.testing.assert_allclose(w, (g + 0.5 * g**3 / np.linalg.norm(g**3)) ** 3, **CLOSE)
+    assert np.abs(np.concatenate(joined()) - w).max() > 1e-3
+
+
+def test_a_program_is_kept_by_what_is_told():
+    """The offset is one program, and what it is told is no array."""
+    link = sam_optax.sharpness_aware(start=sam_optax.start.previous(1.0))
+    w = jnp.arange(1.0, 9.0)
+    _, state = link.update(w, link.init(w), w)
+    parts = jax.tree.map(lambda x: x.reshape(4, 2) if x.ndim else jnp.stack([x] * 4), (state, w))
+
+    def offset(state, w, **told):
+        return sam_optax.gradient_point(state, w, **told) - w
+
+    for told, length in (({}, 2.0), ({"param_specs": P("model")}, 1.0), ({}, 2.0)):
+        mapped = jax.vmap(functools.partial(offset, **told), axis_name="model")
+        np.testing.assert_allclose(np.linalg.norm(mapped(*parts)), length, rtol=1e-6)
+
+
+def on_data(function, specs, **options):
+    """The function of parameters that are divided, and of their rows, on eight devices."""
+    return jax.shard_map(
+        function, mesh=mesh_of(data=8), in_specs=(specs, P("data")), out_specs=specs, **options
+    )
+
+
+def test_parameters_that_are_gathered_for_the_loss_are_told():
+    """All of them divided over the devices of the batch, as in ZeRO's third stage."""
+    link, whole, x = sam_optax.sam(0.5), jnp.arange(1.0, 17.0) / 16, RNG.normal(size=(8, 16))
+
+    def loss(w, x):
+        return jnp.mean((x @ w) ** 4)
+
+    def gathered(w, x):
+        rows = jax.lax.all_gather(w, "data", tiled=True)
+        return loss(rows, x) / 8  # whose gradient is scattered, and summed over the devices
+
+    def update(w, x, **told):
+        grad_fn = jax.grad(lambda w: gathered(w, x))
+        return link.update(grad_fn(w), link.init(w), w, grad_fn=grad_fn, **told)[0]
+
+    with pytest.raises(ValueError, match="all parameters differ between the devices along 'data'"):
+        on_data(update, P("data"))(whole, x)
+    told = functools.partial(update, param_specs=P("data"))
+    actual = jax.jit(on_data(told, P("data")))(whole, x)
+    grad_fn = jax.grad(loss)
+    expected, _ = link.update(
+        grad_fn(whole, x), link.init(whole), whole, grad_fn=lambda w: grad_fn(w, x)
+    )
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+
+
+def test_models_of_their_own_are_told_or_have_a_state_of_their_own():
+    link, models = sam_optax.sam(0.5), RNG.normal(size=(8, 3))
+
+    def grad_fn(w):
+        return w**3
+
+    def update(w, state, **told):
+        return link.update(grad_fn(w), state, w, grad_fn=grad_fn, **told)
+
+    expected = np.stack([update(w, link.init(w))[0] for w in jnp.asarray(models)])
+    told = lambda w, _: update(w, link.init(w), param_specs=P())[0]  # noqa: E731
+    np.testing.assert_allclose(on_data(told, P("data"))(models, models), expected, **CLOSE)
+    states = jax.vmap(link.init)(models)
+
+    def own(w, state):
+        updates, _ = update(w[0], jax.tree.map(lambda s: s[0], state))
+        return updates[None]
+
+    np.testing.assert_allclose(on_data(own, P("data"))(models, states), expected, **CLOSE)
+
+
+def test_an_averaged_gradient_is_no_part_of_one():
+    """Of parameters that are only said to vary."""
+    link, w = sam_optax.sam(0.5), jnp.arange(1.0, 4.0)
+
+    def update(w, x):
+        def grad_fn(p):
+            return jax.lax.pmean(p**3 * jnp.sum(x), "data")
+
+        w = jax.lax.pcast(w, "data", to="varying")
+        return link.update(grad_fn(w), link.init(w), w, grad_fn=grad_fn)[0]
+
+    actual = on_data(update, P())(w, jnp.ones(8))
+    np.testing.assert_allclose(actual, (w + 0.5 * w**3 / np.linalg.norm(w**3)) ** 3, **CLOSE)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_second_gradient_that_is_lost_in_one_part_is_lost_in_all(check_vma):
+    link = sam_optax.sam(0.5)
+    params, specs = {"w": jnp.arange(1.0, 9.0), "b": jnp.ones(2)}, {"w": P("model"), "b": P()}
+
+    def update(p):
+        def lost(q):
+            return jax.tree.map(lambda x: jnp.where(x == 8.5, jnp.inf, x), q)
+
+        first = {"w": jnp.where(p["w"] == 8, 1.0, 0.0), "b": jnp.zeros(2)}
+        updates, state = link.update(first, link.init(p), p, grad_fn=lost, param_specs=specs)
+        return updates, (state.ascents, state.notfinite)
+
+    mapped = jax.shard_map(
+        update, mesh=mesh_of(model=8), in_specs=(specs,), out_specs=(specs, P()),
+        check_vma=check_vma,
+    )  # fmt: skip
+    updates, counts = mapped(params)
+    np.testing.assert_array_equal(updates["w"], np.arange(8) == 7)
+    np.testing.assert_array_equal(updates["b"], 0)
+    assert counts == (0, 1)
+
+
+def test_a_part_of_divided_parameters():
+    """Masked, and perturbed alone: the specs are those of all."""
+    mask = {"up": True, "down": False}
+    for link in (
+        sam_optax.masked(sam_optax.looksam(0.5, period=2), mask),
+        sam_optax.sharpness_aware(sam_optax.perturb.only(mask, sam_optax.perturb.ball(0.5))),
+    ):
+        tx = optax.chain(link, optax.sgd(0.02))
+        sum_up = functools.partial(jax.lax.psum, axis_name="model")
+        step = step_of("sam", tx, sum_up, param_specs=SPECS)
+        params = jax.tree.map(jnp.asarray, PARAMS)
+
+        def steps(params, step=step, tx=tx):
+            state = tx.init(params)
+            for _ in range(3):
+                params, state = step(params, state, X, Y)
+            return params
+
+        mapped = jax.shard_map(steps, mesh=mesh_of(model=4), in_specs=(SPECS,), out_specs=SPECS)
+        expected, _ = trained(step_of("sam", tx), tx, steps=3)
+        np.testing.assert_allclose(ravel(jax.jit(mapped)(params)), expected, **CLOSE)
+
+
+def test_a_scan_inside_shard_map_keeps_its_types():
+    """The state that init makes there varies as that after a step does."""
+    for name in ("sam", "ae_looksam", "msam", "s2_sam", "vasso", "samar", "eigen_sam", "wsam"):
+        tx = optimizer(name)
+        sum_up = functools.partial(jax.lax.psum, axis_name="model")
+        step = step_of(name, tx, sum_up, param_specs=SPECS)
+
+        def run(params, step=step, tx=tx):
+            def body(carry, _):
+                return step(*carry, X, Y), None
+
+            return jax.lax.scan(body, (params, tx.init(params)), length=2)[0][0]
+
+        mapped = jax.shard_map(run, mesh=mesh_of(model=4), in_specs=(SPECS,), out_specs=SPECS)
+        jax.eval_shape(mapped, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("specs", "error", "match"),
+    [
+        (jax.sharding.NamedSharding(mesh_of(model=8), P()), TypeError, "take its spec"),
+        ({"w": "model"}, TypeError, r"got 'model' at \['w'\]"),
+        ({"w": P("model")}, ValueError, r"lacks params\['b'\]"),
+        (P(None, "model"), ValueError, r"2 axes for params\['b'\], which has 1"),
+        ({"w": P("data"), "b": P()}, ValueError, "'data', which is no mapped axis here"),
+        (P("model"), ValueError, r"params\['b'\] over 'model', along which it is the same"),
+    ],
+)  # fmt: skip
+def test_specs_that_do_not_fit_are_refused(specs, error, match):
+    link = sam_optax.sam()
+    params, own = {"w": jnp.ones(8), "b": jnp.ones(2)}, {"w": P("model"), "b": P()}
+
+    def update(p):
+        return link.update(p, link.init(p), p, grad_fn=lambda p: p, param_specs=specs)[0]
+
+    mapped = jax.shard_map(update, mesh=mesh_of(model=8), in_specs=(own,), out_specs=own)
+    with pytest.raises(error, match=match):
+        jax.eval_shape(mapped, params)
+
+
+def test_whole_arrays_need_no_specs():
+    link, w = sam_optax.sam(), jnp.ones(8)
+    with pytest.raises(ValueError, match=r"outside jax\.shard_map.*leave param_specs away"):
+        link.update(w, link.init(w), w, grad_fn=lambda p: p, param_specs=P("model"))
