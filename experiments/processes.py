@@ -13,7 +13,6 @@ import time
 import zlib
 
 import jax
-from jax._src import distributed  # the one place that tells how many processes JAX has found
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -101,7 +100,22 @@ def connect(
         ) from error
     finally:
         signal.signal(signal.SIGINT, handler)
-    _make_devices(devices // distributed.global_state.num_processes)
+    if count := num_processes or _count_in_environment():
+        _make_devices(devices // count)
+
+
+def _count_in_environment():
+    """How many processes JAX has found there, where they may be on CPU; else 0.
+
+    JAX itself tells it only with its devices, of which it then has made its own number.
+    """
+    for sign, count in (
+        ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+    ):
+        if sign in os.environ:
+            return int(os.environ.get(count, 0))
+    return 0
 
 
 def _make_devices(count):

@@ -53,6 +53,14 @@ def test_a_public_docstring_is_complete(function):
         assert re.search("radients? a step", " ".join(doc.split()))
 
 
+@pytest.mark.parametrize("folder", ["sam_optax", "experiments"])
+def test_no_private_module_of_jax_is_imported(folder):
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for file in files:
+        assert "jax._src" not in file.read_text(), file
+
+
 def test_the_citation_has_the_packages_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0"
