@@ -1,6 +1,6 @@
 """A gradient of the method's own that is not finite counts as not taken."""
 
-from flax.training.dynamic_scale import DynamicScale
+import float16_steps
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -254,88 +254,19 @@ def test_no_overflow_reaches_parameters_or_state_inside_apply_if_finite(name, va
 
 # Float16, with a scale of the loss that grows until a gradient overflows.
 
-WEIGHTS = jnp.array([1.0, -2.0, 0.5, 0.3])
-
-
-def network():
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (32, 4))
-    params = {
-        "hidden": {"kernel": jax.random.normal(keys[1], (4, 8)) / 2, "bias": jnp.zeros(8)},
-        "out": {"kernel": jax.random.normal(keys[2], (8, 1)) / 3, "bias": jnp.zeros(1)},
-    }
-    return params, x, 3 * jnp.sin(x @ WEIGHTS)
-
-
-def losses_in_float16(params, x, y):
-    params, x, y = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), (params, x, y))
-    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-    return ((hidden @ params["out"]["kernel"] + params["out"]["bias"])[:, 0] - y) ** 2
-
-
-def optimizer_of(name):
-    row = ROWS[name].unnamed
-    settings = {key: row.settings[key] for key in ("base", "total_steps") if key in row.settings}
-    link = row.factory(**settings)
-    rest = optax.scale_by_learning_rate(0.01) if row.momentum is None else optax.sgd(0.01, 0.9)
-    return optax.chain(link, rest)
-
-
-def float16_run(name, *, steps, both):
-    """The recipe: the last parameters and state, the loss, and how often each was not finite.
-
-    With both the scale falls where the second gradient alone has overflowed, too.
-    """
-    tx = optimizer_of(name)
-    params, x, y = network()
-
-    def mean(p, x, y):
-        return losses_in_float16(p, x, y).mean().astype(jnp.float32)
-
-    def step(carry, _):
-        params, opt_state, scale = carry
-        gradient = scale.value_and_grad(mean)
-        following, finite, value, grads = gradient(params, x, y)
-        extra = {}
-        if name == "esam":
-            extra["example_loss_fn"] = lambda p: losses_in_float16(p, x, y).astype(jnp.float32)
-        updates, state = tx.update(
-            grads, opt_state, params,
-            grad_fn=lambda p, i=slice(None): gradient(p, x[i], y[i])[3], **extra,
-        )  # fmt: skip
-        counts = [sam_optax.read(s, "notfinite") for s in (state, opt_state)]
-        lost = counts[0] > counts[1]
-        if both:
-            following = following.replace(
-                scale=jnp.where(lost, scale.scale / 2, following.scale),
-                fin_steps=jnp.where(lost, 0, following.fin_steps),
-            )
-        new = optax.apply_updates(params, updates), state
-        params, opt_state = optax.tree.where(finite, new, (params, opt_state))
-        return (params, opt_state, following), (value, ~finite, lost & finite)
-
-    @jax.jit
-    def whole(carry):
-        return jax.lax.scan(step, carry, None, length=steps)
-
-    scale = DynamicScale(growth_interval=100)
-    (params, opt_state, _), (values, *lost) = whole((params, tx.init(params), scale))
-    return params, opt_state, values[-1], *map(int, jnp.sum(jnp.stack(lost), axis=1))
-
 
 QUICK = ["sam", "le_sam", "msam"]
 
 
 def check_float16(name, steps):
     for both in (False, True):
-        params, opt_state, value, firsts, others = float16_run(name, steps=steps, both=both)
-        for leaf in jax.tree.leaves((params, opt_state)):
-            assert jnp.isfinite(leaf).all()
-        assert jnp.isfinite(value)
-        assert firsts + others > 10  # the scale grew until a gradient overflowed
-        assert int(sam_optax.read(opt_state, "notfinite")) == others
+        run = float16_steps.run(name, steps=steps, both=both)
+        assert run.first_nan is None
+        assert np.isfinite(run.loss)
+        assert run.firsts + run.others > 10  # the scale grew until a gradient overflowed
+        assert run.counted == run.others
         if both:
-            assert others < steps / 50  # most steps are the method's own
+            assert run.others < steps / 50  # most steps are the method's own
 
 
 @pytest.mark.parametrize("name", QUICK)
