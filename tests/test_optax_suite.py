@@ -1,6 +1,7 @@
 """What Optax asks of every optimizer in its contrib package, asked of every method."""
 
 import contextlib
+import inspect
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import METHODS, NAMES, whole_batch
+from reference import KINDS, METHODS, NAMES, whole_batch
 
 import sam_optax
 
@@ -29,6 +30,14 @@ GENTLE = {
     "wsam": {"base": optax.trace(0.9), "rho": 1e-3, "gamma": 0.6},
     "coupled_wsam": {"rho": 1e-3, "gamma": 0.6},
 }
+
+# Each method, and in every run one for each kind of state.
+FEW = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in NAMES]
+
+
+def some(values, first):
+    """All values, and in every run the first of these alone."""
+    return [pytest.param(v, marks=() if v == first else pytest.mark.slow) for v in values]
 
 
 def gentle(name):
@@ -147,16 +156,42 @@ def test_dtypes_are_kept(name, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(dtype)}
 
 
+ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam")
+
+
+@pytest.mark.parametrize("dtype", some(["float32", "bfloat16"], "float32"))
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_update_of_multi_steps_is_zero(name):
+def test_the_first_update_of_multi_steps_is_zero(name, dtype):
     """Around a method of one gradient; around a second gradient it is an error, as it would lie."""
     tx = optax.MultiSteps(METHODS[name].unnamed.optimizer(), 4)
-    if name in ("lpf_sgd", "msam", "s2_sam"):
-        updates, _ = update(tx)
+    params, grads = optax.tree.cast((PARAMS, GRADS), dtype)
+    if name in ONE_GRADIENT:
+        updates, _ = update(tx, params, grads)
         assert not any(leaf.any() for leaf in updates)
     else:
         with pytest.raises(ValueError, match=r"optax\.MultiSteps around a method with a second"):
-            update(tx)
+            update(tx, params, grads)
+
+
+@pytest.mark.parametrize("grad_dtype", some(["float16", "bfloat16", "float32"], "bfloat16"))
+@pytest.mark.parametrize("dtype", some(["float16", "bfloat16", "float32"], "float32"))
+@pytest.mark.parametrize("name", some(ONE_GRADIENT, "msam"))
+def test_multi_steps_keep_dtypes_inside_a_scan(name, dtype, grad_dtype):
+    """Over two rounds; what is handed on has the dtype that it has without them."""
+    tx = METHODS[name].unnamed.link()
+    grads, params = jnp.ones(2, grad_dtype), jnp.ones(2, dtype)
+
+    def stepped(tx):
+        def step(state, _):
+            updates, state = tx.update(grads, state, params, grad_fn=lambda p: p.astype(grad_dtype))
+            return state, updates
+
+        return jax.lax.scan(step, tx.init(params), length=4)
+
+    expected, updates = stepped(tx)
+    actual, accumulated = stepped(optax.MultiSteps(tx, 2).gradient_transformation())
+    chex.assert_trees_all_equal_dtypes(actual.inner_opt_state, expected)
+    assert accumulated.dtype == updates.dtype
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -174,6 +209,169 @@ def test_the_state_goes_through_a_conditional(name, dtype):
         after = jax.jit(lambda s, flag: jax.lax.cond(flag, stepped, lambda s: s, s))(state, True)
         chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
         assert int(optax.tree.get(after, "steps")) == 1
+
+
+def twice(params):
+    """A gradient function without a care for the tree."""
+    return jax.tree.map(lambda leaf: 2 * leaf, params)
+
+
+def types(tree):
+    """What JAX traces by: shapes, dtypes, weak types and shardings."""
+    return jax.tree.map(jax.typeof, tree)
+
+
+def of_dtypes(*dtypes):
+    """Parameters with two leaves of each, one of them a scalar."""
+    return {dtype: (jnp.full((2, 3), 0.5, dtype), jnp.full((), 0.5, dtype)) for dtype in dtypes}
+
+
+HALVES = ("float16", "bfloat16", "float32")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_abstract_state_has_the_types_of_a_concrete_one(name):
+    """Made in jit, by `eval_shape`, or of shapes: also the weak types are those outside jit."""
+    tx = METHODS[name].unnamed.optimizer()
+    params = of_dtypes(*HALVES) | {"none": None}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    expected = types(tx.init(params))
+    assert types(tx.init(shapes)) == expected
+    assert types(jax.eval_shape(tx.init, params)) == expected
+    assert types(jax.eval_shape(tx.init, shapes)) == expected
+
+
+@pytest.mark.parametrize("compiled", some([True, False], True))
+@pytest.mark.parametrize("x64", some([False, True], True))
+@pytest.mark.parametrize("name", FEW)
+def test_leaves_of_several_dtypes_keep_them_and_so_does_the_state(name, x64, compiled):
+    """Over so many steps that each method has done all that it does now and then."""
+    with jax.enable_x64(x64):
+        params = of_dtypes(*HALVES, *["float64"] * x64)
+        tx = METHODS[name].unnamed.optimizer()
+
+        def step(params, state):
+            updates, state = tx.update(twice(params), state, params, grad_fn=twice)
+            return updates, optax.apply_updates(params, updates), state
+
+        step = jax.jit(step) if compiled else step
+        state = tx.init(params)
+        before = types((params, params, state))
+        for _ in range(4):
+            updates, params, state = step(params, state)
+            assert types((updates, params, state)) == before
+
+
+def steady(name, dtype):
+    """A row; Optax's own trace, the base of wsam, would take on the dtype of wider gradients."""
+    row = METHODS[name].unnamed
+    base = {"base": optax.trace(0.9, accumulator_dtype=dtype)} if name == "wsam" else {}
+    return row._replace(settings=row.settings | base)
+
+
+@pytest.mark.parametrize("grad_dtype", some(HALVES, "bfloat16"))
+@pytest.mark.parametrize("dtype", some(HALVES, "float32"))
+@pytest.mark.parametrize("name", FEW)
+def test_the_dtype_of_the_gradients_is_that_of_the_direction_and_not_of_the_state(
+    name, dtype, grad_dtype
+):
+    link, params = steady(name, dtype).link(), jnp.ones((2, 3), dtype)
+
+    def grad_fn(params):
+        return params.astype(grad_dtype)
+
+    @jax.jit
+    def step(state):
+        return link.update(grad_fn(params), state, params, grad_fn=grad_fn)
+
+    state = link.init(params)
+    before = types(state)
+    for _ in range(2):
+        direction, state = step(state)
+        assert direction.dtype == grad_dtype
+        assert types(state) == before
+
+
+@pytest.mark.parametrize("grad_dtype", some(["bfloat16", "float32"], "bfloat16"))
+@pytest.mark.parametrize("dtype", some(["bfloat16", "float32"], "bfloat16"))
+@pytest.mark.parametrize("injected", some(["bfloat16", "float32", None], "float32"))
+@pytest.mark.parametrize("name", FEW)
+def test_injected_hyperparameters_keep_their_dtype(name, injected, dtype, grad_dtype):
+    """One that is asked for, or that of the parameters."""
+    row, params = steady(name, dtype), jnp.ones((2, 3), dtype)
+    tx = optax.inject_hyperparams(row.factory, row.static_args, injected and jnp.dtype(injected))
+    tx = whole_batch(tx(**row.settings)) if name == "esam" else tx(**row.settings)
+
+    def grad_fn(params):
+        return params.astype(grad_dtype)
+
+    state = jax.jit(tx.init)(params)
+    before = types(state)
+    numbers = [x for x in state.hyperparams.values() if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in numbers} == {jnp.dtype(injected or dtype)}
+    direction, state = jax.jit(lambda s: tx.update(grad_fn(params), s, params, grad_fn=grad_fn))(
+        state
+    )
+    assert direction.dtype == grad_dtype
+    assert types(state) == before
+
+
+def scheduled(settings, factory, wrap):
+    """The settings with each number that may be a schedule made one."""
+    parameters = inspect.signature(factory).parameters
+    return {
+        name: wrap(value) if parameters[name].annotation.startswith("Schedulable") else value
+        for name, value in settings.items()
+    }
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_schedule_that_is_constant_is_its_number(name):
+    """Also one with a state of its own, which `inject_hyperparams` alone takes."""
+    row = METHODS[name].unnamed
+
+    def made(factory, settings):
+        link = factory(**settings)
+        return whole_batch(link) if name == "esam" else link
+
+    def wrapped(value):
+        return optax.schedules.WrappedSchedule(optax.constant_schedule(value))
+
+    expected, state = three_steps(row.link())
+    constants = scheduled(row.settings, row.factory, optax.constant_schedule)
+    actual, same = three_steps(made(row.factory, constants))
+    chex.assert_trees_all_close((actual, same), (expected, state), rtol=1e-6)
+    injected = optax.inject_hyperparams(row.factory, static_args=row.static_args)
+    actual, same = three_steps(made(injected, scheduled(row.settings, row.factory, wrapped)))
+    chex.assert_trees_all_close((actual, same.inner_state), (expected, state), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("dtype", some(["float16", "float32"], "float16"))
+@pytest.mark.parametrize("name", FEW)
+def test_a_state_divided_along_the_second_axis_is_the_same_in_jit_and_outside(name, dtype):
+    """From zeros, whose gradient has no direction; a state made of shapes alone is divided too."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    tx = METHODS[name].unnamed.optimizer()
+
+    def step(state, params):
+        return tx.update(params, state, params, grad_fn=twice)
+
+    with jax.set_mesh(mesh):
+        params = jnp.zeros((2, 8, 4), dtype, out_sharding=sharding)
+        first = state = tx.init(params)
+        before = types((params, state))
+        assert types(jax.jit(tx.init)(params)) == before[1]
+        shape = jax.ShapeDtypeStruct(params.shape, params.dtype, sharding=sharding)
+        assert types(tx.init(shape)) == before[1]
+        abstract = jax.eval_shape(tx.init, shape)
+        # What is not divided has no mesh here, and prints alike.
+        assert jax.tree.map(str, types(abstract)) == jax.tree.map(str, before[1])
+        assert types(jax.jit(step)(first, params)) == before
+        for _ in range(4):
+            updates, state = step(state, params)
+            assert types((updates, state)) == before
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
