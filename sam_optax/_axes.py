@@ -29,6 +29,17 @@ def check(axis_name: Any) -> None:
 
 
 def varying(x: Any) -> frozenset[str]:
-    """The axes of `jax.shard_map` along which x may differ, as far as it keeps count of them."""
-    axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
+    """The axes of `jax.shard_map` along which x may differ, as far as it keeps count of them.
+
+    x is an array, or the type of one.
+    """
+    kind: Any = x if isinstance(x, jax.core.AbstractValue) else jax.typeof(x)
+    axes: frozenset[str] = kind.manual_axis_type.varying
     return axes
+
+
+def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """x, varying over these axes of `jax.shard_map` at least."""
+    if missing := axes - varying(x):
+        x = jax.lax.pcast(x, tuple(sorted(missing, key=str)), to="varying")
+    return x

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-import numbers
 import sys
 import types
+
+import jax
 
 
 def _frames(module: str) -> Iterator[types.FrameType]:
@@ -26,7 +27,7 @@ def check_not_accumulated() -> None:
     """Raises inside `optax.MultiSteps` over several micro-batches."""
     for frame in _frames("transforms._accumulation"):
         steps = frame.f_locals.get("k_steps", 1)
-        if not (isinstance(steps, numbers.Integral) and steps == 1):
+        if isinstance(steps, jax.core.Tracer) or int(steps) != 1:
             raise ValueError(
                 "optax.MultiSteps around a method with a second gradient takes ε from the mean of "
                 "all micro-batches, and the direction from the last one alone: put it behind, as "

@@ -75,8 +75,10 @@ def _held(name: str, schedule: optax.Schedule, bounds: str) -> optax.Schedule:
 
 def known(schedule: optax.Schedule, step: int) -> float | None:
     """The value of a schedule at a step, or None where it depends on what is traced."""
-    # One number goes to the device, which is none of the transfers that a caller may guard against.
-    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
+    # One number goes to the device, which is none of the transfers that a caller may guard against,
+    # and no mesh that a caller's program is traced for can run it.
+    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), no_mesh, callers():
         value: Any = schedule(jnp.asarray(step))
     return None if isinstance(value, jax.core.Tracer) else float(value)
 

@@ -7,13 +7,14 @@ for CPU, what needs such a gradient is taken always, its loops unrolled, and sel
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 from typing import Any, Protocol, TypeVar
 import warnings
 
 import jax
 import optax
 
-from sam_optax import _axes, _callers
+from sam_optax import _axes, _callers, _shards
 from sam_optax._contracts import GradFn, Tree
 
 T = TypeVar("T")
@@ -51,7 +52,10 @@ def branch(
     gradient = jax.jit(gradient)  # traced once, for the branches and for the look inside
 
     def conditional(fire: jax.Array) -> T:
-        taken: T = jax.lax.cond(fire, lambda: yes(gradient, _loop), no)
+        branches = [lambda: yes(gradient, _loop), no]
+        if any(map(_axes.varying, jax.tree.leaves(point))):
+            branches = _of_one_type(*branches)
+        taken: T = jax.lax.cond(fire, *branches)
         return taken
 
     def select(fire: jax.Array) -> T:
@@ -60,7 +64,8 @@ def branch(
 
     if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):
         return conditional(fire)
-    if jax.default_backend() == "cpu":
+    # Inside another's conditional that would be the wrong advice, and the right one is given.
+    if jax.default_backend() == "cpu" and not _callers.in_conditional():
         warnings.warn(
             "A convolution's gradient inside a conditional runs about 40 times slower on CPU, so "
             "this update takes at every step what it may not need, and selects. To skip it for "
@@ -70,6 +75,20 @@ def branch(
         )
     taken: T = jax.lax.platform_dependent(fire, cpu=select, default=conditional)
     return taken
+
+
+def _of_one_type(yes: Callable[[], T], no: Callable[[], T]) -> list[Callable[[], T]]:
+    """Both branches, what they return varying over mapped axes where that of one of them does."""
+    types = [map(_axes.varying, jax.make_jaxpr(branch)().out_avals) for branch in (yes, no)]
+    wanted = [one | other for one, other in zip(*types, strict=True)]
+
+    def widened(branch: Callable[[], T]) -> T:
+        leaves, structure = jax.tree.flatten(branch())
+        varied = [_axes.vary(x, axes) for x, axes in zip(leaves, wanted, strict=True)]
+        result: T = jax.tree.unflatten(structure, varied)
+        return result
+
+    return [functools.partial(widened, branch) for branch in (yes, no)]
 
 
 def warn_of_conditional(gradient: GradFn, params: Tree) -> None:
@@ -88,7 +107,15 @@ def warn_of_conditional(gradient: GradFn, params: Tree) -> None:
 
 def _check_equal(fire: jax.Array) -> None:
     """Raises where `shard_map` does not know fire to be equal on all devices."""
-    if axes := _axes.varying(fire):
+    axes = _axes.varying(fire)
+    if divided := sorted(axes & _shards.axes(), key=str):
+        raise ValueError(
+            "the decision on the second gradient may differ between the devices along "
+            f"{' and '.join(map(repr, divided))}, over which the parameters are divided: the state "
+            "does, as where it was chosen by a test of each device's own part. Make the test one "
+            "for all, as jax.lax.pmin(finite.astype(int), axis) > 0."
+        )
+    if axes:
         names = sorted(axes, key=str)
         raise ValueError(
             "the decision on the second gradient may differ between the devices along "

@@ -320,8 +320,11 @@ def sharpness_aware(
         part = _parts.trainable(params)
         own = part.prune(params)
         _fit.check("updates", updates, part, params)
+        own_updates = part.prune(updates)
         _check_state(state)
-        states.check(state, own)
+        layout = _shards.found(own, own_updates, state.steps, param_specs)
+        with _shards.laid_out(layout):
+            states.check(state, own)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
         if grad_fn is None and extra.get("value_fn") is not None:
             grad_fn = _gradient_of(extra["value_fn"], extra)
@@ -333,7 +336,6 @@ def sharpness_aware(
                 "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
                 "loss(p, batch))), or pass the loss as value_fn."
             )
-        own_updates = part.prune(updates)
         # Without a grad_fn it is never called.
         as_returned = _fit.gradient_within(grad_fn, part, params)  # type: ignore[arg-type]
 
@@ -346,7 +348,7 @@ def sharpness_aware(
         if asks:
             _decision.warn_of_conditional(gradient, own)
         first, usable = own_updates, np.True_
-        with _shards.divided(_shards.found(own, own_updates, state.steps, param_specs)):
+        with _shards.laid_out(layout):
             if own_first:
                 first = own_updates if taken else gradient(offset_params(state, own))
                 first = _average_samples(first, gradient, start.samples, state, own)

@@ -18,12 +18,13 @@ T = TypeVar("T")
 def is_finite(gradient: Tree, params: Tree) -> jax.Array:
     """Whether all numbers of a gradient are finite, alike wherever the parameters are.
 
-    It is over the devices along which `shard_map` says that the gradient may differ, over those
-    with other parts of the parameters, and over mapped gradients at parameters that are not mapped.
+    It is over the devices along which `shard_map` says that the gradient may differ, but those
+    with an optimizer of their own; over those with other parts of the parameters; and over mapped
+    gradients at parameters that are not mapped.
     """
     finite: jax.Array = _is_finite(*jax.lax.stop_gradient((gradient, params)))
-    if axes := _axes.varying(finite) | _shards.axes():
-        finite = jax.lax.pmin(finite.astype(jnp.int32), tuple(sorted(axes, key=str))) > 0
+    if axes := _shards.joint(_axes.varying(finite)):
+        finite = jax.lax.pmin(finite.astype(jnp.int32), axes) > 0
     return finite
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sam_optax import _shards
 from sam_optax._contracts import Tree
 from sam_optax._parts import is_none
 from sam_optax._promotion import callers
@@ -51,8 +52,9 @@ def mark(kernels: Kernels, default: AxesOf, params: Tree) -> Tree:
         ) from error
 
     def marked(path: tuple[Any, ...], w: Any, function: AxesOf) -> tuple[Any, ...]:
+        leaf = _shards.whole(path, w)
         with callers():
-            axes = function(path, w)
+            axes = function(path, leaf)
         ndim = jnp.ndim(w)
         if isinstance(axes, str) or not (
             isinstance(axes, Sequence)

@@ -70,7 +70,7 @@ def _gradient_point(
     if not parts:
         part = _parts.trainable(params)
         own = part.prune(params)
-        with _shards.divided(_shards.found(own, None, state.steps, param_specs)):
+        with _shards.laid_out(_shards.found(own, None, state.steps, param_specs)):
             return part.merge(offset_params(state, own), params)
     inner = _gradient_point(parts[1:], state, parts[0].prune(params), param_specs)
     return parts[0].merge(inner, params)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_optax import _purity
+from sam_optax import _purity, _shards
 from sam_optax._contracts import Tree, answering, some_number
 
 REMEDY = "pass the state of this method, or make one by init(params)."
@@ -31,13 +31,13 @@ class States:
 
     def __init__(self, slots: Mapping[str, tuple[Any, Callable[[Tree], Any]]]) -> None:
         self._slots = slots
-        self._passed: set[tuple[Signature, Signature]] = set()
+        self._passed: set[tuple[Signature, Signature, _shards.Layout]] = set()
 
     def check(self, state: Any, params: Tree) -> None:
         """Raises a ValueError unless the slots of the state fit the method and the parameters."""
         leaves, structure = jax.tree.flatten(params)
         shapes = _shapes(leaves)
-        signatures = (structure, shapes), _signature(state)
+        signatures = (structure, shapes), _signature(state), _shards.current()
         if signatures in self._passed:
             return
         dtypes = tuple(map(jnp.result_type, leaves))
@@ -52,7 +52,7 @@ def _made(
     init: Callable[[Tree], Any], structure: Any, shapes: Shapes, dtypes: tuple[np.dtype, ...]
 ) -> Any:
     """What init makes of parameters, as structure and shapes alone."""
-    key = _purity.fingerprint(init), structure, shapes, dtypes
+    key = _purity.fingerprint(init), structure, shapes, dtypes, _shards.current()
     if key not in _known:
         params = jax.tree.unflatten(structure, map(jax.ShapeDtypeStruct, shapes, dtypes))
         with answering(lambda schedule, ahead: some_number()):

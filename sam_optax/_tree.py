@@ -109,8 +109,7 @@ def placed_like(tree: Tree, reference: Tree) -> Tree:
 
 
 def _placed(x: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
-    if axes := _axes.varying(reference) - _axes.varying(x):
-        x = jax.lax.pcast(x, tuple(sorted(axes, key=str)), to="varying")
+    x = _axes.vary(x, _axes.varying(reference))
     wanted = jax.typeof(reference).sharding
     is_explicit = jax.sharding.AxisType.Explicit in wanted.mesh.axis_types
     if not is_explicit or jax.typeof(x).sharding == wanted:

@@ -103,7 +103,7 @@ class TrainState(train_state.TrainState):
 
 def _specs_of_params(specs: Any) -> Any:
     """Of the specs of variables those of what is trained among them."""
-    return specs["params"] if isinstance(specs, Mapping) else specs
+    return specs["params"] if isinstance(specs, Mapping) and "params" in specs else specs
 
 
 def _of_params(function: Callable[..., Any], variables: Any) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _kernels, _names, _random, _shards, _tree
+from sam_optax import _axes, _checks, _kernels, _names, _random, _shards, _tree
 from sam_optax._contracts import Schedulable, Start, Tree, value_at
 from sam_optax._kernels import AxesOf, Kernels
 from sam_optax._promotion import standard
@@ -56,6 +56,8 @@ def kernel_axes(out_axis: int | Sequence[int] = -1, batch_axis: int | Sequence[i
 
     Raises:
       TypeError: an axis is no integer.
+      ValueError: in the init of a method inside `jax.shard_map`, where the whole shape of a bias is
+        not seen.
 
     Example:
       >>> import jax.numpy as jnp, sam_optax
@@ -65,7 +67,7 @@ def kernel_axes(out_axis: int | Sequence[int] = -1, batch_axis: int | Sequence[i
       ...     "head": None}  # the default
       >>> link = sam_optax.r_sam(gamma=0.01, kernels=kernels)
     """
-    outputs, batch = _axes("out_axis", out_axis), _axes("batch_axis", batch_axis)
+    outputs, batch = _several("out_axis", out_axis), _several("batch_axis", batch_axis)
 
     @ours(outputs, batch)
     def axes(path: tuple[Any, ...], w: jax.typing.ArrayLike) -> tuple[int, ...]:
@@ -75,12 +77,18 @@ def kernel_axes(out_axis: int | Sequence[int] = -1, batch_axis: int | Sequence[i
         inside = [i for i in own if i not in outputs and i - ndim not in outputs]
         # A bias of (out, 1, 1) is as one of (out).
         is_flat = all(shape[i] == 1 for i in inside) and _names.is_bias(_names.last(path))
+        if is_flat and inside and isinstance(w, jax.core.Tracer) and _axes.varying(w):
+            raise ValueError(
+                f"the kernels of params{jax.tree_util.keystr(path)} depend on its whole shape, of "
+                "which a device sees a part: make the state by init of the whole parameters, "
+                "outside jax.shard_map."
+            )
         return tuple(own if is_flat or not inside else inside)
 
     return axes
 
 
-def _axes(name: str, axes: int | Sequence[int]) -> tuple[int, ...]:
+def _several(name: str, axes: int | Sequence[int]) -> tuple[int, ...]:
     found = axes if isinstance(axes, Sequence) else [axes]
     if isinstance(axes, str) or not all(map(_kernels.is_axis, found)):
         raise TypeError(f"{name} must be an axis or several, such as -1 or (0, 1), got {axes!r}.")
@@ -106,7 +114,8 @@ class NoiseState(NamedTuple):
     @_shards.compiled
     def offset(self, params: optax.Params, sample: int = 0) -> optax.Updates:
         """δ0 for these params, in float32 at least; redrawn from the counter, never stored."""
-        return _drawn(self, params, sample, jax.tree.map_with_path(kernel_axes(), params))
+        shapes = jax.tree.map_with_path(_shards.whole, params)
+        return _drawn(self, params, sample, jax.tree.map_with_path(kernel_axes(), shapes))
 
 
 class KernelNoiseState(NamedTuple):
@@ -124,6 +133,7 @@ class KernelNoiseState(NamedTuple):
     @_shards.compiled
     def offset(self, params: optax.Params, sample: int = 0) -> optax.Updates:
         """δ0 for these params, in float32 at least; redrawn from the counter, never stored."""
+        jax.tree.map_with_path(_shards.whole, params)  # raises where it is not known
         return _drawn(self.noise, params, sample, _kernels.marked_axes(self.kernels, params))
 
 
@@ -134,7 +144,7 @@ def _drawn(state: NoiseState, params: Tree, sample: int, kernels: Any) -> Tree:
     def scaled(path: Any, w: jax.Array, z: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         w = _tree.widen(w)
         squared = jnp.sum(jnp.square(w), axis=axes, keepdims=True)
-        if names := _shards.over(path, axes, w.ndim):
+        if names := _shards.over(path, axes):
             squared = jax.lax.psum(squared, names)
         return state.gamma * _norm_power(squared, state.power) * z
 

@@ -434,6 +434,19 @@ def test_the_loss_of_float8_variables_may_be_value_fn():
     np.testing.assert_allclose(ravel(found.params), ravel(expected.params), **CLOSE)
 
 
+def test_param_specs_are_those_of_all_variables_or_of_the_parameters():
+    """Of a model in one piece."""
+    variables, _, gradient = float8()
+    _, state = float8_state("msam")
+    whole = jax.sharding.PartitionSpec()
+    own = jax.tree.map(lambda _: whole, variables["params"])
+    for specs in (whole, {"params": whole, SCALES: whole}, own):
+        point = state.gradient_point(param_specs=specs)
+        found = state.apply_gradients(grads=gradient(point), param_specs=specs)
+        expected = state.apply_gradients(grads=gradient(state.gradient_point()))
+        np.testing.assert_allclose(ravel(found.params), ravel(expected.params), **CLOSE)
+
+
 def test_eigen_sam_tells_that_float8_has_no_forward_mode():
     """Flax defines the derivatives of its float8 layers for reverse mode alone."""
     variables, _, gradient = float8()

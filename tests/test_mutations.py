@@ -306,22 +306,46 @@ MUTATIONS = {
     ),
     "a loss in the own part": Mutation(
         "_finite.py",
-        "_axes.varying(finite) | _shards.axes()",
-        "_axes.varying(finite)",
+        "_shards.joint(_axes.varying(finite))",
+        "tuple(_axes.varying(finite))",
         "shards",
         "lost_in_one_part",
     ),
     "a program for all that is told": Mutation(
-        "_shards.py", "program(_cuts.get(), ", "program((), ", "shards", "a_program_is_kept"
+        "_shards.py", "program(_layout.get(), ", "program(NOWHERE, ", "shards", "a_program_is_kept"
     ),
     "an average as a part": Mutation(
-        "_shards.py", "if some and updates is not None:", "if False:", "shards", "averaged"
+        "_shards.py", "    if updates is not None:", "    if False:", "shards", "averaged"
     ),
     "optimizers of their own as one": Mutation(
-        "_shards.py", " - _axes.varying(steps)", "", "shards", "models_of_their_own"
+        "_shards.py", "varying - _layout.get().apart", "varying", "shards", "models_of_their_own"
     ),
     "parts of all as models": Mutation(
-        "_shards.py", "if unclear := some", "if unclear := False and some", "shards", "gathered"
+        "_shards.py", "if unclear := _layout", "if unclear := () and _layout", "shards", "gathered"
+    ),
+    "the shape of the own part": Mutation(
+        "_shards.py", "n * jax.lax.axis_size(by)", "n", "shards", "shape_of_the_whole"
+    ),
+    "branches of two types": Mutation(
+        "_decision.py",
+        "if any(map(_axes.varying,",
+        "if False and any(map(_axes.varying,",
+        "shards",
+        "only_begins_the_same",
+    ),
+    "a schedule on the caller's mesh": Mutation(
+        "_checks.py",
+        'jax.transfer_guard("allow"), no_mesh,',
+        'jax.transfer_guard("allow"),',
+        "shards",
+        "schedules_of_optax",
+    ),
+    "a leaf left out": Mutation(
+        "_shards.py",
+        "& told).difference(cut.names)",
+        "& told) and ()",
+        "shards",
+        "leave_a_leaf_out",
     ),
     "unit without its guard": Mutation(
         "_tree.py", "jnp.maximum(size, TINY)", "size", "edge_cases", "moves_nothing"

@@ -86,6 +86,36 @@ def divided(link=SAM, specs=PIECES, **told):
     return lambda: jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs)(w)
 
 
+def by_a_test(link=SAM, own=True, **told):
+    """A step of what each device's test of its own part has chosen, or one for all."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    w = {"kernel": jnp.arange(16.0).reshape(8, 2), "bias": jnp.ones(8)}
+
+    def step(w):
+        test = jnp.isfinite(w["kernel"]).all()
+        test = test if own else jax.lax.pmin(test.astype(int), "batch") > 0
+        state = link.init(w)
+        chosen = optax.tree.where(test, state, state)
+        p = w if not told else {**w, "bias": jnp.where(test, w["bias"], 0.0)}
+        updates = link.update(p, chosen, p, grad_fn=same, **told)[0]
+        return {**updates, "bias": jax.lax.pmean(updates["bias"], "batch")}
+
+    return lambda: jax.shard_map(step, mesh=mesh, in_specs=(PIECES,), out_specs=PIECES)(w)
+
+
+def kernels_made(inside):
+    link = sam_optax.r_sam(kernels=start.kernel_axes())
+    w, specs = {"bias": jnp.ones((8, 2))}, {"bias": SPEC("batch")}
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    state = link.init(w)
+
+    def step(w):
+        own = link.init(w) if inside else state
+        return link.update(w, own, w, grad_fn=same, param_specs=specs)[0]
+
+    return lambda: jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs)(w)
+
+
 def injected(**options):
     def run():
         link = optax.inject_hyperparams(sam_optax.lpf_sgd, **options)(gamma=0.1, samples=2)
@@ -432,6 +462,12 @@ REMEDIES = {
         divided(specs=SPEC("batch")), divided(specs=SPEC("batch"), param_specs=SPEC("batch"))),
     "models, or parts of one": (
         divided(specs=SPEC("batch")), divided(specs=SPEC("batch"), param_specs=SPEC())),
+    "a decision by a test": (
+        by_a_test(sam_optax.ae_sam(total_steps=9)),
+        by_a_test(sam_optax.ae_sam(total_steps=9), own=False)),
+    "a parameter by a test": (
+        by_a_test(param_specs=PIECES), by_a_test(own=False, param_specs=PIECES)),
+    "kernels of a part": (kernels_made(inside=True), kernels_made(inside=False)),
     "which axis of a kernel": (
         divided(sam_optax.r_sam()), divided(sam_optax.r_sam(), param_specs=PIECES)),
     "a sharding": (

@@ -241,7 +241,7 @@ def test_other_maps_are_told(how):
 
 def test_a_program_is_kept_by_what_is_told():
     """The offset is one program, and what it is told is no array."""
-    link = sam_optax.sharpness_aware(start=sam_optax.start.previous(1.0))
+    link = sam_optax.s2_sam(1.0, updates_at="gradient_point")
     w = jnp.arange(1.0, 9.0)
     _, state = link.update(w, link.init(w), w)
     parts = jax.tree.map(lambda x: x.reshape(4, 2) if x.ndim else jnp.stack([x] * 4), (state, w))
@@ -287,25 +287,38 @@ def test_parameters_that_are_gathered_for_the_loss_are_told():
     np.testing.assert_allclose(actual, expected, **CLOSE)
 
 
-def test_models_of_their_own_are_told_or_have_a_state_of_their_own():
-    link, models = sam_optax.sam(0.5), RNG.normal(size=(8, 3))
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_models_of_their_own_are_told(check_vma):
+    """One that loses its second gradient does not concern the others."""
+    link, models = sam_optax.sam(0.5), jnp.asarray(RNG.normal(size=(8, 3)))
+    lost = jnp.arange(8) == 3
 
-    def grad_fn(w):
-        return w**3
+    def update(w, state, lost, **told):
+        def grad_fn(p):
+            return jnp.where(lost & (p != w), jnp.inf, p**3)
 
-    def update(w, state, **told):
-        return link.update(grad_fn(w), state, w, grad_fn=grad_fn, **told)
+        return link.update(w**3, state, w, grad_fn=grad_fn, **told)
 
-    expected = np.stack([update(w, link.init(w))[0] for w in jnp.asarray(models)])
-    told = lambda w, _: update(w, link.init(w), param_specs=P())[0]  # noqa: E731
-    np.testing.assert_allclose(on_data(told, P("data"))(models, models), expected, **CLOSE)
-    states = jax.vmap(link.init)(models)
+    def own(w, rest, **told):
+        state, lost = jax.tree.map(lambda x: x[0], rest)
+        return jax.tree.map(lambda x: x[None], update(w[0], state, lost, **told))
 
-    def own(w, state):
-        updates, _ = update(w[0], jax.tree.map(lambda s: s[0], state))
-        return updates[None]
+    rest = jax.vmap(link.init)(models), lost
+    expected, states = jax.vmap(update)(models, *rest)
+    assert states.notfinite.tolist() == lost.tolist()
 
-    np.testing.assert_allclose(on_data(own, P("data"))(models, states), expected, **CLOSE)
+    def mapped(**told):
+        return jax.shard_map(
+            functools.partial(own, **told), mesh=mesh_of(data=8), in_specs=(P("data"), P("data")),
+            out_specs=P("data"), check_vma=check_vma,
+        )  # fmt: skip
+
+    actual, after = mapped(param_specs=P())(models, rest)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+    assert after.notfinite.tolist() == lost.tolist()
+    if check_vma:
+        with pytest.raises(ValueError, match="all parameters differ between the devices"):
+            mapped()(models, rest)
 
 
 def test_an_averaged_gradient_is_no_part_of_one():
@@ -395,6 +408,7 @@ def test_a_scan_inside_shard_map_keeps_its_types():
         (P(None, "model"), ValueError, r"2 axes for params\['b'\], which has 1"),
         ({"w": P("data"), "b": P()}, ValueError, "'data', which is no mapped axis here"),
         (P("model"), ValueError, r"params\['b'\] over 'model', along which it is the same"),
+        ({"w": P(), "b": P("model")}, ValueError, r"\['b'\] over 'model', along which it is the"),
     ],
 )  # fmt: skip
 def test_specs_that_do_not_fit_are_refused(specs, error, match):
@@ -409,7 +423,201 @@ def test_specs_that_do_not_fit_are_refused(specs, error, match):
         jax.eval_shape(mapped, params)
 
 
+W = {"w": np.arange(1.0, 9.0) / 8, "b": np.ones(2)}
+ROWS = {"w": P("model"), "b": P()}
+
+
+def cube(p):
+    return jax.tree.map(lambda x: x**3, p)
+
+
+def on_model(function, specs=ROWS, devices=8, **options):
+    """The function of parameters that lie so."""
+    return jax.jit(
+        jax.shard_map(
+            function, mesh=mesh_of(model=devices), in_specs=(specs,), out_specs=specs, **options
+        )
+    )
+
+
+def test_what_a_test_of_the_own_part_has_chosen_is_refused_and_by_one_for_all_is_taken():
+    """The select of docs/recipes.md: without a minimum all parameters and states differ by it."""
+    link = sam_optax.sam(0.5)
+
+    def steps(p, test=lambda finite: finite, **told):
+        state = link.init(p)
+        for _ in range(2):
+            g = cube(p)
+            finite = test(jnp.isfinite(optax.tree.norm(g)))
+            updates, new = link.update(g, state, p, grad_fn=cube, **told)
+            moved = jax.tree.map(lambda a, b: a - 0.1 * b, p, updates)
+            p, state = optax.tree.where(finite, (moved, new), (p, state))
+        return p
+
+    def for_all(finite):
+        return jax.lax.pmin(finite.astype(int), "model") > 0
+
+    actual = on_model(functools.partial(steps, test=for_all))(W)
+    np.testing.assert_allclose(ravel(actual), ravel(steps(W)), **CLOSE)
+    for told, message in (
+        ({}, "all parameters differ"),
+        ({"param_specs": ROWS}, r"not params\['b'\].*make the test one for all"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(on_model(functools.partial(steps, **told)), W)
+
+
+def test_a_decision_by_such_a_state_is_refused():
+    link = sam_optax.ae_sam(0.5, total_steps=9)
+
+    def update(p):
+        state = jax.tree.map(lambda x: jax.lax.pcast(x, "model", to="varying"), link.init(p))
+        return link.update(cube(p), state, p, grad_fn=cube)[0]
+
+    with pytest.raises(ValueError, match="'model', over which the parameters are divided"):
+        jax.eval_shape(on_model(update), W)
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_a_kernel_is_told_by_the_shape_of_the_whole(devices, monkeypatch):
+    """A bias of (heads, size), one head a device, is no bias of (1, size)."""
+    ones = lambda sampler, data, count, tree, **_: jax.tree.map(jnp.ones_like, tree)  # noqa: E731
+    monkeypatch.setattr(_random, "draw_like", ones)
+    params, specs = (
+        {"bias": RNG.normal(size=(8, 4)), "w": np.ones(2)},
+        {"bias": P("model"), "w": P()},
+    )
+    for kernels in (None, sam_optax.start.kernel_axes()):
+        link = sam_optax.r_sam(0.1, gamma=0.1, kernels=kernels)
+        state = link.init(params)
+
+        def point(p, link=link, state=state):
+            return sam_optax.gradient_point(state, p, param_specs=specs)
+
+        expected = sam_optax.gradient_point(state, params)
+        np.testing.assert_allclose(
+            ravel(on_model(point, specs, devices)(params)), ravel(expected), **CLOSE
+        )
+    with pytest.raises(ValueError, match="which of its axes is divided"):
+        on_model(lambda p: sam_optax.gradient_point(state, p), specs, devices)(params)
+
+
+def test_kernels_that_hang_on_the_whole_shape_are_made_outside():
+    link = sam_optax.r_sam(kernels=sam_optax.start.kernel_axes())
+    params, specs = {"bias": jnp.ones((8, 4)), "w": jnp.ones(2)}, {"bias": P("model"), "w": P()}
+
+    def updated(p):
+        return link.update(p, link.init(p), p, grad_fn=cube, param_specs=specs)[0]
+
+    with pytest.raises(ValueError, match=r"params\['bias'\] depend on its whole shape"):
+        on_model(updated, specs)(params)
+
+
+def test_a_gradient_that_is_the_same_everywhere_is_still_of_every_part():
+    link = sam_optax.sam(0.5)
+
+    def update(p):
+        first = jax.tree.map(lambda x: jnp.full(x.shape, 2.0), p)
+        return link.update(first, link.init(p), p, grad_fn=cube)[0]
+
+    np.testing.assert_allclose(ravel(on_model(update)(W)), ravel(update(W)), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("link", "calls"),
+    [
+        (sam_optax.sharpness_aware(optax.scale(0.05)), "update"),  # without a norm
+        (sam_optax.sam(0.5), "gradient_point"),  # the parameters themselves
+    ],
+)
+def test_where_nothing_hangs_on_it_nothing_is_asked(link, calls):
+    w = jnp.arange(1.0, 9.0)
+
+    def run(w):
+        state = link.init(w)
+        if calls == "gradient_point":
+            return sam_optax.gradient_point(state, w)
+        return link.update(cube(w), state, w, grad_fn=cube)[0]
+
+    np.testing.assert_allclose(on_model(run, P("model"))(w), run(w), **CLOSE)
+
+
+def test_over_one_device_nothing_is_unclear():
+    link, w = sam_optax.sam(0.5), jnp.arange(1.0, 9.0)
+
+    def update(w):
+        return link.update(cube(w), link.init(w), w, grad_fn=cube)[0]
+
+    np.testing.assert_allclose(on_model(update, P("model"), 1)(w), update(w), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["looksam", "ae_looksam"])
+def test_a_state_that_only_begins_the_same_on_all_devices(name):
+    """Of a method that decides, with gradients of each device's own."""
+    link = METHODS[name].unnamed.link()
+    w = jnp.arange(1.0, 4.0)
+    state = link.init(w)
+
+    def direction(w, x, state=state):
+        extra = {"param_specs": P()}
+        grad_fn = lambda p: jnp.sum(x) * cube(p)  # noqa: E731
+        for _ in range(2):
+            updates, state = link.update(grad_fn(w), state, w, grad_fn=grad_fn, **extra)
+        return updates
+
+    def update(w, x):
+        return direction(jax.lax.pcast(w, "data", to="varying"), x)[None]
+
+    if name == "ae_looksam":
+        link = sam_optax.ae_looksam(0.1, total_steps=9, axis_name="data")
+        state = link.init(w)
+        direction = functools.partial(direction, state=state)
+    x = jnp.arange(1.0, 9.0)
+    actual = jax.jit(
+        jax.shard_map(update, mesh=mesh_of(data=8), in_specs=(P(), P("data")), out_specs=P("data"))
+    )(w, x)
+    expected = jax.vmap(lambda x: direction(w, x), axis_name="data")(x)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+
+
+def test_schedules_of_optax_inside_an_explicit_mesh():
+    """One axis by hand, the other JAX's."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    link = sam_optax.sam(optax.linear_schedule(0.5, 0.1, 5))
+
+    def update(p):
+        return link.update(cube(p), link.init(p), p, grad_fn=cube)[0]
+
+    mapped = jax.shard_map(
+        update, mesh=mesh, in_specs=(ROWS,), out_specs=ROWS, axis_names={"model"}
+    )
+    fresh = sam_optax.sam(0.5)
+    expected, _ = fresh.update(cube(W), fresh.init(W), W, grad_fn=cube)
+    np.testing.assert_allclose(ravel(jax.jit(mapped)(W)), ravel(expected), **CLOSE)
+
+
+def test_specs_that_leave_a_leaf_out_are_refused():
+    link, specs = sam_optax.sam(), {"w": P("model"), "v": P("model"), "b": P()}
+
+    def update(p):
+        told = specs | {"v": P()}
+        return link.update(cube(p), link.init(p), p, grad_fn=cube, param_specs=told)[0]
+
+    with pytest.raises(ValueError, match=r"over 'model' and not params\['v'\], which differs"):
+        jax.eval_shape(on_model(update, specs), W | {"v": np.ones(8)})
+
+
+def test_specs_of_whole_parameters_are_refused():
+    link = sam_optax.sam()
+
+    def update(p):
+        return link.update(cube(p), link.init(p), p, grad_fn=cube, param_specs=ROWS)[0]
+
+    with pytest.raises(ValueError, match="'model', along which it is the same on all"):
+        jax.eval_shape(on_model(update, P()), W)
+
+
 def test_whole_arrays_need_no_specs():
     link, w = sam_optax.sam(), jnp.ones(8)
-    with pytest.raises(ValueError, match=r"outside jax\.shard_map.*leave param_specs away"):
+    with pytest.raises(ValueError, match=r"leave param_specs away outside jax\.shard_map"):
         link.update(w, link.init(w), w, grad_fn=lambda p: p, param_specs=P("model"))

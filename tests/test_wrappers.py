@@ -144,11 +144,12 @@ def test_multi_steps_around_a_second_gradient_is_an_error(compiled, k):
     for tx in (optax.MultiSteps(row.link(), k), optax.MultiSteps(row.optimizer(), k)):
         with pytest.raises(ValueError, match=r"optax.MultiSteps around .* put it behind, as"):
             (jax.jit(functools.partial(step, tx)) if compiled else lambda tx=tx: step(tx))()
-    one = optax.MultiSteps(row.optimizer(), lambda step: np.int32(1))
     expected = row.optimizer().update(
         gradient(params), row.optimizer().init(params), params, grad_fn=gradient
     )[0]
-    np.testing.assert_allclose(ravel(step(one)), ravel(expected), **ACCUMULATED)
+    for number in (np.int32, jnp.asarray):
+        one = optax.MultiSteps(row.optimizer(), lambda step, number=number: number(1))
+        np.testing.assert_allclose(ravel(step(one)), ravel(expected), **ACCUMULATED)
 
 
 # Gradient accumulation.

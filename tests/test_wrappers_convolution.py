@@ -80,6 +80,15 @@ def test_a_convolution_in_a_conditional_of_anothers_is_warned_of(wrapper, compil
 
 
 @on_cpu
+def test_a_method_that_decides_gives_no_other_advice_there():
+    """Outside jit its decision is in the wrapper's conditional too."""
+    looksam = optax.chain(sam_optax.looksam(0.05, period=2), optax.sgd(0.1))
+    _, messages = update(CONDITIONAL["apply_if_finite"](looksam), convolution, True)
+    assert messages
+    assert all("conditional of another's" in message for message in messages)
+
+
+@on_cpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("wrapper", OTHERS)
 def test_elsewhere_there_is_no_warning(wrapper, compiled):
