@@ -9,9 +9,12 @@ FLAGS = {
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
 }
-# Twice as long for small programs as the emitters before them, which later versions lack.
+# Later versions may lack them, and XLA ends where it does not know one.
 if version("jaxlib").startswith("0.10."):
+    # Twice as long for small programs as the emitters before them.
     FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+    # A small program is not worth 32 modules.
+    FLAGS["--xla_cpu_parallel_codegen_split_count"] = "1"
 
 # Many queued collectives on few cores need a larger thread pool.
 os.environ.setdefault("NPROC", "16")
