@@ -75,18 +75,19 @@ def sharpness_aware(
 
     A gradient of the link's own that is not finite, as where float16 overflows, counts as not
     taken: the direction is combine(first), the parts' states follow the first gradient alone, and
-    `notfinite` counts it. It is so on all devices alike where grad_fn averages over them, and where
-    each has a gradient of its own as far as `jax.shard_map` keeps count of that. Where the first is
-    the link's own, `updates` take its place, and so are needed besides. `updates` that are not
-    finite pass on, for `optax.apply_if_finite` and its kin to see.
+    `notfinite` counts it. It is so on all devices alike where grad_fn averages over them or the
+    parameters are divided over them, and where each has a gradient of its own, but no state of its
+    own, as far as `jax.shard_map` keeps count of that. Where the first is the link's own, `updates`
+    take its place, and so are needed besides. `updates` that are not finite pass on, for
+    `optax.apply_if_finite` and its kin to see.
 
     Inside `jax.shard_map` the parameters may be divided over devices by hand, as in tensor
     parallelism. Norms and products are then those of all parts together, and a leaf that is divided
     draws on each device for its own part (by the key of the leaf folded with the device's number).
     How they are divided is told by `param_specs`, an argument of the update: a PartitionSpec or a
     tree of them that is a prefix of the parameters, as `in_specs` has it. It is not needed where
-    `shard_map` keeps count and some parameters are on all devices; where all differ, it is asked
-    for, `PartitionSpec()` being what to tell where each device has all of them. Under `pmap` and
+    `shard_map` keeps count and some parameters are on all devices; where all differ, a norm asks
+    for it, `PartitionSpec()` being what to tell where each device has all of them. Under `pmap` and
     with check_vma=False nothing can be seen: divided parameters must be told.
 
     Inside `jit` the decision is a `lax.cond`. Where the update is called outside `jit` it is taken

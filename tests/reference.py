@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import sam_optax
 
@@ -543,6 +544,14 @@ NAMES = list(METHODS)
 
 # One method for each kind of state and of call, where a test of all would take long.
 KINDS = ["gsam", "ae_looksam", "le_sam", "esam", "eigen_sam", "msam", "wsam"]
+
+
+def few(*kept):
+    """All methods as parameters of a test; those not kept are slow ones."""
+    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in NAMES]
+
+
+FEW = few(*KINDS)
 
 # The same methods with other settings, schedules, and gradients at the gradient point.
 VARIANTS = {

@@ -114,6 +114,7 @@ def trained(contestant, problem, steps=4):
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(carry.params)])
 
 
+@pytest.mark.slow
 def test_every_sam_is_the_same_sam(monkeypatch):
     monkeypatch.setattr(contestants, "LEARNING_RATE", 0.1)
     problem = problems.of_model("small_cnn", batch_size=8, width=4)

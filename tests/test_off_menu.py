@@ -186,7 +186,9 @@ def assert_the_state_survives(state, path):
         chex.assert_trees_all_equal(restored, state)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(i, marks=() if i < 6 else pytest.mark.slow) for i in range(20)]
+)
 def test_a_random_composition_is_a_good_citizen(seed, tmp_path):
     """Finite, counted, the same eagerly, jitted and scanned; it keeps types, and is restored."""
     assert_a_good_citizen(seed, tmp_path)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import KINDS, METHODS, NAMES, whole_batch
+from reference import METHODS, NAMES, few, whole_batch
 
 import sam_optax
 
@@ -32,7 +32,7 @@ GENTLE = {
 }
 
 # Each method, and in every run one for each kind of state.
-FEW = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in NAMES]
+FEW = few("gsam", "ae_looksam", "msam", "wsam")
 
 
 def some(values, first):

@@ -44,7 +44,7 @@ def on_devices(function):
     mapped = jax.shard_map(
         lambda x: jax.tree.map(jnp.sum, function(x)), mesh=mesh, in_specs=rows, out_specs=none,
     )  # fmt: skip
-    return mapped(jnp.arange(8.0))
+    return jax.jit(mapped)(jnp.arange(8.0))
 
 
 def averaged(local):
@@ -75,6 +75,10 @@ SPEC = jax.sharding.PartitionSpec
 PIECES = {"kernel": SPEC("batch"), "bias": SPEC()}
 
 
+def mapped(step, mesh, specs):
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs))
+
+
 def divided(link=SAM, specs=PIECES, **told):
     """A step on parameters that lie on eight devices as specs tell."""
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -83,7 +87,7 @@ def divided(link=SAM, specs=PIECES, **told):
     def step(w):
         return link.update(w, link.init(w), w, grad_fn=same, **told)[0]
 
-    return lambda: jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs)(w)
+    return lambda: mapped(step, mesh, specs)(w)
 
 
 def by_a_test(link=SAM, own=True, **told):
@@ -100,7 +104,7 @@ def by_a_test(link=SAM, own=True, **told):
         updates = link.update(p, chosen, p, grad_fn=same, **told)[0]
         return {**updates, "bias": jax.lax.pmean(updates["bias"], "batch")}
 
-    return lambda: jax.shard_map(step, mesh=mesh, in_specs=(PIECES,), out_specs=PIECES)(w)
+    return lambda: mapped(step, mesh, PIECES)(w)
 
 
 def kernels_made(inside):
@@ -113,7 +117,7 @@ def kernels_made(inside):
         own = link.init(w) if inside else state
         return link.update(w, own, w, grad_fn=same, param_specs=specs)[0]
 
-    return lambda: jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs)(w)
+    return lambda: mapped(step, mesh, specs)(w)
 
 
 def injected(**options):

@@ -82,8 +82,13 @@ ON_HOST = ("--method", "ae_looksam", "--decide", "host")
 
 @pytest.mark.parametrize(
     ("arguments", "step"),
-    [(AUGMENTED, 30), (SWITCHED, 30), (SWITCHED, 44), (SWITCHED, 47), (ON_HOST, 30)],
-    ids=["augmented", "before the switch", "at the switch", "behind the switch", "on the host"],
+    [
+        pytest.param(AUGMENTED, 30, id="augmented"),
+        pytest.param(SWITCHED, 30, id="before the switch", marks=pytest.mark.slow),
+        pytest.param(SWITCHED, 44, id="at the switch", marks=pytest.mark.slow),
+        pytest.param(SWITCHED, 47, id="behind the switch"),
+        pytest.param(ON_HOST, 30, id="on the host"),
+    ],
 )
 def test_a_terminated_run_is_resumed_bit_for_bit(arguments, step, run, tmp_path, monkeypatch):
     dispatch = ("--steps-per-dispatch", 1)
@@ -313,6 +318,7 @@ def test_seeds_at_once_train_as_one_by_one_and_resume(run, tmp_path, monkeypatch
         np.testing.assert_allclose(leaf, other_leaf, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_switched_run_goes_on_with_parameters_and_momentum(run, tmp_path):
     """Switched from SGD to itself, a run is the run that was not switched."""
     plain = (*SHORT, "--method", "sgd")
@@ -389,7 +395,8 @@ def test_seeds_whose_first_checkpoint_was_cut_short_begin_again(run, tmp_path, m
     assert_same_end(tmp_path / "cut-3", tmp_path / "whole-3")
 
 
-@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [3, 4])
 def test_seeds_of_which_one_lacks_its_results_get_them(seed, run, tmp_path):
     """As after a kill between the two."""
     assert run(*TOGETHER, "--name", "whole") == 0

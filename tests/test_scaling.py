@@ -8,7 +8,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from reference import KINDS
 from test_experiments import command, data_dir, digits, read  # noqa: F401
 
 from experiments import cli, collectives, files, mesh, scaling, train
@@ -80,7 +79,7 @@ def test_collectives_are_found_with_their_bytes_and_where_they_stand():
 
 @eight_devices
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("method", some_slow(cli.METHODS, ("sgd", "samar", *KINDS)))
+@pytest.mark.parametrize("method", some_slow(cli.METHODS, ("sgd", "samar", "ae_looksam", "msam")))
 def test_the_bytes_of_a_step_are_those_of_the_formula(method, apart, digits):  # noqa: F811
     hlo = scaling.compiled_step(SMALL, method, digits, Layout({DATA: 8}), apart=apart)
     shapes = [(64, 8), (8,), (8, 8), (8,), (8, 10), (10,)]
@@ -145,7 +144,12 @@ def assert_alike(one, two):
 
 @eight_devices
 @pytest.mark.parametrize(
-    "options", [("data=2",), ("data=4,model=2",), ("data=2", "--decide", "host")]
+    "options",
+    [
+        pytest.param(("data=2",), marks=pytest.mark.slow),
+        ("data=4,model=2",),
+        pytest.param(("data=2", "--decide", "host"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_mesh_trains_as_one_device(options, trained):
     arguments = ("--method", "ae_sam")
@@ -178,7 +182,7 @@ def test_equal_parts_perturb_alike_and_others_do_not(trained, monkeypatch):
 
 
 @eight_devices
-@pytest.mark.parametrize("method", ["le_sam", "ae_looksam", "esam"])
+@pytest.mark.parametrize("method", some_slow(["le_sam", "ae_looksam", "esam"], ["ae_looksam"]))
 def test_each_device_keeps_a_state_of_its_own(method, trained):
     summary, rows = trained(
         method, "--method", method, "--mesh", "data=4", "--perturbation", "device"

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
-from reference import KINDS, METHODS, NAMES, ravel
+from reference import METHODS, NAMES, few, ravel
 
 import sam_optax
 from sam_optax import _random
@@ -134,13 +134,8 @@ def undivided(name):
     return trained(step_of(name, tx), tx)
 
 
-each_method = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in NAMES]
-)
-
-
 @pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
-@each_method
+@pytest.mark.parametrize("name", few("asam", "ae_looksam", "le_sam", "r_sam", "msam"))
 def test_a_step_is_that_of_the_undivided_model(name, check_vma, monkeypatch):
     actual, state = divided(name, check_vma=check_vma, param_specs=SPECS)
     monkeypatch.setattr(_random, "draw_like", in_parts)
@@ -189,7 +184,7 @@ def test_a_bias_is_one_kernel_and_needs_not_be_told():
     np.testing.assert_allclose(offset["scale"], scale, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["msam", "s2_sam", "r_sam"])
+@pytest.mark.parametrize("name", ["msam", "s2_sam", pytest.param("r_sam", marks=pytest.mark.slow)])
 def test_the_gradient_point_is_that_of_the_undivided_model(name, monkeypatch):
     row = METHODS[name].unnamed
     tx = row.factory(**row.settings | {"updates_at": "gradient_point"})
@@ -256,8 +251,10 @@ def test_a_program_is_kept_by_what_is_told():
 
 def on_data(function, specs, **options):
     """The function of parameters that are divided, and of their rows, on eight devices."""
-    return jax.shard_map(
-        function, mesh=mesh_of(data=8), in_specs=(specs, P("data")), out_specs=specs, **options
+    return jax.jit(
+        jax.shard_map(
+            function, mesh=mesh_of(data=8), in_specs=(specs, P("data")), out_specs=specs, **options
+        )
     )
 
 
@@ -304,14 +301,11 @@ def test_models_of_their_own_are_told(check_vma):
         return jax.tree.map(lambda x: x[None], update(w[0], state, lost, **told))
 
     rest = jax.vmap(link.init)(models), lost
-    expected, states = jax.vmap(update)(models, *rest)
+    expected, states = jax.jit(jax.vmap(update))(models, *rest)
     assert states.notfinite.tolist() == lost.tolist()
 
     def mapped(**told):
-        return jax.shard_map(
-            functools.partial(own, **told), mesh=mesh_of(data=8), in_specs=(P("data"), P("data")),
-            out_specs=P("data"), check_vma=check_vma,
-        )  # fmt: skip
+        return on_data(functools.partial(own, **told), P("data"), check_vma=check_vma)
 
     actual, after = mapped(param_specs=P())(models, rest)
     np.testing.assert_allclose(actual, expected, **CLOSE)
@@ -353,7 +347,7 @@ def test_a_second_gradient_that_is_lost_in_one_part_is_lost_in_all(check_vma):
         update, mesh=mesh_of(model=8), in_specs=(specs,), out_specs=(specs, P()),
         check_vma=check_vma,
     )  # fmt: skip
-    updates, counts = mapped(params)
+    updates, counts = jax.jit(mapped)(params)
     np.testing.assert_array_equal(updates["w"], np.arange(8) == 7)
     np.testing.assert_array_equal(updates["b"], 0)
     assert counts == (0, 1)

@@ -209,10 +209,10 @@ def test_a_schedule_of_what_is_traced_is_not_held():
 def test_a_schedule_runs_within_shard_map():
     """Where the value at step 0 is traced."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.sharding.PartitionSpec("data")
+    rows, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
     link = sam_optax.sam(optax.linear_schedule(0.5, 0.1, 9))
     moved = jax.shard_map(
-        lambda w: link.update(w, link.init(w), w, grad_fn=lambda p: p)[0],
+        lambda w: link.update(w, link.init(w), w, grad_fn=lambda p: p, param_specs=whole)[0],
         mesh=mesh,
         in_specs=rows,
         out_specs=rows,

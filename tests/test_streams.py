@@ -58,7 +58,7 @@ def run(monkeypatch, sets, out, recipe, *arguments):
 
 
 @pytest.mark.usefixtures("streamed")
-@pytest.mark.parametrize("method", ["ae_sam", pytest.param("le_sam", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["le_sam", pytest.param("ae_sam", marks=pytest.mark.slow)])
 def test_a_streamed_run_ends_alike_after_an_interruption(method, sets, tmp_path, monkeypatch):
     """Two steps an epoch, stopped within the second epoch."""
     names = ("inception", "flip", "randaugment")
@@ -181,6 +181,7 @@ def test_a_lost_worker_is_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("streamed")
+@pytest.mark.slow
 def test_a_streamed_run_is_attacked(sets, tmp_path, monkeypatch):
     path = run(monkeypatch, sets, tmp_path, "made", "--method", "sgd")
     more = ("--data-dir", sets, "--out", tmp_path)
