@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 import numbers
 from typing import Any
 
@@ -15,6 +15,16 @@ AxisName = str | tuple[str, ...]
 def names(axis_name: AxisName) -> tuple[str, ...]:
     """The single axes of an axis_name."""
     return tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
+
+
+def ordered(axes: Iterable[Any]) -> tuple[Any, ...]:
+    """Axes in an order that is the same in every process."""
+    return tuple(sorted(axes, key=str))
+
+
+def listed(axes: Iterable[Any]) -> str:
+    """Axes for a message."""
+    return " and ".join(map(repr, ordered(axes)))
 
 
 def check(axis_name: Any) -> None:
@@ -41,5 +51,5 @@ def varying(x: Any) -> frozenset[str]:
 def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
     """x, varying over these axes of `jax.shard_map` at least."""
     if missing := axes - varying(x):
-        x = jax.lax.pcast(x, tuple(sorted(missing, key=str)), to="varying")
+        x = jax.lax.pcast(x, ordered(missing), to="varying")
     return x

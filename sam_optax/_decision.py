@@ -108,21 +108,21 @@ def warn_of_conditional(gradient: GradFn, params: Tree) -> None:
 def _check_equal(fire: jax.Array) -> None:
     """Raises where `shard_map` does not know fire to be equal on all devices."""
     axes = _axes.varying(fire)
-    if divided := sorted(axes & _shards.axes(), key=str):
+    if divided := axes & _shards.axes():
         raise ValueError(
             "the decision on the second gradient may differ between the devices along "
-            f"{' and '.join(map(repr, divided))}, over which the parameters are divided: the state "
+            f"{_axes.listed(divided)}, over which the parameters are divided: the state "
             "does, as where it was chosen by a test of each device's own part. Make the test one "
             "for all, as jax.lax.pmin(finite.astype(int), axis) > 0."
         )
     if axes:
-        names = sorted(axes, key=str)
+        names = _axes.ordered(axes)
         raise ValueError(
             "the decision on the second gradient may differ between the devices along "
-            f"{' and '.join(map(repr, names))}, and devices that wait for each other would wait "
+            f"{_axes.listed(names)}, and devices that wait for each other would wait "
             f"for ever. Let axis_name of ae_sam, ae_looksam or when.adaptive hold "
             f"{'it' if len(names) == 1 else 'them'}, as "
-            f"axis_name={names[0] if len(names) == 1 else tuple(names)!r}, or average the "
+            f"axis_name={names[0] if len(names) == 1 else names!r}, or average the "
             "gradients in front of the link. Where all decide alike by a count or a coin, but the "
             "state is divided over the devices, shard_map cannot see it: pass check_vma=False."
         )

@@ -6,7 +6,7 @@ draws of the whole are then those of all parts together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
 import functools
@@ -96,7 +96,7 @@ def axes() -> frozenset[Any]:
 
 def joint(varying: frozenset[Any]) -> Names:
     """The mapped axes of one optimizer, where something varies along these."""
-    return _ordered((varying - _layout.get().apart) | axes())
+    return _axes.ordered((varying - _layout.get().apart) | axes())
 
 
 def _cuts() -> dict[Path, Cut]:
@@ -107,8 +107,8 @@ def _cuts() -> dict[Path, Cut]:
     """
     if unclear := _layout.get().unclear:
         raise ValueError(
-            f"all parameters differ between the devices along {_listed(unclear)}, so they may be "
-            "parts of one model, whose norms are sums over the devices, or each device's own, "
+            f"all parameters differ between the devices along {_axes.listed(unclear)}, so they may "
+            "be parts of one model, whose norms are sums over the devices, or each device's own, "
             "whole: pass param_specs=specs to the update (and to gradient_point), the "
             "PartitionSpecs that in_specs of jax.shard_map has for the parameters, or "
             "param_specs=jax.sharding.PartitionSpec() where each device has all of them."
@@ -148,7 +148,7 @@ def whole(path: Path, leaf: Any) -> Any:
         if cut.by_axis is None:
             raise ValueError(
                 f"the noise of params{jax.tree_util.keystr(path)} follows the norms of its "
-                f"kernels, and which of its axes is divided over {_listed(cut.names)} is not "
+                f"kernels, and which of its axes is divided over {_axes.listed(cut.names)} is not "
                 "known: pass param_specs=specs to the update (and to gradient_point), the "
                 "PartitionSpecs that in_specs of jax.shard_map has for the parameters."
             )
@@ -192,7 +192,7 @@ def found(params: Tree, updates: Tree | None, steps: jax.Array, param_specs: Any
     if updates is not None:  # an average is no part of anything
         unclear &= frozenset[Any]().union(*map(_axes.varying, jax.tree.leaves(updates)))
     cuts = [(path, own & divided) for (path, _), own in zip(leaves, where, strict=True)]
-    known = tuple([(path, Cut(_ordered(own), None)) for path, own in cuts if own])
+    known = tuple([(path, Cut(_axes.ordered(own), None)) for path, own in cuts if own])
     return Layout(known, unclear, _axes.varying(steps))
 
 
@@ -222,12 +222,14 @@ def _told(leaves: Sequence[tuple[Path, Any]], param_specs: Any) -> tuple[tuple[P
         by_axis = [() if axes is None else _axes.names(axes) for axes in specs[prefixes[0]] or ()]
         _check_told(path, leaf, by_axis)
         by_axis += [()] * (jnp.ndim(leaf) - len(by_axis))
-        cuts.append((path, Cut(_ordered(name for by in by_axis for name in by), tuple(by_axis))))
+        cuts.append(
+            (path, Cut(_axes.ordered(name for by in by_axis for name in by), tuple(by_axis)))
+        )
     told = frozenset([name for _, cut in cuts for name in cut.names])
     for (path, leaf), (_, cut) in zip(leaves, cuts, strict=True):
         if lacking := (_axes.varying(leaf) & told).difference(cut.names):
             raise ValueError(
-                f"param_specs divides other parameters over {_listed(lacking)} and not params"
+                f"param_specs divides other parameters over {_axes.listed(lacking)} and not params"
                 f"{jax.tree_util.keystr(path)}, which differs along it: pass the PartitionSpecs "
                 "that in_specs of jax.shard_map has. Where a test of each device's own part has "
                 "chosen it, make the test one for all, as jax.lax.pmin(finite.astype(int), axis) "
@@ -258,11 +260,3 @@ def _check_told(path: Path, leaf: Any, by_axis: Sequence[Names]) -> None:
                 f"param_specs divides {here} over {name!r}, along which it is the same on all "
                 "devices: pass the PartitionSpecs that in_specs of jax.shard_map has."
             )
-
-
-def _ordered(axes: Iterable[Any]) -> Names:
-    return tuple(sorted(axes, key=str))
-
-
-def _listed(axes: Iterable[Any]) -> str:
-    return " and ".join(map(repr, _ordered(axes)))

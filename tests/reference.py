@@ -546,9 +546,9 @@ NAMES = list(METHODS)
 KINDS = ["gsam", "ae_looksam", "le_sam", "esam", "eigen_sam", "msam", "wsam"]
 
 
-def few(*kept):
-    """All methods as parameters of a test; those not kept are slow ones."""
-    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in NAMES]
+def few(*kept, names=NAMES):
+    """All methods, or those named, as parameters of a test; those not kept are slow ones."""
+    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
 
 
 FEW = few(*KINDS)

@@ -15,6 +15,7 @@ from reference import (
     METHODS,
     NAMES,
     Gradient,
+    few,
     initial_params,
     losses,
     make_batch,
@@ -613,7 +614,7 @@ DIVIDED = ["sam", "looksam", "ae_looksam", "vasso", "friendly_sam", "eigen_sam",
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in DIVIDED else pytest.mark.slow) for name in NAMES],
+    few(*DIVIDED),
 )
 def test_a_state_may_be_divided_where_the_parameters_are_not(name):
     """ZeRO's first stage on an explicit mesh: the step is the same, and the state stays divided."""

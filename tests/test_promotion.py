@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from reference import KINDS, METHODS, NAMES, VARIANTS
+from reference import FEW, METHODS, VARIANTS
 
 import sam_optax
 from sam_optax import perturb, schedules, when
@@ -102,7 +102,7 @@ def test_under_jit_the_program_is_that_of_standard_promotion(name, dtypes, kind)
 @pytest.mark.parametrize("kind", HYPERPARAMETERS)
 @pytest.mark.parametrize(
     "name",
-    [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+    FEW,
 )
 def test_outside_jit_the_steps_are_those_of_standard_promotion(name, kind):
     row = METHODS[name]

@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from reference import few
 from test_experiments import command, data_dir, digits, read  # noqa: F401
 
 from experiments import cli, collectives, files, mesh, scaling, train
@@ -19,11 +20,6 @@ from experiments.training import Trainer
 
 eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 SMALL = dataclasses.replace(RECIPES["digits"], width=8, batch_size=32)
-
-
-def some_slow(names, kept):
-    """Names as parameters; those not kept are slow tests."""
-    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 # Counting.
@@ -79,7 +75,7 @@ def test_collectives_are_found_with_their_bytes_and_where_they_stand():
 
 @eight_devices
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("method", some_slow(cli.METHODS, ("sgd", "samar", "ae_looksam", "msam")))
+@pytest.mark.parametrize("method", few("sgd", "samar", "ae_looksam", "msam", names=cli.METHODS))
 def test_the_bytes_of_a_step_are_those_of_the_formula(method, apart, digits):  # noqa: F811
     hlo = scaling.compiled_step(SMALL, method, digits, Layout({DATA: 8}), apart=apart)
     shapes = [(64, 8), (8,), (8, 8), (8,), (8, 10), (10,)]
@@ -182,7 +178,7 @@ def test_equal_parts_perturb_alike_and_others_do_not(trained, monkeypatch):
 
 
 @eight_devices
-@pytest.mark.parametrize("method", some_slow(["le_sam", "ae_looksam", "esam"], ["ae_looksam"]))
+@pytest.mark.parametrize("method", few("ae_looksam", names=["le_sam", "ae_looksam", "esam"]))
 def test_each_device_keeps_a_state_of_its_own(method, trained):
     summary, rows = trained(
         method, "--method", method, "--mesh", "data=4", "--perturbation", "device"

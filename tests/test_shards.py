@@ -33,6 +33,9 @@ PARAMS = jax.tree.map(lambda s: RNG.normal(size=s), SHAPES, is_leaf=lambda x: is
 X, Y = RNG.normal(size=(16, 3)), RNG.normal(size=(16, 2))
 
 
+SUM_UP = functools.partial(jax.lax.psum, axis_name="model")
+
+
 def mesh_of(**axes):
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
@@ -94,7 +97,7 @@ def divided(name, *, check_vma=True, **extra):
 
         return mean
 
-    sum_up = functools.partial(jax.lax.psum, axis_name="model") if check_vma else total
+    sum_up = SUM_UP if check_vma else total
     batch = P() if name == "esam" else P("data")  # which selects among all examples
     specs = SPECS, state_specs(tx)
     mapped = jax.shard_map(
@@ -198,10 +201,9 @@ def test_the_gradient_point_is_that_of_the_undivided_model(name, monkeypatch):
             params = optax.apply_updates(params, jax.tree.map(lambda u: -0.02 * u, updates))
         return sam_optax.gradient_point(state, params, **told)
 
-    sum_up = functools.partial(jax.lax.psum, axis_name="model")
     told = {"param_specs": SPECS} if name == "r_sam" else {}
     mapped = jax.shard_map(
-        functools.partial(steps, total=sum_up, **told),
+        functools.partial(steps, total=SUM_UP, **told),
         mesh=mesh_of(model=4), in_specs=(SPECS,), out_specs=SPECS,
     )  # fmt: skip
     actual = ravel(jax.jit(mapped)(jax.tree.map(jnp.asarray, PARAMS)))
@@ -361,8 +363,7 @@ def test_a_part_of_divided_parameters():
         sam_optax.sharpness_aware(sam_optax.perturb.only(mask, sam_optax.perturb.ball(0.5))),
     ):
         tx = optax.chain(link, optax.sgd(0.02))
-        sum_up = functools.partial(jax.lax.psum, axis_name="model")
-        step = step_of("sam", tx, sum_up, param_specs=SPECS)
+        step = step_of("sam", tx, SUM_UP, param_specs=SPECS)
         params = jax.tree.map(jnp.asarray, PARAMS)
 
         def steps(params, step=step, tx=tx):
@@ -380,8 +381,7 @@ def test_a_scan_inside_shard_map_keeps_its_types():
     """The state that init makes there varies as that after a step does."""
     for name in ("sam", "ae_looksam", "msam", "s2_sam", "vasso", "samar", "eigen_sam", "wsam"):
         tx = optimizer(name)
-        sum_up = functools.partial(jax.lax.psum, axis_name="model")
-        step = step_of(name, tx, sum_up, param_specs=SPECS)
+        step = step_of(name, tx, SUM_UP, param_specs=SPECS)
 
         def run(params, step=step, tx=tx):
             def body(carry, _):
@@ -390,7 +390,8 @@ def test_a_scan_inside_shard_map_keeps_its_types():
             return jax.lax.scan(body, (params, tx.init(params)), length=2)[0][0]
 
         mapped = jax.shard_map(run, mesh=mesh_of(model=4), in_specs=(SPECS,), out_specs=SPECS)
-        jax.eval_shape(mapped, PARAMS)
+        shapes = jax.tree.map(jnp.shape, jax.eval_shape(mapped, PARAMS))
+        assert shapes == jax.tree.map(jnp.shape, PARAMS)
 
 
 @pytest.mark.parametrize(

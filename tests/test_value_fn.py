@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import KINDS, METHODS, NAMES, initial_params, loss, make_batch, ravel
+from reference import KINDS, METHODS, NAMES, few, initial_params, loss, make_batch, ravel
 
 import sam_optax
 
@@ -41,7 +41,7 @@ def steps(tx, compiled, params, **extra):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in OTHERS],
+    few(*KINDS, names=OTHERS),
 )
 def test_its_gradient_takes_the_place_of_grad_fn(name, compiled):
     tx = METHODS[name].optimizer()
