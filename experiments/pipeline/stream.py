@@ -1,6 +1,7 @@
 """Batches of augmented images from records on disk, made by worker processes or threads."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import copy
 import functools
 import gc
@@ -305,6 +306,9 @@ def _put_together(plan, maker, workers, wanted, ready):
         ready.put(_lost(error) or error)
     finally:
         if hasattr(pieces, "close"):
+            # Grain closes those workers alone whose pieces, or state, it has been asked for.
+            with contextlib.suppress(Exception):
+                pieces.get_state()
             pieces.close()
         del pieces
         _opened.forget(maker.stream)
