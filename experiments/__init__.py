@@ -1,4 +1,9 @@
-"""Training scripts that reproduce the papers' experiments with `sam_optax`."""
+"""Training scripts that reproduce the papers' experiments with `sam_optax`.
+
+The files here are commands, `python -m experiments.NAME`. Below them lie rooms, from the top:
+analysis and benchmark; cli; training; models; data and results; recipes; system. Each may import
+those below it alone, and its `__init__` says what is in it. Begin with `train`.
+"""
 
 import atexit
 import contextlib

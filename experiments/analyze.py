@@ -21,9 +21,12 @@ import jinja2
 import rich
 import tyro
 
-from experiments import cli, files, folders, numerics, runs
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.parts import Look, Measures
+from experiments.cli import command
+from experiments.results import files, folders, numerics, provenance
+from experiments.system.errors import UserError
+from experiments.system.words import positive
 
 Part = Literal["hessian", "sharpness", "gradients", "landscape", "steps"]
 TABLED = ("hessian", "sharpness")
@@ -57,7 +60,7 @@ def main(options: Options) -> None:
             "config": {"measures": files.plain(config)},
             "runs": pictures.titled(about),
             "lines": [],
-            **runs.provenance(),
+            **provenance.provenance(),
         }
         failed = _measure(options, trained, found, folder.file(folders.RUNS))
         files.write_json(folder.file("analysis.json"), found)
@@ -72,28 +75,26 @@ def main(options: Options) -> None:
             print(f"{run.path.name}: {len(run.corrupt):,} images left out that cannot be decoded")
     print(f"written to {path}/: open report.html")
     if failed:
-        raise cli.UserError("not everything could be measured: " + " ".join(failed))
+        raise UserError("not everything could be measured: " + " ".join(failed))
 
 
 def _check(options):
     """Raises where an option makes no sense, before anything is computed."""
     measures = options.measures
     if not options.parts or len(set(options.parts)) < len(options.parts):
-        raise cli.UserError(f"--parts must be different ones, got {options.parts}.")
+        raise UserError(f"--parts must be different ones, got {options.parts}.")
     if not measures.modes or len(set(measures.modes)) < len(measures.modes):
-        raise cli.UserError(f"--modes must be different ones, got {measures.modes}.")
+        raise UserError(f"--modes must be different ones, got {measures.modes}.")
     for name in ("radii", "adaptive_radii", "sigmas"):
         values = getattr(measures, name)
         option = f"--{name.replace('_', '-')}"
         proper = all(0 < value < math.inf for value in values)
         if not values or not proper or sorted(set(values)) != list(values):
-            raise cli.UserError(f"{option} must be positive and ascending, got {values}.")
+            raise UserError(f"{option} must be positive and ascending, got {values}.")
     gammas = measures.gammas_squared
     if not gammas or not all(0 <= value < math.inf for value in gammas):
-        raise cli.UserError(
-            f"--gammas-squared must not be negative, got {measures.gammas_squared}."
-        )
-    cli.positive("span", measures.span)
+        raise UserError(f"--gammas-squared must not be negative, got {measures.gammas_squared}.")
+    positive("span", measures.span)
 
 
 def _measure(options, trained, found, kept_in):
@@ -208,7 +209,7 @@ def _page(rows, found, drawn, failed):
     return environment.get_template("report.html").render(
         headings=headings,
         body=body,
-        short=runs.short,
+        short=provenance.short,
         note=_note(rows, found),
         pictures=drawn,
         found=found,
@@ -217,4 +218,4 @@ def _page(rows, found, drawn, failed):
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

@@ -17,16 +17,21 @@ import rich
 from rich import box
 from rich.table import Table
 
-from experiments import cli, files, folders, interrupt, limits, numerics, plots, runs
-from experiments.fit import DivergedError, train
-from experiments.lines import Lines
-from experiments.markdown import escaped
-from experiments.optimizers import SGD
+from experiments.cli import command, limits
+from experiments.cli.options import TrainingOptions
+from experiments.cli.settings import method_settings
 from experiments.recipes.base import UNTRAINED
+from experiments.results import files, folders, numerics, plots, provenance
+from experiments.results.lines import Lines
+from experiments.results.markdown import escaped
+from experiments.system import interrupt
+from experiments.system.errors import UserError
+from experiments.training.fit import DivergedError, train
+from experiments.training.optimizers import SGD
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Options):
+class Options(TrainingOptions):
     """Compare methods on the same seeds, data order and initial weights."""
 
     methods: tuple[str, ...] = (SGD, "sam", "ae_sam")
@@ -51,15 +56,15 @@ _SHOWN = ("methods", "seeds", "on", "equal_gradients")
 def main(options: Options) -> None:
     """Runs the command."""
     if not 2 <= options.seeds <= limits.SEEDS:
-        raise cli.UserError(
+        raise UserError(
             f"--seeds must be at least 2 for a deviation, and at most {limits.SEEDS:,}, got "
             f"{options.seeds}."
         )
     recipe = options.resolve()
     if options.on == "held-out" and not recipe.validation:
-        raise cli.UserError("--on held-out needs a held-out part: pass --validation 0.1.")
+        raise UserError("--on held-out needs a held-out part: pass --validation 0.1.")
     names = list(dict.fromkeys([SGD, *options.methods]))
-    settings = {name: cli.method_settings(recipe, name) for name in names}
+    settings = {name: method_settings(recipe, name) for name in names}
     name = f"{options.recipe}-comparison" if options.name is None else options.name
     path = folders.path_of(options.out, name)
     folders.check(path, "compare")
@@ -160,7 +165,7 @@ class _Comparison:
         }
         flipped = f", {100 * config['label_noise']:g} % of the training labels flipped"
         title = f"{options.recipe}, {options.seeds} seeds{flipped if config['label_noise'] else ''}"
-        found = {"config": config, "tables": tables, "runs": finished, **runs.provenance()}
+        found = {"config": config, "tables": tables, "runs": finished, **provenance.provenance()}
         files.write_text(self._folder.file("table.md"), markdown(title, config, tables))
         plots.comparison(self._folder.file("comparison.png"), tables, title=title)
         files.write_json(self._folder.file("table.json"), found)
@@ -306,4 +311,4 @@ def _mean(results, key):
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

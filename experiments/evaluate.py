@@ -24,12 +24,15 @@ import numpy as np
 import rich
 import tyro
 
-from experiments import augment, cli, data, feeds, files, folders, numerics, runs, streams
 from experiments.analysis import kept, pictures, table
 from experiments.analysis.trained import Trained
-from experiments.markdown import escaped
-from experiments.othersets import OtherSet, benchmark, expanded
+from experiments.cli import command
+from experiments.data import augment, disk, feeds, streams
+from experiments.data.othersets import OtherSet, benchmark, expanded
 from experiments.recipes.r_sam import ELSEWHERE
+from experiments.results import files, folders, numerics, provenance
+from experiments.results.markdown import escaped
+from experiments.system.errors import UserError
 
 COMMAND = "evaluate"
 
@@ -66,7 +69,7 @@ def main(options: Options) -> None:
             "config": config,
             "sets": [one.name for one, _ in asked[trained[0]]],
             "runs": about,
-            **runs.provenance(),
+            **provenance.provenance(),
         }
         files.write_text(folder.file("evaluation.md"), markdown(found))
         files.write_json(folder.file("evaluation.json"), found)
@@ -74,13 +77,13 @@ def main(options: Options) -> None:
     rich.print(table.shown(*_cells(found)))
     print(f"written to {path}/")
     if failed:
-        raise cli.UserError("not everything could be measured: " + " ".join(failed))
+        raise UserError("not everything could be measured: " + " ".join(failed))
 
 
 def _check(options):
     """Raises where an option makes no sense, before anything is read."""
     if not options.on:
-        raise cli.UserError("--on needs the name of a set or more, such as --on imagenet_r.")
+        raise UserError("--on needs the name of a set or more, such as --on imagenet_r.")
 
 
 def _asked(options, trained):
@@ -90,18 +93,18 @@ def _asked(options, trained):
       UserError: a set is not there, or a run cannot be evaluated on it.
     """
     try:
-        data_dir = data.directory(options.data_dir)
+        data_dir = disk.directory(options.data_dir)
         sets = [OtherSet(name, data_dir) for name in expanded(options.on, data_dir)]
         asked = {}
         for run in trained:
             names = streams.class_names(run.recipe, data_dir)
             asked[run] = [(one, one.places(names)) for one in sets]
             if not run.is_streamed:
-                features = data.opened(run.recipe.dataset, data_dir).info.features
+                features = disk.opened(run.recipe.dataset, data_dir).info.features
                 for one in sets:
                     one.check(run.recipe, features["image"].shape)
     except (ValueError, OSError) as error:
-        raise cli.UserError(str(error)) from error
+        raise UserError(str(error)) from error
     return asked
 
 
@@ -191,9 +194,9 @@ class Model:
                 count += int(valid.sum())
                 self._on_batch()
         except (ValueError, OSError) as error:
-            raise cli.UserError(str(error)) from error
+            raise UserError(str(error)) from error
         if not count:
-            raise cli.UserError(
+            raise UserError(
                 "no image has a right class and can be decoded: evaluate on more --examples, or "
                 "prepare the set again."
             )
@@ -345,4 +348,4 @@ def _notes(found):
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

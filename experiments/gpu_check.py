@@ -19,13 +19,21 @@ import jax
 import numpy as np
 import rich
 
-from experiments import cli, data, files, folders, runs, sizes
+from experiments import models
 from experiments.benchmark.measure import Turn, over, over_ideal, take_turns
-from experiments.feeds import arrays
-from experiments.optimizers import SGD
+from experiments.cli import command
+from experiments.cli.settings import METHODS
+from experiments.data import disk, reading, sets
+from experiments.data.feeds import arrays
+from experiments.models import sizes
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
-from experiments.training import Trainer, ascents
+from experiments.results import files, folders, provenance
+from experiments.system.errors import UserError
+from experiments.system.words import known, positive
+from experiments.training.optimizers import SGD
+from experiments.training.state import ascents
+from experiments.training.trainer import Trainer
 
 # Whole epochs are timed of these; the last two settings never and always take a second gradient.
 EPOCHS = (SGD, "sam", "le_sam", "ae_sam", "ae_looksam")
@@ -40,7 +48,7 @@ BOUNDS = {
 class Options:
     """What only an accelerator can tell: every method's step and epoch there, and its memory."""
 
-    methods: tuple[str, ...] = cli.METHODS
+    methods: tuple[str, ...] = METHODS
     """The methods whose step is measured; those whose epochs are timed are added."""
     model: str = "resnet18"
     width: int | None = None
@@ -60,7 +68,7 @@ class Options:
     """Programs that are compiled at a time."""
     name: str = "gpu_check"
     """The folder inside --out."""
-    data_dir: Path = data.DATA_DIR
+    data_dir: Path = disk.DATA_DIR
     """The TFDS directory."""
     out: Path = Path("runs")
     """The folder of all results."""
@@ -73,7 +81,7 @@ class Contestant:
 
     cycle = 10
 
-    def __init__(self, recipe: Recipe, name: str, loaded: data.Data, train: Any):
+    def __init__(self, recipe: Recipe, name: str, loaded: sets.Data, train: Any):
         """Compiles the program."""
         self.name = name
         method = name.partition(",")[0]
@@ -102,13 +110,13 @@ class Contestant:
 def main(options: Options) -> None:
     """Runs the command."""
     if options.turns < 2:
-        raise cli.UserError(f"--turns must be at least 2, got {options.turns}.")
+        raise UserError(f"--turns must be at least 2, got {options.turns}.")
     if options.workers < 1:
-        raise cli.UserError(f"--workers must be at least 1, got {options.workers}.")
-    cli.positive("seconds", options.seconds)
+        raise UserError(f"--workers must be at least 1, got {options.workers}.")
+    positive("seconds", options.seconds)
     if options.examples < options.batch_size:
-        raise cli.UserError("--examples must be at least --batch-size.")
-    cli.known("model", options.model, cli.models.MODELS)
+        raise UserError("--examples must be at least --batch-size.")
+    known("model", options.model, models.MODELS)
     sizes.check(options.model, options.width, 10, (32, 32, 3), options.examples)
     path = folders.path_of(options.out, options.name)
     folders.check(path, "gpu_check")
@@ -121,7 +129,7 @@ def main(options: Options) -> None:
         train_examples=options.examples,
         validation=0.0,
     )
-    chosen = [cli.known("method", name, cli.METHODS) for name in options.methods]
+    chosen = [known("method", name, METHODS) for name in options.methods]
     start = time.perf_counter()
     loaded, real = _load(recipe, options)
     train = arrays(loaded)
@@ -137,7 +145,7 @@ def main(options: Options) -> None:
             "epochs": _epochs(contestants, options),
             "options": config,
             "seconds": time.perf_counter() - start,
-            **runs.provenance(),
+            **provenance.provenance(),
         }
         files.write_json(folder.file("gpu_check.json"), report)
         files.write_text(folder.file("gpu_check.md"), markdown(report))
@@ -148,17 +156,17 @@ def main(options: Options) -> None:
 def _load(recipe, options):
     """CIFAR-10, or images and labels at random where it is not prepared."""
     try:
-        return data.load(
+        return sets.load(
             "cifar10", data_dir=options.data_dir, train_examples=options.examples
         ), True
     except ValueError as error:
-        raise cli.UserError(f"--examples: {error}") from error
-    except data.NotPreparedError:
+        raise UserError(f"--examples: {error}") from error
+    except disk.NotPreparedError:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (options.examples, 32, 32, 3), np.uint8)
-        made = data.Split(images, rng.integers(0, 10, options.examples, np.int32))
+        made = reading.Split(images, rng.integers(0, 10, options.examples, np.int32))
         level = np.full(3, 128, np.float32)
-        return data.Data(made, made, None, 10, 0.0, level, level / 2), False
+        return sets.Data(made, made, None, 10, 0.0, level, level / 2), False
 
 
 def _steps(contestants, options):
@@ -250,4 +258,4 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

@@ -24,12 +24,16 @@ import optax
 import rich
 import tyro
 
-from experiments import attacks, augment, cli, feeds, files, folders, numerics, plots, runs
-from experiments.analysis import kept, pictures, table
+from experiments.analysis import attacks, kept, pictures, table
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
-from experiments.data import CorruptedError
-from experiments.markdown import escaped
+from experiments.cli import command
+from experiments.data import augment, feeds
+from experiments.data.disk import CorruptedError
+from experiments.results import files, folders, numerics, plots, provenance
+from experiments.results.markdown import escaped
+from experiments.system.errors import UserError
+from experiments.system.words import positive
 
 
 class Norm(NamedTuple):
@@ -106,7 +110,7 @@ def main(options: Options) -> None:
             "radii": {norm: list(getattr(options, norm)) for norm in NORMS},
             "runs": pictures.titled(about),
             "weak": weak(about),
-            **runs.provenance(),
+            **provenance.provenance(),
         }
         files.write_text(folder.file("robustness.md"), markdown(found))
         files.write_json(folder.file("robustness.json"), found)
@@ -118,7 +122,7 @@ def main(options: Options) -> None:
         print(said)
     print(f"written to {path}/")
     if failed:
-        raise cli.UserError("not everything could be measured: " + " ".join(failed))
+        raise UserError("not everything could be measured: " + " ".join(failed))
 
 
 def _check(options):
@@ -127,15 +131,15 @@ def _check(options):
         values = getattr(options, norm)
         proper = all(0 < value < math.inf for value in values)
         if not proper or sorted(set(values)) != list(values):
-            raise cli.UserError(f"--{norm} must be positive and ascending, got {values}.")
+            raise UserError(f"--{norm} must be positive and ascending, got {values}.")
     if options.linf and options.linf[-1] > 255:
-        raise cli.UserError(f"--linf is in 1/255, and at most 255, got {options.linf[-1]:g}.")
+        raise UserError(f"--linf is in 1/255, and at most 255, got {options.linf[-1]:g}.")
     if not options.linf and not options.l2:
-        raise cli.UserError("--linf and --l2 are both empty: pass a radius for one of them.")
+        raise UserError("--linf and --l2 are both empty: pass a radius for one of them.")
     for norm in NORMS:
-        cli.positive(f"{norm}-step-size", options.attack.step_size(norm))
+        positive(f"{norm}-step-size", options.attack.step_size(norm))
     if options.attack.restarts > 1 and not options.attack.random_start:
-        raise cli.UserError(
+        raise UserError(
             f"--restarts {options.attack.restarts} would be the same attack again and again: pass "
             "--random-start too."
         )
@@ -276,7 +280,7 @@ def in_batches(
       UserError: there are several test sets, an image cannot be read, or none is left.
     """
     if isinstance(trained.data.test, dict):
-        raise cli.UserError(
+        raise UserError(
             f"{trained.path} has a test set for each domain: robustness is measured on one."
         )
     first, counted = 0, 0
@@ -295,7 +299,7 @@ def in_batches(
         if examples is not None and first >= examples:
             break
     if not counted:
-        raise cli.UserError("no image of the test split could be decoded: prepare the set again.")
+        raise UserError("no image of the test split could be decoded: prepare the set again.")
 
 
 def _read(test, size):
@@ -303,7 +307,7 @@ def _read(test, size):
     try:
         yield from feeds.evaluated(test, size)
     except CorruptedError as error:
-        raise cli.UserError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def weak(about: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -414,4 +418,4 @@ def _panels(found):
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

@@ -19,16 +19,24 @@ import jax
 import jax.numpy as jnp
 from rich.progress import track
 
-from experiments import cli, collectives, files, folders, plots, processes, runs
-from experiments.benchmark import contestants, problems
+from experiments.benchmark import collectives, contestants, problems
 from experiments.benchmark.bars import ONE_GRADIENT, SKIPPING
 from experiments.benchmark.measure import Program
-from experiments.data import DATA_DIR, Data
-from experiments.mesh import DATA, MODEL, Layout
-from experiments.objectives import Batch
-from experiments.optimizers import SGD
+from experiments.cli import command
+from experiments.cli.options import TrainingOptions
+from experiments.cli.settings import METHODS
+from experiments.data.disk import DATA_DIR
+from experiments.data.sets import Data
 from experiments.recipes.base import Recipe
-from experiments.training import METRICS, Trainer
+from experiments.results import files, folders, plots, provenance
+from experiments.system import processes
+from experiments.system.errors import UserError
+from experiments.system.mesh import DATA, MODEL, Layout
+from experiments.system.words import known, positive
+from experiments.training.objectives import Batch
+from experiments.training.optimizers import SGD
+from experiments.training.state import METRICS
+from experiments.training.trainer import Trainer
 import sam_optax
 
 NUMBER = 4  # bytes
@@ -39,7 +47,7 @@ WAYS = {"global": {DATA: 8}, "device": {DATA: 8}, "fsdp": {DATA: 4, MODEL: 2}}
 class Options:
     """What the devices send each other in a step of each method."""
 
-    methods: tuple[str, ...] = cli.METHODS
+    methods: tuple[str, ...] = METHODS
     """Methods of sam_optax, with their defaults."""
     model: str = "vit_small"
     """Whose step is timed on this device, for the model of the cost."""
@@ -162,24 +170,24 @@ def seconds(
 def main(options: Options) -> None:
     """Runs the command."""
     for method in options.methods:
-        cli.known("method", method, cli.METHODS)
-    cli.known("model", options.model, problems.MODELS)
+        known("method", method, METHODS)
+    known("model", options.model, problems.MODELS)
     for name in ("methods", "gigabits"):
         if not getattr(options, name):
-            raise cli.UserError(f"--{name} needs a value or more.")
-    cli.positive("microseconds", options.microseconds)
+            raise UserError(f"--{name} needs a value or more.")
+    positive("microseconds", options.microseconds)
     for speed in options.gigabits:
-        cli.positive("gigabits", speed)
+        positive("gigabits", speed)
     processes.connect(None, None, None, devices=8)
     if jax.device_count() < 8:
-        raise cli.UserError(
+        raise UserError(
             f"counting takes 8 devices, and there are {jax.device_count()}: run it with "
             "JAX_PLATFORMS=cpu, which makes virtual ones."
         )
     config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "scaling", config, overwrite=options.overwrite) as folder:
-        digits = cli.Options(data_dir=options.data_dir)
+        digits = TrainingOptions(data_dir=options.data_dir)
         recipe = digits.resolve()
         loaded = digits.load(recipe, 0)
         with warnings.catch_warnings():
@@ -196,7 +204,7 @@ def main(options: Options) -> None:
             "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(problem.params)),
             "batch_size": len(problem.batches[0][0]),
             "gradient_seconds": program.run(5).seconds,
-            **runs.provenance(),
+            **provenance.provenance(),
         }
         files.write_json(folder.file("scaling.json"), found)
         files.write_text(folder.file("scaling.md"), markdown(found))
@@ -286,8 +294,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         for name, each in methods.items():
             figures = " | ".join(f"{value:.3f}" for value in each)
             lines.append(f"| {gigabits:g} Gb/s | {name} | {figures} |")
-    return "\n".join([*lines, "", f"{runs.versions(found)}.", ""])
+    return "\n".join([*lines, "", f"{provenance.versions(found)}.", ""])
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

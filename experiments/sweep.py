@@ -24,21 +24,28 @@ from rich.table import Table
 from rich.text import Text
 import tyro
 
-from experiments import cli, files, folders, interrupt, limits, numerics, runs, sweep_plots, watch
-from experiments.fit import DivergedError, evaluated, train
-from experiments.lines import Lines
-from experiments.markdown import escaped
+from experiments.cli import command, limits
+from experiments.cli.options import TrainingOptions
+from experiments.cli.settings import MethodName, change, method_settings
 from experiments.recipes.base import UNTRAINED
+from experiments.results import files, folders, numerics, provenance, sweep_plots, watch
+from experiments.results.collected import evaluated
+from experiments.results.lines import Lines
+from experiments.results.markdown import escaped
+from experiments.system import interrupt
+from experiments.system.errors import UserError
+from experiments.system.words import parse
+from experiments.training.fit import DivergedError, train
 
 SHARED = ("learning_rate", "momentum", "weight_decay")
 COSTS = ("sam_fraction", "gradients_per_step", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Options):
+class Options(TrainingOptions):
     """Try a grid of settings of one method, over seeds."""
 
-    method: cli.MethodName = "sam"
+    method: MethodName = "sam"
     validation: float = 0.2
     """Share of the training set to hold out and evaluate on, in [0, 1); 0 for the test set."""
     over: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
@@ -57,12 +64,12 @@ def main(options: Options) -> None:
     axes = _axes([axis for given in options.over for axis in given])
     settings = [[f"{name}={value}" for value in values] for name, values in axes.items()]
     if not 1 <= options.seeds <= limits.SEEDS:
-        raise cli.UserError(
+        raise UserError(
             f"--seeds must be at least 1 and at most {limits.SEEDS:,}, got {options.seeds}."
         )
     asked = math.prod(map(len, settings)) * options.seeds
     if asked > limits.RUNS:
-        raise cli.UserError(
+        raise UserError(
             f"--over and --seeds ask for {asked:,} runs, and a sweep has at most {limits.RUNS:,}: "
             "try fewer values at once."
         )
@@ -133,7 +140,7 @@ def _config(options, recipe):
         "recipe": options.recipe,
         **shared,
         "method": options.method,
-        "method_kwargs": cli.method_settings(recipe, options.method),
+        "method_kwargs": method_settings(recipe, options.method),
         "decide": options.decide,
         "weights": options.digest,
     }
@@ -149,12 +156,12 @@ def _axes(given):
     for axis in given:
         name, equals, listed = axis.partition("=")
         values = listed.split(",")
-        if not equals or len({str(cli.parse(value)) for value in values}) < len(values):
-            raise cli.UserError(
+        if not equals or len({str(parse(value)) for value in values}) < len(values):
+            raise UserError(
                 f"--over must read name=value,value with different values, got {axis!r}."
             )
         if name in axes:
-            raise cli.UserError(f"--over names a setting twice: {' '.join([*axes, name])}.")
+            raise UserError(f"--over names a setting twice: {' '.join([*axes, name])}.")
         axes[name] = values
     return axes
 
@@ -162,15 +169,15 @@ def _axes(given):
 def _apply(recipe, method, cell):
     """The recipe and the method's settings in a cell such as ("rho=0.1", "learning_rate=0.05")."""
     parts = [setting.partition("=") for setting in cell]
-    shared = {name: cli.parse(value) for name, _, value in parts if name in SHARED}
+    shared = {name: parse(value) for name, _, value in parts if name in SHARED}
     own = [setting for setting in cell if setting.partition("=")[0] not in SHARED]
-    return cli.change(recipe, shared), cli.method_settings(recipe, method, own)
+    return change(recipe, shared), method_settings(recipe, method, own)
 
 
 def _key(cell, seed):
     """A run by its cell, in whatever order and form the settings were given, and its seed."""
     parts = (setting.partition("=") for setting in cell)
-    return frozenset((name, repr(cli.parse(value))) for name, _, value in parts), seed
+    return frozenset((name, repr(parse(value))) for name, _, value in parts), seed
 
 
 def _train(options, path, cells, seeds, lines):
@@ -180,7 +187,7 @@ def _train(options, path, cells, seeds, lines):
     """
     keys = [_key(cell, seed) for cell in cells for seed in seeds]
     missing = [key for key in keys if key not in lines]
-    commit = runs.provenance()["commit"]
+    commit = provenance.provenance()["commit"]
     kept = len(keys) - len(missing)
 
     def check(*_):
@@ -237,7 +244,7 @@ def _write(folder, config, rows, grid_runs, *, anew):
             fixed=_fixed(config),
             code=code,
         )
-    found = {"config": config, "rows": rows, "runs": grid_runs, **runs.provenance()}
+    found = {"config": config, "rows": rows, "runs": grid_runs, **provenance.provenance()}
     files.write_json(folder.file("sweep.json"), found)
 
 
@@ -320,4 +327,4 @@ def markdown(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

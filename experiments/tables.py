@@ -19,12 +19,15 @@ from rich.console import Console
 from rich.table import Table
 import tyro
 
-from experiments import cli, files, folders, runs
 from experiments.analysis import table as tabulated
-from experiments.collected import Collected, Run, collect
-from experiments.markdown import escaped
-from experiments.paper_tables import PAPERS, Paper, PaperTable
+from experiments.cli import command
 from experiments.recipes import RECIPES
+from experiments.results import files, folders, provenance
+from experiments.results.collected import Collected, Run, collect
+from experiments.results.markdown import escaped
+from experiments.results.paper_tables import PAPERS, Paper, PaperTable
+from experiments.system.errors import UserError
+from experiments.system.words import known
 
 WIDTH = 100
 NO_RUN, NOT_GIVEN = "—", "n/a"
@@ -52,11 +55,11 @@ class Options:
 def main(options: Options) -> None:
     """Runs the command."""
     for name in options.paper:
-        cli.known("paper", name, PAPERS)
+        known("paper", name, PAPERS)
     if options.out is not None:
         folders.check(options.out, "tables")
     if options.runs.exists() and not options.runs.is_dir():
-        raise cli.UserError(f"--runs {options.runs} is no folder: pass that of all results.")
+        raise UserError(f"--runs {options.runs} is no folder: pass that of all results.")
     collected = collect(options.runs) if options.runs.exists() else Collected([], [], [])
     found = gathered(collected, list(dict.fromkeys(options.paper)) or list(PAPERS))
     _print(found)
@@ -65,7 +68,7 @@ def main(options: Options) -> None:
     if options.out is not None:
         with folders.anew(options.out, "tables", {"paper": options.paper}) as folder:
             files.write_text(folder.file("tables.md"), markdown(found))
-            files.write_json(folder.file("tables.json"), {**found, **runs.provenance()})
+            files.write_json(folder.file("tables.json"), {**found, **provenance.provenance()})
         print(f"written to {options.out}/")
 
 
@@ -320,4 +323,4 @@ def _bullets(heading, listed):
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

@@ -18,7 +18,8 @@ import optax
 import rich
 from rich.table import Table
 
-from experiments import cli, files, folders, numerics, plots
+from experiments.cli import command
+from experiments.results import files, folders, numerics, plots
 import sam_optax
 
 START, STEPS, LEARNING_RATE, MOMENTUM, RHO = (-6.0, 10.0), 150, 5.0, 0.9, 2.0
@@ -124,4 +125,4 @@ def _table(ends: list[Mapping[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

@@ -16,16 +16,22 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments import cli, files, folders, interrupt, mesh, processes, watch
-from experiments.optimizers import is_decoupled
-from experiments.seeds import DivergedRunError, Group, Plan, Run
+from experiments.cli import command
+from experiments.cli.options import TrainingOptions
+from experiments.cli.settings import MethodName, method_settings
+from experiments.results import files, folders, watch
+from experiments.system import interrupt, mesh, processes
+from experiments.system.errors import UserError
+from experiments.training.group import DivergedRunError, Group
+from experiments.training.optimizers import is_decoupled
+from experiments.training.runs import Plan, Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cli.Options):
+class Options(TrainingOptions):
     """Train one model with one method."""
 
-    method: cli.MethodName | None = None
+    method: MethodName | None = None
     set: tuple[str, ...] = ()
     """Settings of the method, such as rho=0.1 gamma=0.9; the recipe's where left out."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
@@ -70,12 +76,12 @@ def main(options: Options) -> None:
     layout = _layout(options)
     plan = _plan(options, layout)
     if len(set(options.seeds)) < len(options.seeds) or not options.seeds:
-        raise cli.UserError(f"--seeds must be different numbers, got {options.seeds}.")
+        raise UserError(f"--seeds must be different numbers, got {options.seeds}.")
     if options.resume and options.overwrite:
-        raise cli.UserError("--resume goes on and --overwrite begins again: pass one of them.")
+        raise UserError("--resume goes on and --overwrite begins again: pass one of them.")
     together = options.vmap_seeds and len(options.seeds) > 1
     if together and layout is not None:
-        raise cli.UserError("--vmap-seeds trains on one device: leave it or --mesh away.")
+        raise UserError("--vmap-seeds trains on one device: leave it or --mesh away.")
     all_runs = [Run(options, plan, seed) for seed in options.seeds]
     unfinished = [run for run in all_runs if not run.finished]
     # Seeds that are trained at once go on together, also where only some have their results.
@@ -96,7 +102,7 @@ def main(options: Options) -> None:
         said = "written" if run in trained else "already finished (--overwrite trains it again)"
         print(f"{said}: {run.path}/")
     if diverged:
-        raise cli.UserError(" ".join(dict.fromkeys(map(str, diverged.values()))))
+        raise UserError(" ".join(dict.fromkeys(map(str, diverged.values()))))
 
 
 def _layout(options):
@@ -104,9 +110,9 @@ def _layout(options):
     several = (options.coordinator, options.process_id, options.num_processes)
     if options.mesh is None:
         if any(value is not None for value in several):
-            raise cli.UserError("several processes need --mesh, the devices of all of them.")
+            raise UserError("several processes need --mesh, the devices of all of them.")
         if options.perturbation == "device":
-            raise cli.UserError("--perturbation device needs --mesh, such as --mesh data=8.")
+            raise UserError("--perturbation device needs --mesh, such as --mesh data=8.")
         return None
     try:
         sizes = mesh.parse(options.mesh)
@@ -120,43 +126,43 @@ def _layout(options):
         processes.check_shared(options.out)
         return mesh.Layout(sizes)
     except (ValueError, processes.NoConnectionError) as error:
-        raise cli.UserError(f"--mesh {options.mesh}: {error}") from error
+        raise UserError(f"--mesh {options.mesh}: {error}") from error
     except OSError as error:
-        raise cli.UserError(f"--out {options.out} cannot be used: {error}.") from error
+        raise UserError(f"--out {options.out} cannot be used: {error}.") from error
 
 
 def _plan(options, layout):
     """The recipe and the methods that train it."""
     recipe = options.resolve()
     if layout is not None and recipe.batch_size % layout.size:
-        raise cli.UserError(
+        raise UserError(
             f"--batch-size {recipe.batch_size} cannot be divided over {layout.size} devices: pass "
             "a multiple of them."
         )
     method = recipe.method if options.method is None else options.method
     if options.epochs is None and options.then is None:
         recipe = recipe.of(method)
-    methods = [(0, method, cli.method_settings(recipe, method, options.set))]
+    methods = [(0, method, method_settings(recipe, method, options.set))]
     if (options.switch_at is None) != (options.then is None):
-        raise cli.UserError("--switch-at and --then go together: the epoch and the method.")
+        raise UserError("--switch-at and --then go together: the epoch and the method.")
     if options.then is not None:
         if not 0 < options.switch_at < recipe.epochs:
-            raise cli.UserError(
+            raise UserError(
                 f"--switch-at must lie between 0 and the {recipe.epochs} epochs, got "
                 f"{options.switch_at}."
             )
-        settings = cli.method_settings(recipe, options.then, options.then_set)
+        settings = method_settings(recipe, options.then, options.then_set)
         if is_decoupled(method) or is_decoupled(options.then):
-            raise cli.UserError(
+            raise UserError(
                 "a decoupled method such as wsam keeps the base optimizer's momentum inside, so "
                 "there is no switching to it or from it: switch to another method."
             )
         methods.append((options.switch_at, options.then, settings))
     elif options.then_set:
-        raise cli.UserError("--then-set is for the method of --then, and there is none.")
+        raise UserError("--then-set is for the method of --then, and there is none.")
     apart = options.perturbation == "device"
     if apart and options.decide == "host":
-        raise cli.UserError("--perturbation device decides on the device: leave --decide away.")
+        raise UserError("--perturbation device decides on the device: leave --decide away.")
     return Plan(recipe, methods, layout, apart)
 
 
@@ -186,4 +192,4 @@ def _figures(summary):
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

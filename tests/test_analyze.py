@@ -11,13 +11,14 @@ import optax
 import pytest
 from test_experiments import command, data_dir, digits, read  # noqa: F401
 
-from experiments import analyze, cli, train
+from experiments import analyze, train
 from experiments.analysis import pictures
 from experiments.analysis.parts import Look, Measures, spread
 from experiments.analysis.replay import replay
 from experiments.analysis.trained import Trained
-from experiments.checkpoints import Checkpoints
-from experiments.files import write_json
+from experiments.results.files import write_json
+from experiments.system.errors import UserError
+from experiments.training.checkpoints import Checkpoints
 
 SHORT = ("digits", "--epochs", 3, "--keep-epochs", 1, "--width", 4, "--batch-size", 256)
 LITTLE = ("--examples", 300, "--grid", 3, "--steps", 5, "--probes", 1, "--samples", 2)
@@ -412,7 +413,7 @@ def test_a_checkpoint_whose_numbers_were_changed_is_refused(folder, tmp_path, lo
     file.write_text(json.dumps(held))
     trained, _ = look("sgd-0")
     trained.checkpoints = Checkpoints(tmp_path / "sgd-0/checkpoints")
-    with pytest.raises(cli.UserError, match="not those that were saved"):
+    with pytest.raises(UserError, match="not those that were saved"):
         trained.weights()
 
 

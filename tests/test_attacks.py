@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.attacks import pgd
+from experiments.analysis.attacks import pgd
 
 NORMS = ("linf", "l2")
 KEY = jax.random.key(5)

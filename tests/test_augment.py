@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from experiments import augment
+from experiments.data import augment
 
 MEAN = np.array([120.0, 110.0, 100.0], np.float32)
 STD = np.array([60.0, 50.0, 40.0], np.float32)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from test_experiments import command
 
-from experiments import cli
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import bars, contestants, growth, measure, problems, report, table
 from experiments.benchmark.contestants import Carry
 from experiments.benchmark.measure import Turn
+from experiments.cli.settings import METHODS
 
-METHODS = cli.METHODS[1:]
+METHODS = METHODS[1:]
 NOISY = ("r_sam", "r_gsam", "lpf_sgd")
 # Drawing noise costs more than 1 % where gradients cost little.
 OTHERS = [m for m in METHODS if m not in (*NOISY, *bars.SKIPPING, *bars.OTHER)]

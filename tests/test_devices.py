@@ -23,7 +23,7 @@ from reference import (
     sgd,
 )
 
-from experiments import collectives
+from experiments.benchmark import collectives
 import sam_optax
 
 pytestmark = [

@@ -13,10 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 from test_data import data_dir, examples_of, images_of, prepare  # noqa: F401
 
-from experiments import data, streams
-from experiments.othersets import OtherSet
-from experiments.pipeline import digests, records
-from experiments.pipeline.records import FolderRecords, TfdsRecords
+from experiments.data import disk, reading, sets, streams
+from experiments.data.othersets import OtherSet
+from experiments.data.pipeline import digests, records
+from experiments.data.pipeline.records import FolderRecords, TfdsRecords
 from experiments.recipes import Recipe
 
 STREAMED = Recipe(
@@ -38,11 +38,11 @@ def read_of(path, train=None, **how):
     """What is read of a set of these training images in a folder."""
     train = examples_of(images_of(30)) if train is None else train
     prepare(path, {"train": train, "test": examples_of(images_of(6, seed=1))}, **how)
-    return data.load("tiny", data_dir=path).read
+    return sets.load("tiny", data_dir=path).read
 
 
 def test_a_set_in_memory_is_told_by_its_splits(data_dir):  # noqa: F811
-    read = data.load("digits", data_dir=data_dir).read
+    read = sets.load("digits", data_dir=data_dir).read
     assert {split: (e["examples"], e["classes"]) for split, e in read.items()} == {
         "train": (1437, 10),
         "test": (360, 10),
@@ -63,14 +63,14 @@ def test_a_set_in_memory_is_told_by_its_splits(data_dir):  # noqa: F811
     ],
 )
 def test_what_is_read_is_the_set_before_anything_is_drawn(asked, data_dir):  # noqa: F811
-    whole = data.load("digits", data_dir=data_dir).read
-    assert data.load("digits", data_dir=data_dir, **asked).read == whole
+    whole = sets.load("digits", data_dir=data_dir).read
+    assert sets.load("digits", data_dir=data_dir, **asked).read == whole
 
 
 def test_a_set_in_memory_is_the_same_wherever_it_lies(tmp_path):
     read = read_of(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    assert data.load("tiny", data_dir=tmp_path / "two").read == read
+    assert sets.load("tiny", data_dir=tmp_path / "two").read == read
 
 
 def swapped(examples):
@@ -90,7 +90,7 @@ def repainted(examples):
 def test_another_order_label_or_image_in_memory_is_another_set(change, tmp_path):
     before = read_of(tmp_path / "before")
     after = read_of(tmp_path / "after", change(examples_of(images_of(30))))
-    assert data.changes(before, after) == "train: other images or classes"
+    assert sets.changes(before, after) == "train: other images or classes"
 
 
 def test_other_class_names_in_memory_are_another_set(tmp_path):
@@ -99,14 +99,14 @@ def test_other_class_names_in_memory_are_another_set(tmp_path):
         features = made.features(names, (4, 6, 3)) | {"id": tfds.features.Text()}
         del features["file_name"]
         read.append(read_of(tmp_path / str(i), features=features))
-    assert data.changes(*read) == "; ".join(
+    assert sets.changes(*read) == "; ".join(
         f"{split}: other images or classes" for split in ("train", "test")
     )
 
 
 def test_images_of_another_shape_with_the_same_bytes_are_another_set():
     one, other = (
-        data._entry(data.Split(np.zeros(shape, np.uint8), np.zeros(2, np.int32)), ["a"])
+        sets._entry(reading.Split(np.zeros(shape, np.uint8), np.zeros(2, np.int32)), ["a"])
         for shape in ((2, 4, 6, 1), (2, 6, 4, 1))
     )
     assert one != other
@@ -190,7 +190,7 @@ def test_one_image_that_takes_other_bytes_is_another_streamed_set(prepared, tmp_
     """Though the file has as many, as TFDS makes them multiples of 64 KiB."""
     images = [*map(made.jpeg, range(11)), made.jpeg(99)]
     made.imagenet(tmp_path, train=images, validation=5, classes=("cat", "dog"))
-    assert data.changes(streamed(prepared), streamed(tmp_path)) == "train: other images or classes"
+    assert sets.changes(streamed(prepared), streamed(tmp_path)) == "train: other images or classes"
     sizes = [next(p.glob("*/*/*train.array*")).stat().st_size for p in (prepared, tmp_path)]
     assert sizes[0] == sizes[1]
 
@@ -199,7 +199,7 @@ def test_a_missing_file_of_a_streamed_set_is_told(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "copy")
     (file,) = tmp_path.glob("copy/imagenet2012/*/*train.array*")
     file.unlink()
-    with pytest.raises(data.CorruptedError, match=f"a file of imagenet2012/5.1.0 .*{file}"):
+    with pytest.raises(disk.CorruptedError, match=f"a file of imagenet2012/5.1.0 .*{file}"):
         streamed(tmp_path / "copy")
 
 
@@ -280,14 +280,14 @@ def another(file):
 def test_a_changed_file_is_another_set_of_its_domain(change, said, folders):
     before = domains(folders.parent)
     change(folders / "photo" / "dog" / "pic_000.jpg")
-    assert data.changes(before, domains(folders.parent)) == said
+    assert sets.changes(before, domains(folders.parent)) == said
 
 
 def test_a_class_folder_that_is_renamed_is_another_set(folders):
     before = domains(folders.parent)
     for domain in made.DOMAINS:
         (folders / domain / "dog").rename(folders / domain / "doh")
-    found = data.changes(before, domains(folders.parent))
+    found = sets.changes(before, domains(folders.parent))
     assert found.count("other images or classes") == 4
 
 
@@ -297,7 +297,7 @@ def test_a_class_without_an_image_counts_by_its_name(tmp_path):
         root = made.folders(tmp_path / name, splits=("all",), class_names=("m",))
         (root / "all" / name).mkdir()
         found.append({"all": FolderRecords(root, "all").digest})
-    assert data.changes(*found) == "all: other images or classes"
+    assert sets.changes(*found) == "all: other images or classes"
 
 
 def test_the_size_of_a_folder_that_is_called_an_image_does_not_count(tmp_path):
@@ -309,8 +309,8 @@ def test_a_domain_more_or_less_is_told(folders):
     before = domains(folders.parent)
     shutil.rmtree(folders / "cartoon")
     now = domains(folders.parent)
-    assert data.changes(before, now) == "cartoon: no longer there"
-    assert data.changes(now, before) == "cartoon: not there then"
+    assert sets.changes(before, now) == "cartoon: no longer there"
+    assert sets.changes(now, before) == "cartoon: not there then"
 
 
 def test_names_of_any_bytes_are_told_apart(tmp_path):
@@ -345,7 +345,7 @@ ENTRY = {"examples": 1437, "classes": 10, "sha256": "one"}
 )
 def test_what_differs_is_told_in_words(other, said):
     test = {"test": ENTRY}
-    assert data.changes({"train": ENTRY, **test}, {**test, "train": ENTRY | other}) == said
+    assert sets.changes({"train": ENTRY, **test}, {**test, "train": ENTRY | other}) == said
 
 
 def test_a_digest_tells_where_a_part_ends():

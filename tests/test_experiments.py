@@ -12,24 +12,18 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import (
-    augment,
-    cli,
-    compare,
-    data,
-    files,
-    fit,
-    gpu_check,
-    recipes,
-    sweep,
-    toy,
-    train,
-)
-from experiments.feeds import arrays
-from experiments.objectives import Batch
-from experiments.optimizers import learning_rate, optimizer
+from experiments import compare, gpu_check, recipes, sweep, toy, train
+from experiments.cli.command import run as run_command
+from experiments.cli.settings import METHODS
+from experiments.data import augment, reading, sets
+from experiments.data.feeds import arrays
 from experiments.recipes import Recipe
-from experiments.training import AUGMENTATION, Trainer
+from experiments.results import files
+from experiments.training import fit
+from experiments.training.objectives import Batch
+from experiments.training.optimizers import learning_rate, optimizer
+from experiments.training.step import AUGMENTATION
+from experiments.training.trainer import Trainer
 import sam_optax
 
 SUMMARY_KEYS = {
@@ -43,19 +37,19 @@ SUMMARY_KEYS = {
 def data_dir(tmp_path_factory):
     """A TFDS directory with digits prepared."""
     path = tmp_path_factory.mktemp("tfds")
-    data.load("digits", data_dir=path)
+    sets.load("digits", data_dir=path)
     return path
 
 
 @pytest.fixture(scope="session")
 def digits(data_dir):
-    return data.load("digits", data_dir=data_dir)
+    return sets.load("digits", data_dir=data_dir)
 
 
 def command(monkeypatch, module, *arguments):
     """Runs a command of the shell in this process."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    cli.run(module.main, module.Options)
+    run_command(module.main, module.Options)
 
 
 def read(path):
@@ -68,7 +62,7 @@ def small_trainer(model, method, loaded, *, on_host, **settings):
 
 
 def tiny(loaded, examples=64):
-    return loaded._replace(train=data.Split(*(a[:examples] for a in loaded.train)))
+    return loaded._replace(train=reading.Split(*(a[:examples] for a in loaded.train)))
 
 
 # Training
@@ -112,14 +106,14 @@ def test_the_metrics_of_an_epoch_are_the_means_over_its_steps(digits):
     loaded = tiny(digits)
     trainer = small_trainer("mlp", "ae_sam", loaded, on_host=True)
     train, seen = arrays(loaded), []
-    first = trainer._first
+    first = trainer.step.first
 
     def look(state, batch):
         result = first(state, batch)
         seen.append((float(result[3]["loss"]), float(optax.tree.norm(result[0]))))
         return result
 
-    trainer._jit_first = look
+    trainer.host_step.first = look
     state = trainer.init(loaded.train.shape, seed=1)
     state = fit.fit([fit.Phase(0, 2, trainer)], state, train)
     found = fit.means(state, trainer.steps_per_epoch)
@@ -262,7 +256,9 @@ def test_seeds_differ_in_weights_order_and_numbers(digits):
     first, second = (trainer.init(loaded.train.shape, seed) for seed in (0, 1))
     assert (first.params["Dense_0"]["kernel"] != second.params["Dense_0"]["kernel"]).any()
     assert (first.method_state.start.key_data != second.method_state.start.key_data).any()
-    orders = [trainer._order(state.seed, epoch) for state in (first, second) for epoch in (0, 1)]
+    orders = [
+        trainer.step.order(state.seed, epoch) for state in (first, second) for epoch in (0, 1)
+    ]
     assert len({tuple(np.ravel(order)) for order in orders}) == 4
     assert all(sorted(np.ravel(order)) == list(range(64)) for order in orders)
 
@@ -276,15 +272,15 @@ def test_soft_labels_train_on_the_cross_entropy_with_them(digits):
     )  # fmt: skip
     trainer = Trainer(recipe, "sgd", {}, data=loaded, on_host=False)
     state, train = trainer.init(loaded.train.shape, 0), arrays(loaded)
-    order = trainer._order(state.seed, 0)
-    batch = trainer._batch(state, train, order, 0)
-    again = trainer._batch(state._replace(step=state.step + 1), train, order, 0)
+    order = trainer.step.order(state.seed, 0)
+    batch = trainer.step.batch(state, train, order, 0)
+    again = trainer.step.batch(state._replace(step=state.step + 1), train, order, 0)
     assert (batch.images != again.images).any()  # each step draws anew
     np.testing.assert_allclose(batch.labels.sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(batch.labels.min(), 0.02, rtol=1e-5)
     logits = trainer.model.apply({"params": state.params}, batch.images, train=True)
     expected = -(batch.labels * jax.nn.log_softmax(logits)).sum(-1).mean()
-    loss, _ = trainer._loss(state.params, state.model_state, batch)
+    loss, _ = trainer.step.loss(state.params, state.model_state, batch)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
@@ -654,7 +650,7 @@ def test_the_default_command_reaches_97_percent(seed, monkeypatch, tmp_path, dat
 
 
 def test_the_methods_of_the_commands_are_those_of_the_library():
-    assert "sgd" in cli.METHODS
-    assert {"sam", "wsam", "r_gsam"} < set(cli.METHODS) - {"sharpness_aware", "average"}
-    assert all(callable(getattr(sam_optax, m)) for m in cli.METHODS if m != "sgd")
-    assert len(cli.METHODS) == 24
+    assert "sgd" in METHODS
+    assert {"sam", "wsam", "r_gsam"} < set(METHODS) - {"sharpness_aware", "average"}
+    assert all(callable(getattr(sam_optax, m)) for m in METHODS if m != "sgd")
+    assert len(METHODS) == 24

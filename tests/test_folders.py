@@ -12,8 +12,6 @@ from experiments import (
     analyze,
     compare,
     evaluate,
-    files,
-    folders,
     gpu_check,
     robustness,
     scaling,
@@ -24,8 +22,9 @@ from experiments import (
 )
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import growth
-from experiments.errors import UserError
-from experiments.pipeline import benchmark as pipeline_benchmark
+from experiments.benchmark import pipeline as pipeline_benchmark
+from experiments.results import files, folders
+from experiments.system.errors import UserError
 
 SHORT = ("digits", "--epochs", 1, "--train-examples", 128, "--batch-size", 64)
 CNN = ("--models", "mlp", "--methods", "sam", "--batch-size", 8, "--width", 8, "--turns", 0)

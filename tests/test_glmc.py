@@ -14,14 +14,17 @@ import pytest
 from test_experiments import command, read
 from test_resume import assert_same_end, interrupt_at
 
-from experiments import analyze, data, glmc, models, objectives, robustness, streams, train
+from experiments import analyze, models, robustness, train
 from experiments.analysis.trained import Trained
-from experiments.feeds import arrays
-from experiments.glmc import Glmc, GlmcNetwork, Mixtures, Outputs
-from experiments.mesh import Layout, place
+from experiments.data import reading, streams
+from experiments.data.feeds import arrays
+from experiments.data.sets import Data
 from experiments.models import PyramidNet, ResNet, WideResNet
 from experiments.recipes import Recipe
-from experiments.training import Trainer
+from experiments.system.mesh import Layout, place
+from experiments.training import glmc, objectives
+from experiments.training.glmc import Glmc, GlmcNetwork, Mixtures, Outputs
+from experiments.training.trainer import Trainer
 
 CLASSES, SIDE = 4, 6
 SIZES = (24, 12, 6, 3)  # of the classes
@@ -41,8 +44,8 @@ def tiny(monkeypatch):
 
 def loaded(images, labels):
     """A set as it is loaded, its pixels left as they are by its mean and deviation."""
-    split = data.Split(np.asarray(images, np.uint8), np.asarray(labels, np.int32))
-    return data.Data(
+    split = reading.Split(np.asarray(images, np.uint8), np.asarray(labels, np.int32))
+    return Data(
         train=split, test=split, validation=None, classes=CLASSES, flipped=0.0,
         mean=np.zeros(3, np.float32), std=np.ones(3, np.float32),
     )  # fmt: skip
@@ -410,7 +413,7 @@ def test_a_batch_follows_from_seed_and_step_and_the_share_from_the_epoch(begun):
 
     def batch(step, seed=5):
         now = state._replace(step=jnp.int32(step), seed=jnp.uint32(seed))
-        return trainer._jit_batch(now, train_, order, 1)
+        return trainer.jit_batch(now, train_, order, 1)
 
     for one, other in zip(batch(7), batch(7), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -427,10 +430,10 @@ def test_seeds_at_once_have_the_batches_and_the_class_counts_of_each(begun):
     states = [state, state._replace(seed=jnp.uint32(2))]
     stacked = [jax.tree.map(lambda *a: jnp.stack(a), *trees) for trees in (states, sets)]
     # The states share all but their seeds: no step is taken here.
-    batch = jax.jit(jax.vmap(trainer._batch, in_axes=(0, 0, None, None)))
+    batch = jax.jit(jax.vmap(trainer.step.batch, in_axes=(0, 0, None, None)))
     together = batch(*stacked, order, 2)
     for i in range(2):
-        alone = trainer._jit_batch(states[i], sets[i], order, 2)
+        alone = trainer.jit_batch(states[i], sets[i], order, 2)
         for one, other in zip(together, alone, strict=True):
             np.testing.assert_allclose(one[i], other, rtol=1e-6)
 
@@ -442,11 +445,11 @@ def test_what_is_drawn_is_no_decision_that_seeds_at_once_would_pay_for(begun):
 
 def test_devices_divide_the_batch_that_one_has(begun):
     trainer, state, train_, order = begun
-    expected = trainer._jit_batch(state, train_, order, 0)
+    expected = trainer.jit_batch(state, train_, order, 0)
     layout = Layout({"data": 2, "model": 2})
     divided = trainer_of(numbered(), layout=layout)
     state, order = (place(tree, layout.everywhere(tree)) for tree in (state, order))
-    found = divided._jit_batch(state, arrays(numbered(), layout), order, 0)
+    found = divided.jit_batch(state, arrays(numbered(), layout), order, 0)
     for one, other in zip(found, expected, strict=True):
         assert one.sharding.is_equivalent_to(layout.batch, one.ndim)
         np.testing.assert_allclose(one, other, rtol=1e-6)
@@ -455,10 +458,10 @@ def test_devices_divide_the_batch_that_one_has(begun):
 def test_the_gradient_on_the_examples_kept_is_that_of_their_batch(begun):
     """As ESAM selects them, in all leaves of the batch."""
     trainer, state, train_, order = begun
-    batch, kept = trainer._jit_batch(state, train_, order, 0), np.array([6, 1, 3])
-    selected = trainer._jit_second(state.model_state, batch, state.params, kept)
+    batch, kept = trainer.jit_batch(state, train_, order, 0), np.array([6, 1, 3])
+    selected = trainer.host_step.second(state.model_state, batch, state.params, kept)
     of_them = Mixtures(*(np.asarray(leaf)[kept] for leaf in batch))
-    expected = trainer._jit_second(state.model_state, of_them, state.params)
+    expected = trainer.host_step.second(state.model_state, of_them, state.params)
     for one, other in zip(*map(jax.tree.leaves, (selected, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

@@ -18,16 +18,16 @@ import threading
 import time
 from types import SimpleNamespace
 
+from experiments.data.disk import CorruptedError, NotPreparedError
 import made
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.data import CorruptedError, NotPreparedError
-from experiments.pipeline import blocks, stream, transforms
-from experiments.pipeline.records import FolderRecords, Record, TfdsRecords
-from experiments.pipeline.stream import LostWorkerError, Stream
+from experiments.data.pipeline import blocks, stream, transforms
+from experiments.data.pipeline.records import FolderRecords, Record, TfdsRecords
+from experiments.data.pipeline.stream import LostWorkerError, Stream
 
 SIZE, CLASSES = 16, 1000
 

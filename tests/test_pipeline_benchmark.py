@@ -9,19 +9,21 @@ import made
 import numpy as np
 import pytest
 
-from experiments import cli, limits, runs
-from experiments.pipeline import benchmark
-from experiments.pipeline.records import FolderRecords
+from experiments.benchmark import pipeline
+from experiments.cli import limits
+from experiments.data.pipeline.records import FolderRecords
+from experiments.results import provenance
+from experiments.system.errors import UserError
 
 
 def options(path, **changes):
     few = {"images": 8, "size": 16, "batch_size": 4, "workers": (1,), "rounds": 1}
-    return benchmark.Options(out=path, **{**few, "memory_images": 80, **changes})
+    return pipeline.Options(out=path, **{**few, "memory_images": 80, **changes})
 
 
 @pytest.mark.slow
 def test_the_command_measures_all_and_writes_it(tmp_path):
-    benchmark.main(options(tmp_path))
+    pipeline.main(options(tmp_path))
     found = json.loads((tmp_path / "pipeline" / "pipeline.json").read_text())
     (row,), (memory,) = found["rows"], found["memory"]
     assert 60_000 < found["bytes"] < 160_000
@@ -48,16 +50,16 @@ def test_what_cannot_be_measured(tmp_path, changes, message):
 
     def run():
         limits.check(asked)
-        benchmark.main(asked)
+        pipeline.main(asked)
 
-    with pytest.raises(cli.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         run()
 
 
 def test_a_process_has_memory_and_has_taken_time():
-    assert benchmark.resident(os.getpid()) > 10
-    assert benchmark.spent([os.getpid()]) > 0.1
-    assert benchmark.resident(2**22 + 1) == 0 or Path(f"/proc/{2**22 + 1}").exists()
+    assert pipeline.resident(os.getpid()) > 10
+    assert pipeline.spent([os.getpid()]) > 0.1
+    assert pipeline.resident(2**22 + 1) == 0 or Path(f"/proc/{2**22 + 1}").exists()
 
 
 @pytest.mark.parametrize(("ticks", "ratio"), [((2, 4), 0.5), ((2, 0), None), ((0, 0), None)])
@@ -65,15 +67,15 @@ def test_what_is_too_short_to_be_counted_has_no_ratio(tmp_path, ticks, ratio):
     """The system counts the processors' time in ticks."""
     bare, stream = ([ticks[0] / 100], [ticks[1] / 100])
     turns = {"decode": [9.0], "bare": [8.0], "stream": [6.0], "first": [0.1], "parent_cpu": [0.0]}
-    row = benchmark.row_of(1, {**turns, "bare_cpu": bare, "stream_cpu": stream})
+    row = pipeline.row_of(1, {**turns, "bare_cpu": bare, "stream_cpu": stream})
     assert (row["ratio"], row["cpu_ratio"]) == (0.75, ratio)
-    found = {"config": vars(options(tmp_path)), "bytes": 1e5, "cores": 2, **runs.provenance()}
-    page = benchmark.markdown({**found, "rows": [row], "memory": []})
+    found = {"config": vars(options(tmp_path)), "bytes": 1e5, "cores": 2, **provenance.provenance()}
+    page = pipeline.markdown({**found, "rows": [row], "memory": []})
     assert f"| {f'{ratio:.3f}' if ratio else '–'} |\n" in page
 
 
 def test_made_images_are_of_imagenets_size():
-    sizes = [len(benchmark.photograph(i)) for i in range(8)]
+    sizes = [len(pipeline.photograph(i)) for i in range(8)]
     assert 90_000 < sum(sizes) / 8 < 130_000
 
 
@@ -96,22 +98,22 @@ def test_a_bare_process_names_an_image_that_cannot_be_decoded(tmp_path):
     (folder / "a.jpg").write_bytes(made.jpeg(0))
     (folder / "b.jpg").write_bytes(b"no image")
     told = Told(("decode", [0]), ("bare", [0, 1]), ("bare", [0]))
-    benchmark.loop(FolderRecords(tmp_path, "train"), 8, told)
+    pipeline.loop(FolderRecords(tmp_path, "train"), 8, told)
     before, wrong, after = told.answers
     assert (before, after) == (None, None)
     assert wrong.startswith(f"train/class/b.jpg in {tmp_path} cannot be decoded (Unidentified")
 
 
 def test_what_a_bare_process_cannot_decode_is_one_line():
-    loops = object.__new__(benchmark.Loops)
+    loops = object.__new__(pipeline.Loops)
     loops._processes, loops._ends = [], [Told(), Told()]
     loops._ends[1]._told = ["b.jpg cannot be decoded"]
-    with pytest.raises(cli.UserError, match=r"^b\.jpg cannot be decoded: replace that image"):
+    with pytest.raises(UserError, match=r"^b\.jpg cannot be decoded: replace that image"):
         loops.run("bare", np.arange(2))
 
 
 def test_a_bare_process_does_not_see_ctrl_c():
-    (process,) = benchmark.Loops([], 1, 1)._processes
+    (process,) = pipeline.Loops([], 1, 1)._processes
     status = Path(f"/proc/{process.pid}/status").read_text()
     process.kill()
     process.join()

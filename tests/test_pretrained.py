@@ -18,10 +18,12 @@ import pytest
 from safetensors.numpy import save_file
 import scipy.ndimage
 
-from experiments import models, normalization, pretrained
+from experiments import models
+from experiments.data import normalization
+from experiments.models import pretrained
+from experiments.models.pretrained import WeightsError
 from experiments.models.resnet import ResNet
 from experiments.models.vit import ViT
-from experiments.pretrained import WeightsError
 
 SMALL_VIT = ViT(5, patch=4, width=128, depth=2)  # two heads
 SMALL_RESNETS = {

@@ -21,7 +21,8 @@ from test_experiments import command, data_dir, read  # noqa: F401
 from test_resume import end
 from worker import SHARED
 
-from experiments import processes, train
+from experiments import train
+from experiments.system import processes
 
 ROOT = Path(__file__).parent.parent
 MESHED = ("digits", "--method", "ae_sam", "--epochs", 3, "--steps-per-dispatch", 5)

@@ -23,29 +23,20 @@ import orbax.checkpoint as ocp
 import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
-from experiments import (
-    analyze,
-    cli,
-    compare,
-    data,
-    files,
-    fit,
-    folders,
-    gpu_check,
-    interrupt,
-    limits,
-    markdown,
-    numerics,
-    robustness,
-    sweep,
-    toy,
-    train,
-)
+from experiments import analyze, compare, gpu_check, robustness, sweep, toy, train
 from experiments.analysis.trained import Trained
-from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.output import Output
+from experiments.cli import limits
+from experiments.cli.command import run as run_command
+from experiments.cli.options import TrainingOptions
+from experiments.data import loading, sets
 from experiments.recipes.base import of_config
-from experiments.training import Trainer
+from experiments.results import files, folders, markdown, numerics
+from experiments.system import interrupt
+from experiments.system.errors import UserError
+from experiments.system.output import Output
+from experiments.training import fit
+from experiments.training.checkpoints import CheckpointError, Checkpoints
+from experiments.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("digits", "--epochs", 2, "--train-examples", 128, "--batch-size", 64)
@@ -174,14 +165,14 @@ def test_a_measurement_of_other_options_is_not_replaced(run, tmp_path, monkeypat
 
 def changed_data(monkeypatch):
     """One image of the training split is another."""
-    load = data.load
+    load = sets.load
 
     def other(*args, **kwargs):
         found = load(*args, **kwargs)
         entry = {**found.read["train"], "examples": found.read["train"]["examples"] - 1}
         return found._replace(read={**found.read, "train": entry})
 
-    monkeypatch.setattr(data, "load", other)
+    monkeypatch.setattr(sets, "load", other)
 
 
 def test_a_run_does_not_go_on_with_other_data(run, cut, tmp_path, monkeypatch, capsys):
@@ -206,7 +197,7 @@ def test_a_trained_run_is_not_looked_at_on_other_data(run, tmp_path, data_dir, m
     assert run(train, *SHORT, "--name", "run") == 0
     trained = Trained(tmp_path / "run", data_dir)
     changed_data(monkeypatch)
-    with pytest.raises(cli.UserError, match=r"not those that .* was trained on"):
+    with pytest.raises(UserError, match=r"not those that .* was trained on"):
         _ = trained.data
 
 
@@ -340,7 +331,7 @@ def test_a_summary_of_another_run_counts_for_nothing(run, tmp_path, data_dir, ca
         assert run(train, *SHORT, "--seed", seed, "--name", seed) == 0
     own = (tmp_path / "0" / "summary.json").read_text()
     shutil.copy(tmp_path / "1" / "summary.json", tmp_path / "0" / "summary.json")
-    with pytest.raises(cli.UserError, match="its summary is that of another run"):
+    with pytest.raises(UserError, match="its summary is that of another run"):
         Trained(tmp_path / "0", data_dir)
     assert run(train, *SHORT, "--name", 0) == 2
     assert "holds an unfinished run" in capsys.readouterr().err
@@ -403,7 +394,7 @@ SIZES = {
 def test_a_size_beyond_its_bound_is_refused_before_anything_is_read(
     name, run, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cli, "load", lambda *args, **kwargs: pytest.fail("data are read"))
+    monkeypatch.setattr(loading, "load", lambda *args, **kwargs: pytest.fail("data are read"))
     option, most = SIZES[name]
     assert run(train, *SHORT, option, most + 1) == 2
     assert f"{option} must be at most {most:,}, got {most + 1:,}" in capsys.readouterr().err
@@ -413,7 +404,7 @@ def test_what_exceeds_all_memory_is_refused_before_it_is_made(run, monkeypatch, 
     """The bound is brought down to the sizes at hand, in place of sizes that no machine has."""
     monkeypatch.setattr(Trainer, "init", lambda *args, **kwargs: pytest.fail("it is made"))
     for memory, said in ((10**4, "a batch of 64 images of 8 x 8"), (10**5, "training mlp of")):
-        monkeypatch.setattr(limits, "memory", lambda memory=memory: memory)
+        monkeypatch.setattr(memory, "memory", lambda memory=memory: memory)
         assert run(train, *SHORT) == 2
         assert f"{said}" in (told := capsys.readouterr().err)
         assert "of memory: pass less" in told
@@ -427,7 +418,7 @@ def test_what_exceeds_all_memory_is_refused_before_it_is_made(run, monkeypatch, 
     ],
 )
 def test_too_many_runs_are_told_before_any_is_made(arguments, message, run, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "load", lambda *args, **kwargs: pytest.fail("data are read"))
+    monkeypatch.setattr(loading, "load", lambda *args, **kwargs: pytest.fail("data are read"))
     assert run(sweep, *SHORT, *arguments) == 2
     assert message in capsys.readouterr().err
 
@@ -437,34 +428,34 @@ def test_thousands_of_cells_are_checked_within_seconds(digits_data):
     recipe = options.resolve()
     cells = [(recipe, "sam", {"rho": 0.001 * i}) for i in range(1, 4001)]
     made = []
-    trainer = cli.Options.trainer
+    trainer = TrainingOptions.trainer
 
     def counted(self, *args, **kwargs):
         made.append(args)
         return trainer(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.Options, "trainer", counted)
+        patch.setattr(TrainingOptions, "trainer", counted)
         options.check(cells, digits_data)
-        with pytest.raises(cli.UserError, match="rho"):
+        with pytest.raises(UserError, match="rho"):
             options.check([*cells, (recipe, "sam", {"rho": -1})], digits_data)
     assert len(made) == 2
 
 
 @pytest.fixture(scope="module")
 def digits_data(data_dir):  # noqa: F811
-    return data.load("digits", data_dir=data_dir)
+    return sets.load("digits", data_dir=data_dir)
 
 
 def test_a_sweep_holds_the_data_of_one_seed_at_a_time(run, monkeypatch):
     loaded = []
-    load = cli.Options.load
+    load = TrainingOptions.load
 
     def watched(self, recipe, seed):
         loaded.append(seed)
         return load(self, recipe, seed)
 
-    monkeypatch.setattr(cli.Options, "load", watched)
+    monkeypatch.setattr(TrainingOptions, "load", watched)
     figures = {"test_accuracy": 0.5, "sam_fraction": 1, "gradients_per_step": 2, "seconds": 1}
     monkeypatch.setattr(sweep, "train", lambda *args, **kwargs: figures)
     assert run(sweep, *SHORT, "--seeds", 3, "--over", "rho=0.1", "--validation", 0) == 0
@@ -513,7 +504,7 @@ def test_every_field_of_a_config_of_the_wrong_kind_is_told(run, tmp_path, data_d
             try:
                 found = Trained(path, data_dir)
                 assert isinstance(found.label + found.group, str)
-            except cli.UserError:
+            except UserError:
                 continue
             assert type(getattr(found.recipe, name, None)) in (
                 type(getattr(right, name, None)),
@@ -668,7 +659,7 @@ def test_too_little_memory_advises_what_the_command_has(module, options, monkeyp
     words = ("run",) if module is analyze else ()
     monkeypatch.setattr(sys, "argv", ["", *words])
     with pytest.raises(SystemExit) as stop:
-        cli.run(full, module.Options)
+        run_command(full, module.Options)
     advice = f": pass a smaller {options}" if options else ""
     assert stop.value.code == 2
     said = capsys.readouterr().err
@@ -726,7 +717,7 @@ def test_a_signal_in_a_collection_of_garbage_is_not_lost(number, code, monkeypat
 
     main.__module__ = toy.__name__
     with pytest.raises(SystemExit) as stop:
-        cli.run(main, toy.Options)
+        run_command(main, toy.Options)
     assert stop.value.code == code
     assert capsys.readouterr().err == "interrupted; what was written before is kept\n"
 
@@ -746,7 +737,7 @@ def test_a_signal_behind_another_does_not_cut_its_end_short(monkeypatch, capsys)
 
     main.__module__ = toy.__name__
     with pytest.raises(SystemExit) as stop:
-        cli.run(main, toy.Options)
+        run_command(main, toy.Options)
     assert (stop.value.code, ended) == (130, [True])
 
 

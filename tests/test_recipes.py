@@ -14,8 +14,8 @@ from reference import METHODS
 import test_models
 
 from experiments import models
-from experiments.optimizers import optimizer
 from experiments.recipes import RECIPES, Recipe, __main__, cost, small
+from experiments.training.optimizers import optimizer
 import sam_optax
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

@@ -11,10 +11,11 @@ from test_experiments import command, read
 from test_pretrained import resnet_state, save, vit_state
 from test_weights import cut_short
 
-from experiments import data, models, train
-from experiments.checkpoints import Checkpoints
-from experiments.folders import CHECKPOINTS
+from experiments import models, train
+from experiments.data import disk, reading
 from experiments.recipes import RECIPES
+from experiments.results.folders import CHECKPOINTS
+from experiments.training.checkpoints import Checkpoints
 
 # Of the narrowest layers; any other model has 2 channels.
 WIDTHS = {"vit_small": 12, "mlp": 4}
@@ -33,12 +34,12 @@ def mocked(monkeypatch):
         source = builder.as_data_source(split)
         examples = [source[i] for i in range(len(source))]
         images = np.stack([example["image"] for example in examples])
-        return data.Split(images, np.array([e["label"] for e in examples], np.int32))
+        return reading.Split(images, np.array([e["label"] for e in examples], np.int32))
 
-    for name in ("_builder", "opened"):
-        monkeypatch.setattr(data, name, lambda name, data_dir: tfds.builder(name))
-    monkeypatch.setattr(data, "_read", read)
-    monkeypatch.setattr(data, "_state", lambda builder: (object(),))  # of no file
+    for module, name in ((reading, "builder_of"), (disk, "opened")):
+        monkeypatch.setattr(module, name, lambda name, data_dir: tfds.builder(name))
+    monkeypatch.setattr(reading, "_read", read)
+    monkeypatch.setattr(reading, "_state", lambda builder: (object(),))  # of no file
     with tfds.testing.mock_data(num_examples=400):
         yield
 

@@ -16,8 +16,11 @@ import orbax.checkpoint as ocp
 import pytest
 from test_experiments import command, data_dir, digits, read, small_trainer  # noqa: F401
 
-from experiments import cli, files, fit, folders, seeds, train, watch
-from experiments.checkpoints import Checkpoints
+from experiments import train
+from experiments.cli.options import TrainingOptions
+from experiments.results import files, folders, watch
+from experiments.training import fit, runs
+from experiments.training.checkpoints import Checkpoints
 
 SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
 
@@ -253,13 +256,13 @@ def test_a_signal_before_training_leaves_the_results_to_be_overwritten(
     run, tmp_path, monkeypatch, capsys
 ):
     assert run(*SHORT) == 0
-    load = cli.Options.load
+    load = TrainingOptions.load
 
     def load_and_send(*args):
         signal.raise_signal(signal.SIGTERM)
         return load(*args)
 
-    monkeypatch.setattr(cli.Options, "load", load_and_send)
+    monkeypatch.setattr(TrainingOptions, "load", load_and_send)
     assert run(*SHORT, "--overwrite") == 128 + signal.SIGTERM
     assert "digits-sam-0 was not begun" in capsys.readouterr().err
     assert (tmp_path / "digits-sam-0" / "summary.json").exists()
@@ -275,14 +278,14 @@ def test_a_diverged_state_is_not_saved(run, tmp_path, capsys):
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(run, tmp_path, monkeypatch, capsys):
-    add = seeds.Run.add
+    add = runs.Run.add
 
     def diverge(self, row):
         if self.seed == 1:
             raise fit.DivergedError("the loss is nan")
         add(self, row)
 
-    monkeypatch.setattr(seeds.Run, "add", diverge)
+    monkeypatch.setattr(runs.Run, "add", diverge)
     assert run(*SHORT, "--seeds", 0, 1, 2) == 2
     assert "digits-sam-1: the loss is nan" in capsys.readouterr().err
     finished = [(tmp_path / f"digits-sam-{seed}" / "summary.json").exists() for seed in range(3)]

@@ -10,10 +10,12 @@ import optax
 import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
-from experiments import cli, feeds, robustness, train
+from experiments import robustness, train
+from experiments.analysis.attacks import pgd
 from experiments.analysis.trained import Trained
-from experiments.attacks import pgd
+from experiments.data import feeds
 from experiments.robustness import Attack, Options, Target, in_batches
+from experiments.system.errors import UserError
 
 SHORT = ("digits", "--epochs", 3, "--width", 8, "--batch-size", 256)
 RADII = ("--linf", 4, 16, "--l2", 0.5)
@@ -155,14 +157,14 @@ def test_images_that_do_not_count_are_left_out(target, monkeypatch):
     assert found["accuracy"] == pytest.approx(right[counts].mean())
     assert (found["examples"], found["left_out"]) == (counts.sum(), 360 - counts.sum())
     monkeypatch.setattr(feeds, "evaluated", lambda *_: iter(()))
-    with pytest.raises(cli.UserError, match="no image of the test split could be decoded"):
+    with pytest.raises(UserError, match="no image of the test split could be decoded"):
         list(in_batches(under._trained, 10, None))
 
 
 def test_several_test_sets_are_refused(target):
     trained = target("sam")._trained
     trained.__dict__["data"] = trained.data._replace(test={"art": trained.data.test})
-    with pytest.raises(cli.UserError, match="has a test set for each domain"):
+    with pytest.raises(UserError, match="has a test set for each domain"):
         list(in_batches(trained, 10, None))
 
 

@@ -11,12 +11,16 @@ import pytest
 from reference import few
 from test_experiments import command, data_dir, digits, read  # noqa: F401
 
-from experiments import cli, collectives, files, mesh, scaling, train
-from experiments.feeds import arrays
-from experiments.mesh import DATA, MODEL, Layout
+from experiments import scaling, train
+from experiments.benchmark import collectives
+from experiments.cli.settings import METHODS
+from experiments.data.feeds import arrays
 from experiments.recipes import RECIPES
+from experiments.results import files
 from experiments.scaling import Sent
-from experiments.training import Trainer
+from experiments.system import mesh
+from experiments.system.mesh import DATA, MODEL, Layout
+from experiments.training.trainer import Trainer
 
 eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 SMALL = dataclasses.replace(RECIPES["digits"], width=8, batch_size=32)
@@ -75,7 +79,7 @@ def test_collectives_are_found_with_their_bytes_and_where_they_stand():
 
 @eight_devices
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("method", few("sgd", "samar", "ae_looksam", "msam", names=cli.METHODS))
+@pytest.mark.parametrize("method", few("sgd", "samar", "ae_looksam", "msam", names=METHODS))
 def test_the_bytes_of_a_step_are_those_of_the_formula(method, apart, digits):  # noqa: F811
     hlo = scaling.compiled_step(SMALL, method, digits, Layout({DATA: 8}), apart=apart)
     shapes = [(64, 8), (8,), (8, 8), (8,), (8, 10), (10,)]

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import re
 
+from experiments.data.disk import NotPreparedError
 import jax
 import made
 import numpy as np
@@ -15,15 +16,17 @@ from PIL import Image
 import pytest
 from test_experiments import command, read
 
-from experiments import analyze, cli, models, normalization, recipes, robustness, streams, train
+from experiments import analyze, models, recipes, robustness, train
 from experiments.analysis import trained as analysed
 from experiments.analysis.trained import Trained
-from experiments.checkpoints import Checkpoints
-from experiments.data import NotPreparedError, divided
+from experiments.data import loading, normalization, streams
+from experiments.data.pipeline import transforms
+from experiments.data.pipeline.stream import LostWorkerError, Stream
+from experiments.data.sets import divided
 from experiments.models.vit import ViT
-from experiments.pipeline import transforms
-from experiments.pipeline.stream import LostWorkerError, Stream
 from experiments.recipes import Recipe
+from experiments.system.errors import UserError
+from experiments.training.checkpoints import Checkpoints
 
 # A model and images so small that a step takes milliseconds.
 SMALL = ("--model", "tiny_vit", "--image-size", 16, "--batch-size", 8)
@@ -274,7 +277,7 @@ def test_too_many_images_for_the_memory_are_refused(looked_at, sets, monkeypatch
     monkeypatch.setattr(analysed, "MOST_BYTES", 16 * 768 - 1)
     trained = Trained(looked_at, sets, workers=0)
     said = r"all 16 training images of imagenet2012 would take 0\.0 GB .* --examples 2000"
-    with pytest.raises(cli.UserError, match=said):
+    with pytest.raises(UserError, match=said):
         trained.objective({}, training=False, size=3)
     trained.objective({}, training=False, size=3, examples=16)
     monkeypatch.setattr(analysed, "MOST_BYTES", 16 * 768)
@@ -352,5 +355,5 @@ def test_a_streamed_set_needs_a_size_and_has_to_be_there(sets, streamed, tmp_pat
     )
     with pytest.raises(NotPreparedError, match="there is no folder"):
         streams.load(folders, data_dir=tmp_path)
-    with pytest.raises(cli.UserError, match=f"^--data-dir {tmp_path}: there is no folder"):
-        cli.load(folders, 0, tmp_path)
+    with pytest.raises(UserError, match=f"^--data-dir {tmp_path}: there is no folder"):
+        loading.load(folders, 0, tmp_path)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
-from experiments import fit, folders, lines, sweep, sweep_plots
+from experiments import sweep
+from experiments.results import folders, lines, sweep_plots
+from experiments.training import fit
 
 SHORT = ("digits", "--method", "ae_sam", "--epochs", 1, "--batch-size", 256)
 GRID = ("--over", "lambda_1=-2,1", "--over", "lambda_2=-9,2")

@@ -10,10 +10,13 @@ import statistics
 import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
-from experiments import cli, files, folders, seeds, tables, train
-from experiments.collected import collect
-from experiments.paper_tables import PAPERS, Paper, PaperTable
+from experiments import tables, train
+from experiments.cli.settings import METHODS
 from experiments.recipes import RECIPES, small
+from experiments.results import files, folders
+from experiments.results.collected import collect
+from experiments.results.paper_tables import PAPERS, Paper, PaperTable
+from experiments.training import runs
 
 AE, NOISE = "cifar10_resnet18_ae_sam", "cifar10_resnet18_noise20_wsam"
 
@@ -29,7 +32,7 @@ def made(tmp_path):
         options = train.Options(
             recipe=recipe, method=method, seeds=(seed,), out=tmp_path / "runs", name=name, **options
         )
-        run = seeds.Run(options, train._plan(options, None), seed)
+        run = runs.Run(options, train._plan(options, None), seed)
         run.path.mkdir(parents=True)
         files.write_json(run.path / "config.json", run.config())
         if ended:
@@ -86,7 +89,7 @@ def every():
 def test_every_column_is_a_recipe_and_every_row_a_method():
     for name, table in every():
         assert {*table.columns.values()} <= {*RECIPES}, (name, table.title)
-        assert {*table.rows} <= {*cli.METHODS}, (name, table.title)
+        assert {*table.rows} <= {*METHODS}, (name, table.title)
 
 
 def test_every_published_figure_has_a_cell():

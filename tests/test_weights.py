@@ -14,11 +14,11 @@ from test_pretrained import save, vit_state
 
 from experiments import compare, models, recipes, sweep, train
 from experiments.analysis.trained import Trained
-from experiments.checkpoints import Checkpoints
+from experiments.models.pretrained import WeightsError
 from experiments.models.vit import ViT
-from experiments.pretrained import WeightsError
+from experiments.models.weights import Weights
 from experiments.recipes import RECIPES, Recipe
-from experiments.weights import Weights
+from experiments.training.checkpoints import Checkpoints
 
 CLASSES = 4
 # Of images of 16 in patches of 4, for the model below.

@@ -10,10 +10,12 @@ from typing import Annotated, Any
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 import tyro
 
-from experiments import cli, data, folders, runs
 from experiments.analysis.objective import AnalysisError
 from experiments.analysis.trained import Trained
-from experiments.lines import Lines
+from experiments.data import disk
+from experiments.results import folders, provenance
+from experiments.results.lines import Lines
+from experiments.system.errors import UserError
 
 # What tells a run and its last checkpoint from others.
 _MARKS = ("name", "group", "seed", "fingerprint")
@@ -33,7 +35,7 @@ class Options:
     """Processes that decode a streamed set; 0 for threads of this one, a core each by default."""
     skip_corrupt: bool = False
     """Pass over streamed images that cannot be decoded, and tell how many there were."""
-    data_dir: Path = data.DATA_DIR
+    data_dir: Path = disk.DATA_DIR
     """The TFDS directory."""
     out: Path = Path("runs")
     """The folder of all results."""
@@ -48,21 +50,21 @@ def opened(options: Options) -> list[Trained]:
       UserError: there is none, two have the same name, or one is no folder of a run.
     """
     if not options.runs:
-        raise cli.UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
+        raise UserError("pass the folders of one run or more, such as runs/digits-sam-0.")
     names = [path.resolve().name for path in options.runs]
     if len(set(names)) < len(names):
-        raise cli.UserError(f"the folders must have different names, got {' '.join(names)}.")
+        raise UserError(f"the folders must have different names, got {' '.join(names)}.")
     how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
     trained = [Trained(path, options.data_dir, **how) for path in options.runs]
     for i, run in enumerate(trained):
         for other in (one for one in trained[:i] if one.group == run.group):
             if other.seed == run.seed:
-                raise cli.UserError(
+                raise UserError(
                     f"{other.path} and {run.path} are of the same seed, {run.seed}, and no two "
                     "seeds: pass one of them."
                 )
             if folders.on_other_data(other.config, run.config):
-                raise cli.UserError(
+                raise UserError(
                     f"{other.path} and {run.path} were trained on other data: look at them apart."
                 )
     return trained
@@ -79,7 +81,7 @@ def about(run: Trained) -> dict[str, Any]:
         "group": run.group,
         "seed": run.seed,
         "fingerprint": run.fingerprint,
-        "commit": runs.short(run.summary.get("commit")),
+        "commit": provenance.short(run.summary.get("commit")),
         "figures": {name: run.summary[name] for name in figures if name in run.summary},
     }
 
@@ -125,7 +127,7 @@ class Kept:
             start = time.perf_counter()
             try:
                 measured = measure()
-            except (AnalysisError, cli.UserError) as error:
+            except (AnalysisError, UserError) as error:
                 self.failed.append(f"{said}: {error}")
                 return None
             seconds = time.perf_counter() - start

@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from experiments import plots
 from experiments.analysis.hessian import Density
 from experiments.analysis.parts import SHOWN, spread
+from experiments.results import plots
 
 from matplotlib import pyplot as plt  # isort: skip  (behind the choice of a backend in plots)
 

@@ -2,12 +2,14 @@
 
 import inspect
 
-from experiments import cli, fit
 from experiments.analysis.trained import Trained
-from experiments.checkpoints import CheckpointError
-from experiments.feeds import feed
-from experiments.optimizers import SGD
-from experiments.training import METRICS
+from experiments.cli.options import TrainingOptions
+from experiments.data.feeds import feed
+from experiments.system.errors import UserError
+from experiments.training import fit
+from experiments.training.checkpoints import CheckpointError
+from experiments.training.optimizers import SGD
+from experiments.training.state import METRICS
 import sam_optax
 
 
@@ -28,11 +30,11 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
     """
     config, data = trained.config, trained.data
     if config["device_perturbations"] is not None:
-        raise cli.UserError(
+        raise UserError(
             f"{trained.path} was trained with --perturbation device, and cannot be replayed on one "
             "device: leave the part steps away."
         )
-    options = cli.Options(decide=config["decide"])
+    options = TrainingOptions(decide=config["decide"])
     per_epoch = data.train.examples // trained.recipe.batch_size
     phases = [(0, config["method"], config["method_kwargs"]), *config["then"]]
     ends = [*(first for first, _, _ in phases[1:]), trained.recipe.epochs]
@@ -52,7 +54,7 @@ def replay(trained: Trained, step: int) -> list[dict[str, float]]:
         like = saved_by.init(data.train.shape, trained.seed)
         state = trained.checkpoints.restore(step, like).state
     except CheckpointError as error:
-        raise cli.UserError(str(error)) from error
+        raise UserError(str(error)) from error
     if 0 < step == first * per_epoch:
         state = trainer.adopt_one(state)
     policy = _threshold(method, settings, (last - first) * per_epoch)

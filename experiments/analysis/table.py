@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from experiments.markdown import escaped
+from experiments.results.markdown import escaped
 
 # Heading, the number of a run, which raises KeyError where there is none, and its format.
 Column = tuple[str, Callable[[Mapping[str, Any]], float], str]

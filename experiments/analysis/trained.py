@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import augment, cli, feeds, files, folders, objectives, streams
 from experiments.analysis.objective import AnalysisError, Objective
-from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.data import CorruptedError, Data, Split, changes, directory
+from experiments.data import augment, feeds, loading, streams
+from experiments.data.disk import CorruptedError, directory
+from experiments.data.reading import Split
+from experiments.data.sets import Data, changes
 from experiments.recipes.base import of_config
+from experiments.results import files, folders
+from experiments.system.errors import UserError
+from experiments.training import objectives
+from experiments.training.checkpoints import CheckpointError, Checkpoints
 
 # Of all images of a streamed set, where no number of them is asked for.
 MOST_BYTES = 2 * 10**9
@@ -61,7 +66,7 @@ class Trained:
         try:
             str(path).encode()
         except UnicodeEncodeError as error:
-            raise cli.UserError(
+            raise UserError(
                 f"the path {str(path)!r} is no UTF-8, as checkpoints need it: move the folder."
             ) from error
         self.path, self._data_dir = path, data_dir
@@ -83,11 +88,11 @@ class Trained:
             if self.summary.get("metrics", files.checksum(self.rows)) != files.checksum(self.rows):
                 raise ValueError("its metrics are not those that its summary was made of")
         except files.DamagedError as error:
-            raise cli.UserError(
+            raise UserError(
                 f"{error}: pass a folder that experiments.train wrote, and nothing has changed."
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise cli.UserError(
+            raise UserError(
                 f"{path} is no folder of a run ({type(error).__name__}: {error}): pass one that "
                 "experiments.train wrote."
             ) from error
@@ -97,9 +102,9 @@ class Trained:
         try:
             self.steps = self.checkpoints.steps()
         except CheckpointError as error:
-            raise cli.UserError(str(error)) from error
+            raise UserError(str(error)) from error
         if not self.steps:
-            raise cli.UserError(
+            raise UserError(
                 f"{path} holds no checkpoint: train it, or go on with it by --resume, so that "
                 "there are parameters to look at."
             )
@@ -139,14 +144,14 @@ class Trained:
         try:
             return self.checkpoints.fingerprint(self.steps[-1])
         except CheckpointError as error:
-            raise cli.UserError(str(error)) from error
+            raise UserError(str(error)) from error
 
     @functools.cached_property
     def is_streamed(self) -> bool:
         """Whether it was trained on a streamed set.
 
         Raises:
-          ValueError, NotPreparedError, CorruptedError: as `experiments.streams.is_streamed`.
+          ValueError, NotPreparedError, CorruptedError: as `experiments.data.streams.is_streamed`.
         """
         recipe = self.recipe
         return streams.is_streamed(recipe.dataset, directory(self._data_dir), recipe.domain)
@@ -160,7 +165,7 @@ class Trained:
         """
         changed = changes(self.config.get("data", {}), files.plain(self.found.read))
         if "data" in self.config and changed:
-            raise cli.UserError(
+            raise UserError(
                 f"the data are not those that {self.path} was trained on ({changed}): bring them "
                 "back."
             )
@@ -169,7 +174,7 @@ class Trained:
     @functools.cached_property
     def found(self) -> Data:
         """What there is of its data set, for what does not depend on the images themselves."""
-        return cli.load(self.recipe, self.seed, self._data_dir, **self._how)
+        return loading.load(self.recipe, self.seed, self._data_dir, **self._how)
 
     def forget(self) -> None:
         """Lets go of the data, which are read again where they are needed."""
@@ -200,7 +205,7 @@ class Trained:
         try:
             held = self.checkpoints.restore_part(self.steps[-1] if step is None else step, like)
         except CheckpointError as error:
-            raise cli.UserError(str(error)) from error
+            raise UserError(str(error)) from error
         return held["params"], held["model_state"]
 
     def last_weights(self) -> tuple[optax.Params, Any]:
@@ -280,14 +285,14 @@ class Trained:
         if examples not in self._decoded:
             bytes_of_all = train.examples * math.prod(train.shape)
             if examples is None and bytes_of_all > MOST_BYTES:
-                raise cli.UserError(
+                raise UserError(
                     f"all {train.examples:,} training images of {self.recipe.dataset} would take "
                     f"{bytes_of_all / 1e9:,.1f} GB of memory: pass such as --examples 2000."
                 )
             try:
                 self._decoded = {examples: feeds.decoded(train.part(chosen))}
             except CorruptedError as error:
-                raise cli.UserError(str(error)) from error
+                raise UserError(str(error)) from error
             self.corrupt = list(train.corrupt)
         return self._decoded[examples]
 

@@ -1,1 +1,7 @@
-"""What a step of a method costs, beside plain SGD, beside peers, and beside what was promised."""
+"""What a step of a method costs, beside plain SGD, beside peers, and beside what was promised.
+
+Three commands: `python -m experiments.benchmark` for steps, `.growth` for models that grow and
+`.pipeline` for images from disk. `problems` and `contestants` are what is measured, `measure` how,
+`collectives` counts what a program sends; `table`, `report` and `bars` show it. The room may import
+cli and all below. Begin with `measure`.
+"""

@@ -16,8 +16,12 @@ from typing import Literal
 
 import jax
 
-from experiments import cli, files, folders, runs
 from experiments.benchmark import bars, problems, report, table
+from experiments.cli import command
+from experiments.cli.settings import METHODS
+from experiments.results import files, folders, provenance
+from experiments.system.errors import UserError
+from experiments.system.words import known, positive
 
 TORCH = ("torch", "pytorch_optimizer")
 
@@ -28,7 +32,7 @@ class Options:
 
     models: tuple[str, ...] = tuple(problems.MODELS)
     """What to train: mlp, small_cnn, resnet18, vit_small."""
-    methods: tuple[str, ...] = cli.METHODS[1:]
+    methods: tuple[str, ...] = METHODS[1:]
     """Methods of sam_optax, with their defaults, but adaptive thresholds at the mean."""
     peers: tuple[Literal["optax", "torch"], ...] = ("optax",)
     """Whom to compare with beside a hand-written SAM: optax always, torch with the extra peers."""
@@ -52,31 +56,31 @@ class Options:
 def main(options: Options) -> None:
     """Runs the command."""
     if options.turns not in (None, 0) and options.turns < 2:
-        raise cli.UserError(
+        raise UserError(
             f"--turns must be at least 2 for a spread, or 0 for no times, got {options.turns}."
         )
-    cli.positive("seconds", options.seconds)
+    positive("seconds", options.seconds)
     if not options.models:
-        raise cli.UserError(f"--models must name one: {', '.join(problems.MODELS)}.")
+        raise UserError(f"--models must name one: {', '.join(problems.MODELS)}.")
     for model in options.models:
-        cli.known("model", model, problems.MODELS)
+        known("model", model, problems.MODELS)
     for method in options.methods:
-        cli.known("method", method, cli.METHODS[1:])
+        known("method", method, METHODS[1:])
     torch = "torch" in options.peers
     if torch and options.turns == 0:
-        raise cli.UserError("--peers torch is for times: leave --turns 0 away.")
+        raise UserError("--peers torch is for times: leave --turns 0 away.")
     if torch and importlib.util.find_spec("pytorch_optimizer") is None:
-        raise cli.UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
+        raise UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
     if torch and options.width is not None:
-        raise cli.UserError("--width is of JAX's models alone: leave it out with --peers torch.")
+        raise UserError("--width is of JAX's models alone: leave it out with --peers torch.")
     config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "benchmark", config, overwrite=options.overwrite) as folder:
         # A cached compilation costs nothing, and is no measurement.
         jax.config.update("jax_enable_compilation_cache", False)
-        rows, provenance = [], runs.provenance()
+        rows, came_about = [], provenance.provenance()
         if torch:
-            provenance["versions"] |= {name: metadata.version(name) for name in TORCH}
+            came_about["versions"] |= {name: metadata.version(name) for name in TORCH}
         for model in dict.fromkeys(options.models):
             problem = problems.of_model(model, batch_size=options.batch_size, width=options.width)
             rows += table.measure(
@@ -86,7 +90,7 @@ def main(options: Options) -> None:
                 turns=problems.MODELS[model].turns if options.turns is None else options.turns,
                 seconds=options.seconds,
             )
-            found = {"config": config, "rows": rows, "cores": os.cpu_count(), **provenance}
+            found = {"config": config, "rows": rows, "cores": os.cpu_count(), **came_about}
             files.write_json(folder.file("benchmark.json"), found)
             files.write_text(folder.file("benchmark.md"), report.markdown(found))
     print("\n".join(report.bars(bars.judge(rows))))
@@ -94,4 +98,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

@@ -11,7 +11,7 @@ import optax
 
 from experiments.benchmark.bars import SKIPPING
 from experiments.benchmark.problems import Problem
-from experiments.optimizers import SGD, is_decoupled
+from experiments.training.optimizers import SGD, is_decoupled
 import sam_optax
 
 # So small that every turn meets the same gradients.

@@ -14,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from experiments import cli, files, folders, limits, plots, runs
 from experiments.benchmark import contestants
 from experiments.benchmark.measure import Program, over_ideal, take_turns
 from experiments.benchmark.problems import Problem
-from experiments.optimizers import SGD
+from experiments.cli import command
+from experiments.results import files, folders, plots, provenance
+from experiments.system import memory
+from experiments.system.errors import UserError
+from experiments.system.words import positive
+from experiments.training.optimizers import SGD
 
 # What each axis varies, and what the others are meanwhile: parameters, leaves, batch.
 AXES = {
@@ -76,12 +80,12 @@ def layers(parameters: int, leaves: int, batch: int) -> Problem:
 def main(options: Options) -> None:
     """Runs the command."""
     if options.turns < 2:
-        raise cli.UserError(f"--turns must be at least 2, got {options.turns}.")
-    cli.positive("seconds", options.seconds)
+        raise UserError(f"--turns must be at least 2, got {options.turns}.")
+    positive("seconds", options.seconds)
     least = min(sizes[0] for found in AXES.values() for sizes in found)
     if options.most < least:
-        raise cli.UserError(f"--most must be at least {least}, got {options.most}.")
-    limits.check_memory(50 * options.most, f"a problem of --most {options.most:,} parameters")
+        raise UserError(f"--most must be at least {least}, got {options.most}.")
+    memory.check(50 * options.most, f"a problem of --most {options.most:,} parameters")
     config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
     with folders.anew(path, "benchmark.growth", config, overwrite=options.overwrite) as folder:
@@ -100,7 +104,7 @@ def main(options: Options) -> None:
             parameters, leaves, batch = sizes
             sizes = {"parameters": parameters, "leaves": leaves, "batch": batch}
             rows += [{"axis": axis, **sizes, **row} for row in measured[parameters, leaves, batch]]
-            found = {"config": config, "rows": rows, **runs.provenance()}
+            found = {"config": config, "rows": rows, **provenance.provenance()}
             files.write_json(folder.file("growth.json"), found)
         title = f"{found['device']}, jax {jax.__version__}"
         plots.growth(folder.file("growth.png"), rows, title=title)
@@ -121,4 +125,4 @@ def _measure(problem, options):
 
 
 if __name__ == "__main__":
-    cli.run(main, Options)
+    command.run(main, Options)

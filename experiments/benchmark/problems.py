@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import models, sizes
+from experiments import models
+from experiments.models import sizes
 
 
 class Problem(NamedTuple):

@@ -11,7 +11,7 @@ from rich.progress import track
 from experiments.benchmark import bars, contestants
 from experiments.benchmark.measure import Program, Turn, over, over_ideal, take_turns
 from experiments.benchmark.problems import Problem
-from experiments.optimizers import SGD
+from experiments.training.optimizers import SGD
 
 # A contestant is known by its method and by where it decides, or by whose it is.
 Key = tuple[str, str]

@@ -69,8 +69,8 @@ class ResNet(nn.Module):
     pytorch-cifar leaves PyTorch's default, U(±1/√fan-in), a sixth of the variance.
 
     With the stem of ImageNet they are the table's own, as torchvision has them ("v1.5": the stride
-    is in the 3x3 convolution of a bottleneck); their weights load, see `experiments.pretrained`.
-    Only the classifier's biases start otherwise, from zero.
+    is in the 3x3 convolution of a bottleneck); their weights load, see
+    `experiments.models.pretrained`. Only the classifier's biases start otherwise, from zero.
 
     Attributes:
       classes: the number of classes; None for features [B, C] in place of logits.

@@ -60,7 +60,7 @@ class ViT(nn.Module):
     million parameters.
 
     With patches of 16 and 768 channels it is ViT-B/16, which is DeiT-B too: 86.6 million
-    parameters. Weights that others trained load, see `experiments.pretrained`.
+    parameters. Weights that others trained load, see `experiments.models.pretrained`.
 
     Attributes:
       classes: the number of classes.

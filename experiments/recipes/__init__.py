@@ -1,4 +1,8 @@
-"""What to train: one recipe a row of the papers' tables, and small ones for a CPU."""
+"""What to train: one recipe a row of the papers' tables, and small ones for a CPU.
+
+A module a paper; `python -m experiments.recipes` lists all. The room may import system alone. Begin
+with `base`, where each field of a recipe is explained.
+"""
 
 from experiments.recipes import ae_sam, le_sam, le_sam_transfer, r_sam, samar, small, wsam
 from experiments.recipes.base import Recipe

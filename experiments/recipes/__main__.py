@@ -13,9 +13,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from experiments import interrupt, output
 from experiments.recipes import RECIPES, Recipe, cost
 from experiments.recipes.markdown import markdown
+from experiments.system import interrupt, output
 
 WIDTH = 100  # at least
 

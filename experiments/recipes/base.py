@@ -27,8 +27,8 @@ class Recipe:
       batch_size: images a step; the last incomplete batch of an epoch is dropped.
       learning_rate: the largest.
       objective: what a step minimizes: "cross_entropy", or "glmc" for the two mixtures and the two
-        classifiers of `experiments.glmc`, on residual networks and sets in memory. A mixture is the
-        step's own, so that mixup and label_smoothing are 0 there.
+        classifiers of `experiments.training.glmc`, on residual networks and sets in memory. A
+        mixture is the step's own, so that mixup and label_smoothing are 0 there.
       method: "sgd" or the method of `sam_optax` that is trained where none is named.
       optimizer: the base behind the method: "sgd", "rmsprop" or "adamw".
       momentum: of SGD and RMSProp; 0 for none. AdamW has β of 0.9 and 0.999.

@@ -167,7 +167,7 @@ class Cifar100Pyramidnet110(LeSam):
 
 @dataclasses.dataclass(frozen=True)
 class LeSamLongTailed(LeSam):
-    """LE-SAM on CIFAR-100-LT (Appendix E), where it is added to GLMC, see `experiments.glmc`.
+    """LE-SAM on CIFAR-100-LT (Appendix E), added to GLMC, see `experiments.training.glmc`.
 
     The paper names no setting. `--objective cross_entropy` trains its row CE.
 

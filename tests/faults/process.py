@@ -26,6 +26,8 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from experiments.data import reading
+
 OUT = "../../out"  # of every case from where it starts, so that results can be copied
 # Small programs that run once: what takes long is to compile them.
 FLAGS = (
@@ -50,7 +52,7 @@ MODULES = {
     "scaling": "experiments.scaling",
     "gpu_check": "experiments.gpu_check",
     "recipes": "experiments.recipes.__main__",
-    "pipeline": "experiments.pipeline.benchmark",
+    "pipeline": "experiments.benchmark.pipeline",
 }
 
 
@@ -311,18 +313,18 @@ def _draw_nothing():
 
 def remember(data_dir: Path) -> None:
     """Reads digits once for all forks; in one of them, since readers leave threads behind."""
-    from experiments import data
+    from experiments.data import sets
 
     held = data_dir.with_name("digits.pickle")
     pid = os.fork()
     if not pid:
         try:
-            data.load("digits", data_dir=data_dir)
-            held.write_bytes(pickle.dumps(data._last))
+            sets.load("digits", data_dir=data_dir)
+            held.write_bytes(pickle.dumps(reading._last))
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-    data._last.update(pickle.loads(held.read_bytes()))
+    reading._last.update(pickle.loads(held.read_bytes()))
 
 
 def _ends(function):

@@ -287,7 +287,8 @@ def _weights(to: Path) -> None:
 
 def _stops_halfway():
     """In a fork: a signal comes at the eighth step, or behind the second of the runs."""
-    from experiments import fit, watch
+    from experiments.results import watch
+    from experiments.training import fit
 
     reach, train, count = watch.Bar.reach, fit.train, []
 

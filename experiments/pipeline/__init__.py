@@ -1,1 +1,0 @@
-"""Images from disk, batch by batch: sets that do not fit in memory, or of differing sizes."""
