@@ -1,5 +1,7 @@
 """Eight virtual devices and quick compilation, before JAX starts; float64 where a test asks."""
 
+import ctypes
+import gc
 from importlib.metadata import version
 import os
 
@@ -33,6 +35,29 @@ def x64():
         yield
 
 
+class Programs:
+    """Forgets all compiled programs once there are many: a worker would grow to 5 GB."""
+
+    MOST = 600  # about half a gigabyte
+
+    def __init__(self):
+        """None so far."""
+        self._count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event, duration, **more):
+        self._count += event == "/jax/core/compile/backend_compile_duration"
+
+    def pytest_runtest_teardown(self, nextitem):
+        if self._count < self.MOST:
+            return
+        self._count = 0
+        jax.clear_caches()
+        gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # of GNU, which keeps it otherwise
+            libc.malloc_trim(0)
+
+
 @pytest.fixture
 def refused(run, capsys):
     """Runs a module's command by its fixture `run`, which is to fail, and gives what it says."""
@@ -47,7 +72,8 @@ def refused(run, capsys):
 
 
 def pytest_configure(config):
-    """Keeps compiled programs from run to run, in pytest's own cache."""
+    """Keeps compiled programs from run to run, in pytest's own cache, and few in memory."""
+    config.pluginmanager.register(Programs())
     if hasattr(config, "cache"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
