@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx_design",
     "sphinxcontrib.katex",
 ]
 exclude_patterns = ["_build"]
@@ -27,7 +28,7 @@ default_role = "py:obj"
 
 # Pages and notebooks. What the notebooks show is committed; a slow test executes them.
 nb_execution_mode = "off"
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 
 # Docstrings.

@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("**/*.md")) - set(DOCS.glob("_build/**/*")))]
 PACKAGE = sorted((ROOT / "sam_optax").glob("*.py"))
 # Pages that tell commands with options, so that a pattern that finds none is noticed.
-TELLING = {"README", "analysis", "benchmarks", "evaluation", "experiments", "robustness", "tables"}
+TELLING = {"analysis", "benchmarks", "evaluation", "experiments", "robustness", "tables"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -54,7 +54,7 @@ def test_every_block_is_executed_or_understood(page):
 def test_the_names_told_exist(page):
     """Of the package, in pages and docstrings; the site is silent where it cannot link one."""
     told = re.findall(r"`sam_optax\.(\w+(?:\.\w+)*)", page.read_text())
-    assert told or page.stem not in {"README", "methods"}
+    assert told or page.stem not in {"recipes", "methods"}
     for name in told:
         operator.attrgetter(name)(sam_optax)  # raises where there is none
 
@@ -105,6 +105,20 @@ def test_the_commands_on_digits_run(tmp_path, page):
         command = [sys.executable, *shlex.split(line)[1:], "--out", str(tmp_path)]
         subprocess.run(command, check=True, cwd=ROOT, timeout=600)
     assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"], ids=lambda p: p.stem)
+def test_the_first_picture_is_told_by_the_figures_that_it_shows(page):
+    """By those of the script that draws it, which reads the results."""
+    sys.path.insert(0, str(DOCS))
+    import first_picture
+
+    said = dict(re.findall(r"([\w-]+) ([\d.]+) %[,\]]", page.read_text()))
+    shown = {
+        first_picture.SHOWN[name]: f"{mean:.1f}"
+        for name, (_, mean, _) in first_picture.bars().items()
+    }
+    assert said == shown
 
 
 def test_every_method_has_a_section_with_its_bibtex():

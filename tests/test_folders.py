@@ -41,7 +41,7 @@ COMMANDS = {
     "benchmark.growth": (growth, "--most", 10**5, "--turns", 2, "--seconds", 0.001),
     "scaling": (scaling, "--methods", "sgd", "--batch-size", 1, "--model", "mlp"),
     "gpu_check": (gpu_check, "--methods", "sgd", "--examples", 8, "--batch-size", 4),
-    "pipeline.benchmark": (pipeline_benchmark, *SEEN, "--memory-images", 32),
+    "benchmark.pipeline": (pipeline_benchmark, *SEEN, "--memory-images", 32),
     "toy": (toy,),
     "tables": (tables,),
 }

@@ -34,9 +34,9 @@ def test_its_figures_and_its_recipe_are_found(folder, data_dir):  # noqa: F811
 
 def test_its_parameters_have_the_accuracy_of_its_summary(
     folder,
-    data_dir,
+    data_dir,  # noqa: F811
     tmp_path,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     run = folder / "digits-le_sam-0"
     shared = ("--data-dir", data_dir, "--out", tmp_path)

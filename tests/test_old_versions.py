@@ -20,7 +20,8 @@ PARAMS = {
 }
 # What a method has to be given.
 GIVEN = {
-    **dict.fromkeys(("ae_sam", "ae_looksam"), {"total_steps": 10}),
+    "ae_sam": {"total_steps": 10},
+    "ae_looksam": {"total_steps": 10},
     "wsam": {"base": optax.trace(0.9)},
 }
 

@@ -322,7 +322,7 @@ def main(options: Options) -> None:
     )
     config = folders.config_of(options)
     path = folders.path_of(options.out, options.name)
-    with folders.anew(path, "pipeline.benchmark", config, overwrite=options.overwrite) as folder:
+    with folders.anew(path, "benchmark.pipeline", config, overwrite=options.overwrite) as folder:
         with tempfile.TemporaryDirectory() as made:
             records = prepared(options, made)
             if len(records) < max(options.batch_size, options.images):

@@ -70,45 +70,57 @@ def save(figure: Any, path: Path) -> None:
         plt.close(figure)
 
 
+# How a row's `beats_sgd` is shown: colour, marker, words.
+_VERDICTS = {
+    "yes": ("#009E73", "o", "better than SGD"),
+    "not shown": ("0.45", "s", "no clear difference"),
+    "no": ("#D55E00", "v", "worse than SGD"),
+    "baseline": ("black", "D", "SGD"),
+}
+
+
 def comparison(
     path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str
 ) -> None:
-    """Accuracy of each method, mean and deviation, and its paired difference from SGD."""
-    figure, panels = plt.subplots(
-        len(tables),
-        2,
-        figsize=(10, (0.9 + 0.32 * len(next(iter(tables.values())))) * len(tables)),
-        layout="constrained",
-        sharey="row",
-        squeeze=False,
-    )
-    for (budget, rows), (accuracy, difference) in zip(tables.items(), panels, strict=True):
-        names = [f"{row['method']} ({row['gradients_per_step']:.2f})" for row in rows]
-        places = range(len(rows))
-        accuracy.errorbar(
-            [row["test_accuracy_mean"] for row in rows],
-            places,
-            xerr=[row["test_accuracy_std"] for row in rows],
-            fmt="o",
-            capsize=3,
+    """Accuracy of each method, mean and deviation; its mark tells whether it beats SGD."""
+    count = len(next(iter(tables.values())))
+    with plt.rc_context({"font.size": 14}):
+        figure, axes = plt.subplots(
+            1,
+            len(tables),
+            figsize=(10, 2.6 + 0.34 * count),
+            layout="constrained",
+            sharey=True,
+            squeeze=False,
         )
-        accuracy.set_yticks(places, names)
-        accuracy.invert_yaxis()
-        accuracy.set(xlabel="accuracy (%), mean ± std", title=f"at {budget}")
-        difference.errorbar(
-            [row["difference_mean"] for row in rows],
-            places,
-            xerr=[2 * row["difference_error"] for row in rows],
-            fmt="o",
-            capsize=3,
-            color="tab:green",
-        )
-        difference.axvline(0, color="grey", linewidth=0.8)
-        difference.set(xlabel="minus SGD, paired (points), mean ± 2 std. errors")
-        for axis in (accuracy, difference):
+        shown = {}
+        for axis, (budget, rows) in zip(axes[0], tables.items(), strict=True):
+            for verdict, (color, marker, label) in _VERDICTS.items():
+                own = [(i, row) for i, row in enumerate(rows) if row["beats_sgd"] == verdict]
+                if not own:
+                    continue
+                shown[label] = axis.errorbar(
+                    [row["test_accuracy_mean"] for _, row in own],
+                    [i for i, _ in own],
+                    xerr=[row["test_accuracy_std"] for _, row in own],
+                    fmt=marker,
+                    color=color,
+                    markersize=8,
+                    linewidth=2,
+                    capsize=4,
+                )
+                if verdict == "baseline":
+                    axis.axvline(own[0][1]["test_accuracy_mean"], color=color, linestyle="--")
+            axis.set(title=f"at {budget}", xlabel="accuracy (%): higher is better")
             axis.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{title} (gradients per step in brackets)")
-    save(figure, path)
+        names = [f"{row['method']} ({row['gradients_per_step']:.2g})" for row in rows]
+        axes[0, 0].set_yticks(range(count), names)
+        axes[0, 0].invert_yaxis()
+        figure.legend(shown.values(), shown, loc="outside lower center", ncols=4, frameon=False)
+        figure.suptitle(
+            f"{title}\nmean ± standard deviation; gradients a step in brackets", fontsize="medium"
+        )
+        save(figure, path)
 
 
 def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
