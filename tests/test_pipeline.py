@@ -18,16 +18,19 @@ import threading
 import time
 from types import SimpleNamespace
 
-from experiments.data.disk import CorruptedError, NotPreparedError
 import made
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import pytest
 import tensorflow_datasets as tfds
 
+from experiments.data.disk import CorruptedError, NotPreparedError
+from experiments.data.pipeline import batches as putting
 from experiments.data.pipeline import blocks, stream, transforms
+from experiments.data.pipeline.batches import LostWorkerError
+from experiments.data.pipeline.maker import Plan, opened
 from experiments.data.pipeline.records import FolderRecords, Record, TfdsRecords
-from experiments.data.pipeline.stream import LostWorkerError, Stream
+from experiments.data.pipeline.stream import Stream
 
 SIZE, CLASSES = 16, 1000
 
@@ -661,7 +664,7 @@ def test_another_seed_is_another_order_and_not_that_of_another_epoch():
 
 def test_the_order_is_not_drawn_from_the_numbers_of_the_first_crop():
     """To NumPy zeros at the end of a seed are none, so that [seed, epoch] has the same ones."""
-    maker = plain(Held(40))._maker(plan=stream._Plan(40, 40, 0, 1, seed=3), shared=False)
+    maker = plain(Held(40))._maker(plan=Plan(40, 40, 0, 1, seed=3), shared=False)
     for epoch in (0, 1):
         of_crop = np.random.default_rng([3, epoch, 0, 0]).permutation(40)
         assert (maker._order(epoch) != of_crop).any()
@@ -860,8 +863,8 @@ import gc
 import os
 import signal
 import sys
-from experiments.pipeline.records import TfdsRecords
-from experiments.pipeline.stream import Stream
+from experiments.data.pipeline.records import TfdsRecords
+from experiments.data.pipeline.stream import Stream
 
 if __name__ == "__main__":
     # where the tests run in the background, Ctrl-C is ignored unless told otherwise
@@ -881,7 +884,7 @@ if __name__ == "__main__":
     batches = stream.batches(seed=0, batch_size=8)
     print(next(batches).valid.sum(), flush=True)
     if sys.argv[2] == "left at once":
-        from experiments import command  # which the workers do not need
+        from experiments.cli import command  # which the workers do not need
         command._leave(7)
     if sys.argv[2] == "interrupted":
         while True:
@@ -900,7 +903,7 @@ def program(tmp_path, data_dir):
         process = subprocess.Popen(
             [sys.executable, str(path), str(data_dir), how],
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(Path(stream.__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": str(Path(stream.__file__).parents[3])},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -949,7 +952,7 @@ def test_a_piece_that_is_not_sent_leaves_no_shared_memory(broken, monkeypatch):
         return memory
 
     monkeypatch.setattr(blocks, "SharedMemory", named)
-    plan = stream._Plan(2, 2, 0, 1)
+    plan = Plan(2, 2, 0, 1)
     maker = plain(Held(2, broken=broken))._maker(plan=plan, shared=True)
     if broken:
         with pytest.raises(CorruptedError, match="record 1"):
@@ -963,7 +966,7 @@ def test_a_piece_that_is_not_sent_leaves_no_shared_memory(broken, monkeypatch):
 
 def test_a_block_is_used_again_once_the_receiver_has_let_go_of_it():
     """By name it is there until the receiver has opened it, and never after."""
-    plan = stream._Plan(4, 2, 0, 1)
+    plan = Plan(4, 2, 0, 1)
     maker = plain(Held(4, broken=(3,)), skip_corrupt=True)._maker(plan=plan, shared=True)
     first = maker(plan[0])
     sent = pickle.dumps(first)
@@ -982,17 +985,17 @@ def test_a_block_is_used_again_once_the_receiver_has_let_go_of_it():
     assert not third.raw.valid.any()
     again = pickle.loads(pickle.dumps(third))
     assert again._memory is received._memory
-    stream._opened.forget(maker.stream)
+    opened.forget(maker.stream)
 
 
 def test_a_stream_has_few_blocks_and_forgets_them(records):
-    others = set(stream._opened._streams)
+    others = set(opened._streams)
     batches = plain(records, workers=1).batches(seed=0, batch_size=8)
     found = list(itertools.islice(batches, 40))
-    (own,) = set(stream._opened._streams) - others
-    assert len(found) == 40 > 8 > len(stream._opened._streams[own]) > 0
+    (own,) = set(opened._streams) - others
+    assert len(found) == 40 > 8 > len(opened._streams[own]) > 0
     batches.close()
-    assert own not in stream._opened._streams
+    assert own not in opened._streams
 
 
 @pytest.mark.slow
@@ -1017,17 +1020,17 @@ def test_a_closed_stream_has_no_workers_even_such_as_had_yet_to_start(records, m
 def test_a_worker_without_a_parent_ends_once_its_shared_memory_is_known(monkeypatch):
     """Where it ended between the two, the memory would stay until the machine is started anew."""
     ended = threading.Event()
-    monkeypatch.setattr(stream, "parent_process", lambda: SimpleNamespace(join=lambda: None))
-    monkeypatch.setattr(stream.util, "Finalize", lambda *args, **kwargs: None)
-    monkeypatch.setattr(stream.os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(putting, "parent_process", lambda: SimpleNamespace(join=lambda: None))
+    monkeypatch.setattr(putting.util, "Finalize", lambda *args, **kwargs: None)
+    monkeypatch.setattr(putting.os, "_exit", lambda code: ended.set())
 
     def slow(**arguments):
-        stream._prepare_worker(0, 1)
+        putting._prepare_worker(0, 1)
         assert not ended.wait(0.2)
         return SharedMemory(**arguments)
 
     monkeypatch.setattr(blocks, "SharedMemory", slow)
-    plan = stream._Plan(2, 2, 0, 1)
+    plan = Plan(2, 2, 0, 1)
     plain(Held(2))._maker(plan=plan, shared=True)(plan[0])
     assert ended.wait(10)
 
@@ -1064,5 +1067,5 @@ def test_workers_end_when_their_parent_is_killed(program):
 
 def test_a_thread_that_collects_its_own_stream_does_not_wait_for_itself():
     wanted = queue.SimpleQueue()
-    stream._end(threading.current_thread(), wanted)
+    putting._end(threading.current_thread(), wanted)
     assert wanted.get() is False

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 import re
 
-from experiments.data.disk import NotPreparedError
 import jax
 import made
 import numpy as np
@@ -20,8 +19,10 @@ from experiments import analyze, models, recipes, robustness, train
 from experiments.analysis import trained as analysed
 from experiments.analysis.trained import Trained
 from experiments.data import loading, normalization, streams
+from experiments.data.disk import NotPreparedError
 from experiments.data.pipeline import transforms
-from experiments.data.pipeline.stream import LostWorkerError, Stream
+from experiments.data.pipeline.batches import LostWorkerError
+from experiments.data.pipeline.stream import Stream
 from experiments.data.sets import divided
 from experiments.models.vit import ViT
 from experiments.recipes import Recipe

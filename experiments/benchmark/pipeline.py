@@ -27,8 +27,9 @@ import tensorflow_datasets as tfds
 from experiments.cli import command
 from experiments.data import disk
 from experiments.data.pipeline import transforms
+from experiments.data.pipeline.maker import PIECE
 from experiments.data.pipeline.records import TfdsRecords
-from experiments.data.pipeline.stream import PIECE, Stream
+from experiments.data.pipeline.stream import Stream
 from experiments.results import files, folders, provenance
 from experiments.system import interrupt, memory
 from experiments.system.errors import UserError

@@ -18,7 +18,7 @@ import tyro
 
 from experiments.cli import limits
 from experiments.data import disk
-from experiments.data.pipeline import stream
+from experiments.data.pipeline import batches
 from experiments.models.pretrained import WeightsError
 from experiments.results import numerics
 from experiments.system import interrupt, output, processes, words
@@ -72,7 +72,7 @@ def _status(command, options):
             "all of them again with --resume."
         )
         return 1, True
-    except (UserError, disk.CorruptedError, WeightsError, stream.LostWorkerError) as error:
+    except (UserError, disk.CorruptedError, WeightsError, batches.LostWorkerError) as error:
         option = "--weights: " if isinstance(error, WeightsError) else ""
         output.tell(f"error: {option}{error}")
         # The shutdown would wait for the others, who wait for this process.
@@ -116,7 +116,7 @@ def _leave(code):
     Streams end before, as Python would warn of what their workers leave.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        stream.close_all()
+        batches.close_all()
     for file in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             file.flush()

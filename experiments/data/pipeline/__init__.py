@@ -1,5 +1,6 @@
 """Images from disk, batch by batch: sets that do not fit in memory, or of differing sizes.
 
-`records` reads them, `transforms` makes of each what a model sees, `stream` puts batches together
-in worker processes, which hand them over in the shared memory of `blocks`. Begin with `stream`.
+`stream` is what a caller sees. `records` reads the images, `transforms` makes of each what a model
+sees, `maker` is what a worker does, which hands pieces over in the shared memory of `blocks`, and
+`batches` puts them together. Begin with `stream`.
 """
