@@ -9,7 +9,8 @@ import made
 import numpy as np
 import pytest
 
-from experiments.benchmark import pipeline
+from experiments.benchmark import pipeline, throughput
+from experiments.benchmark.photographs import photograph
 from experiments.cli import limits
 from experiments.data.pipeline.records import FolderRecords
 from experiments.results import provenance
@@ -57,9 +58,9 @@ def test_what_cannot_be_measured(tmp_path, changes, message):
 
 
 def test_a_process_has_memory_and_has_taken_time():
-    assert pipeline.resident(os.getpid()) > 10
-    assert pipeline.spent([os.getpid()]) > 0.1
-    assert pipeline.resident(2**22 + 1) == 0 or Path(f"/proc/{2**22 + 1}").exists()
+    assert throughput.resident(os.getpid()) > 10
+    assert throughput.spent([os.getpid()]) > 0.1
+    assert throughput.resident(2**22 + 1) == 0 or Path(f"/proc/{2**22 + 1}").exists()
 
 
 @pytest.mark.parametrize(("ticks", "ratio"), [((2, 4), 0.5), ((2, 0), None), ((0, 0), None)])
@@ -75,7 +76,7 @@ def test_what_is_too_short_to_be_counted_has_no_ratio(tmp_path, ticks, ratio):
 
 
 def test_made_images_are_of_imagenets_size():
-    sizes = [len(pipeline.photograph(i)) for i in range(8)]
+    sizes = [len(photograph(i)) for i in range(8)]
     assert 90_000 < sum(sizes) / 8 < 130_000
 
 
@@ -98,14 +99,14 @@ def test_a_bare_process_names_an_image_that_cannot_be_decoded(tmp_path):
     (folder / "a.jpg").write_bytes(made.jpeg(0))
     (folder / "b.jpg").write_bytes(b"no image")
     told = Told(("decode", [0]), ("bare", [0, 1]), ("bare", [0]))
-    pipeline.loop(FolderRecords(tmp_path, "train"), 8, told)
+    throughput.loop(FolderRecords(tmp_path, "train"), 8, told)
     before, wrong, after = told.answers
     assert (before, after) == (None, None)
     assert wrong.startswith(f"train/class/b.jpg in {tmp_path} cannot be decoded (Unidentified")
 
 
 def test_what_a_bare_process_cannot_decode_is_one_line():
-    loops = object.__new__(pipeline.Loops)
+    loops = object.__new__(throughput.Loops)
     loops._processes, loops._ends = [], [Told(), Told()]
     loops._ends[1]._told = ["b.jpg cannot be decoded"]
     with pytest.raises(UserError, match=r"^b\.jpg cannot be decoded: replace that image"):
@@ -113,7 +114,7 @@ def test_what_a_bare_process_cannot_decode_is_one_line():
 
 
 def test_a_bare_process_does_not_see_ctrl_c():
-    (process,) = pipeline.Loops([], 1, 1)._processes
+    (process,) = throughput.Loops([], 1, 1)._processes
     status = Path(f"/proc/{process.pid}/status").read_text()
     process.kill()
     process.join()

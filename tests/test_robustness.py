@@ -11,10 +11,10 @@ import pytest
 from test_experiments import command, data_dir, read  # noqa: F401
 
 from experiments import robustness, train
+from experiments.analysis.attacked import Attack, Target, in_batches
 from experiments.analysis.attacks import pgd
 from experiments.analysis.trained import Trained
 from experiments.data import feeds
-from experiments.robustness import Attack, Options, Target, in_batches
 from experiments.system.errors import UserError
 
 SHORT = ("digits", "--epochs", 3, "--width", 8, "--batch-size", 256)
@@ -51,8 +51,8 @@ def target(folder, data_dir):  # noqa: F811
     """A run under attack."""
 
     def target(name, batch_size=500, **attack):
-        options = Options((), attack=Attack(**attack), batch_size=batch_size)
-        return Target(Trained(folder / name, data_dir), options, lambda: None)
+        trained = Trained(folder / name, data_dir)
+        return Target(trained, Attack(**attack), batch_size, lambda: None)
 
     return target
 
@@ -150,7 +150,7 @@ def test_images_that_do_not_count_are_left_out(target, monkeypatch):
             yield images, labels, jnp.arange(len(labels)) % 3 > 0
 
     monkeypatch.setattr(feeds, "evaluated", streamed)
-    found = Target(under._trained, Options((), batch_size=300), lambda: None).measure(None, None)
+    found = Target(under._trained, Attack(), 300, lambda: None).measure(None, None)
     logits_fn, images, labels = by_hand(under._trained)
     counts = np.arange(360) % 300 % 3 > 0
     right = np.asarray(logits_fn(images).argmax(1) == labels)
