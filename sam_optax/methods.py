@@ -1,5 +1,7 @@
 """The named methods: each is a choice of parts.
 
+They stand on one page, long as it is, so that each can be read beside those that it differs from.
+
 Every method returns one link of an Optax chain, `update(updates, state, params, *, grad_fn)`; see
 `sam_optax.sharpness_aware` for that contract, for the dtypes and for the errors of the update.
 Notation: w the parameters, g the gradient at w (at w + δ0 in the methods that have a δ0), ε the

@@ -28,7 +28,8 @@ import optax  # noqa: F401
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["start.py", "perturb.py", "when.py", "combine.py"]
+MODULES = ["start.py", "perturb/_balls.py", "perturb/_ellipsoids.py", "perturb/_eigen.py"]
+MODULES += ["perturb/_directions.py", "perturb/_only.py", "when.py", "combine.py"]
 MODULES += ["_engine.py", "_decision.py", "_examples.py", "_tree.py"]
 MODULES += ["_average.py", "_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
 # Cheap and strong first.
@@ -218,11 +219,11 @@ def snapshot(workspace: Path):
 
 def report(records: list[dict[str, Any]]):
     """Prints how many mutants of each module are killed, and those that are not."""
-    print(f"\n{'module':15}{'mutants':>8}{'killed':>8}{'percent':>9}")
+    print(f"\n{'module':24}{'mutants':>8}{'killed':>8}{'percent':>9}")
     for module in [*dict.fromkeys(r["module"] for r in records), "all"]:
         own = [r for r in records if module in (r["module"], "all")]
         killed = sum(r["status"] != "survived" for r in own)
-        print(f"{module:15}{len(own):8}{killed:8}{100 * killed / max(len(own), 1):9.1f}")
+        print(f"{module:24}{len(own):8}{killed:8}{100 * killed / max(len(own), 1):9.1f}")
     for r in sorted(records, key=lambda r: r["status"], reverse=True):
         if r["status"] != "killed":
             print(f"{r['status']} {r['module']}:{r['line']} {r['original']} → {r['mutated']}")

@@ -22,7 +22,7 @@ import sam_optax.flax
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("**/*.md")) - set(DOCS.glob("_build/**/*")))]
-PACKAGE = sorted((ROOT / "sam_optax").glob("*.py"))
+PACKAGE = sorted((ROOT / "sam_optax").rglob("*.py"))
 # Pages that tell commands with options, so that a pattern that finds none is noticed.
 TELLING = {"analysis", "benchmarks", "evaluation", "experiments", "robustness", "tables"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

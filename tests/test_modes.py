@@ -28,7 +28,7 @@ from reference import (
 )
 
 import sam_optax
-from sam_optax import perturb, when
+from sam_optax import _decision, perturb, when
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -295,14 +295,14 @@ def test_outside_jit_a_step_rounds_alike_in_every_process(name):
 
 def test_a_piece_that_asks_for_the_gradient_is_tried_compiled_once(monkeypatch):
     seen = []
-    branch = perturb._decision.branch
+    branch = _decision.branch
 
     def spy(fire, yes, no, gradient, point):
         seen.append(isinstance(fire, jax.core.Tracer))
         gradient(point)
         return branch(fire, yes, no, gradient, point)
 
-    monkeypatch.setattr(perturb._decision, "branch", spy)
+    monkeypatch.setattr(_decision, "branch", spy)
     link = sam_optax.eigen_sam()
     w = jnp.ones(2)
     state = link.init(w)

@@ -133,7 +133,7 @@ MUTATIONS = {
         "noise_has_the_scale",
     ),
     "lambda_ weighs the noise": Mutation(
-        "perturb.py",
+        "perturb/_balls.py",
         "_tree.combine(jnp.add, _parts.hide_as(ascent, offset), ascent)",
         "_tree.combine(lambda o, a: weight * o + a, _parts.hide_as(ascent, offset), ascent)",
         "closed_forms",
@@ -180,13 +180,13 @@ MUTATIONS = {
         "samar",
     ),
     "le_sam divides by the norm once": Mutation(
-        "perturb.py", "lambda g: rho / n * g", "lambda g: rho * g", "closed_forms", "le_sam"
+        "perturb/_balls.py", "lambda g: rho / n * g", "lambda g: rho * g", "closed_forms", "le_sam"
     ),
     "le_sam without the bound of its norm": Mutation(
-        "perturb.py", "first) + 1e-12)", "first))", "closed_forms", "le_sam"
+        "perturb/_balls.py", "first) + 1e-12)", "first))", "closed_forms", "le_sam"
     ),
     "le_sam does not clip": Mutation(
-        "perturb.py",
+        "perturb/_balls.py",
         "if rho_max is not None:\n            rho =",
         "if False:\n            rho =",
         "closed_forms",
@@ -203,21 +203,25 @@ MUTATIONS = {
         "le_sam_plus",
     ),
     "asam does not square": Mutation(
-        "perturb.py",
+        "perturb/_ellipsoids.py",
         "return _tree.combine(jnp.multiply, axes, _tree.towards(ascent, rho))",
         "return _tree.towards(ascent, rho)",
         "closed_forms",
         "asam",
     ),
     "asam takes every leaf for a weight": Mutation(
-        "perturb.py",
+        "perturb/_ellipsoids.py",
         "(jnp.ndim(w) > 1 and not _names",
         "(jnp.ndim(w) >= 0 and not _names",
         "names",
         "vector",
     ),
     "fisher_sam without the root": Mutation(
-        "perturb.py", "jax.lax.rsqrt(1 +", "jnp.reciprocal(1 +", "closed_forms", "fisher"
+        "perturb/_ellipsoids.py",
+        "jax.lax.rsqrt(1 +",
+        "jnp.reciprocal(1 +",
+        "closed_forms",
+        "fisher",
     ),
     "ssam scales the other way": Mutation(
         "combine.py",
@@ -227,31 +231,35 @@ MUTATIONS = {
         "ssam",
     ),
     "vasso climbs along the average before": Mutation(
-        "perturb.py",
+        "perturb/_directions.py",
         "return m, EmaState(_tree",
         "return state.m, EmaState(_tree",
         "closed_forms",
         "vasso",
     ),
     "friendly_sam averages what is left": Mutation(
-        "perturb.py",
+        "perturb/_directions.py",
         "_moved(m, after, share, step)",
         "_moved(m, noise, share, step)",
         "closed_forms",
         "friendly",
     ),
     "eigen_sam renormalises": Mutation(
-        "perturb.py",
+        "perturb/_eigen.py",
         "return _tree.combine(lambda a, r: rho * (a + weight * r), ascent, rejected)",
         "return _tree.towards(_tree.combine(lambda a, r: a + weight * r, ascent, rejected), rho)",
         "closed_forms",
         "eigen",
     ),
     "eigen_sam without the sign": Mutation(
-        "perturb.py", "alpha * jnp.sign(_tree.along(v, first))", "alpha", "closed_forms", "eigen"
+        "perturb/_eigen.py",
+        "alpha * jnp.sign(_tree.along(v, first))",
+        "alpha",
+        "closed_forms",
+        "eigen",
     ),
     "eigen_sam estimates at step 0": Mutation(
-        "perturb.py", "due = (step > 0) & ", "due = (step >= 0) & ", "closed_forms", "eigen"
+        "perturb/_eigen.py", "due = (step > 0) & ", "due = (step >= 0) & ", "closed_forms", "eigen"
     ),
     "esam keeps one example less": Mutation(
         "_examples.py",
@@ -268,7 +276,7 @@ MUTATIONS = {
         "esam",
     ),
     "esam does not make up for what it masks": Mutation(
-        "perturb.py", "x / beta, 0)", "x, 0)", "closed_forms", "esam"
+        "perturb/_directions.py", "x / beta, 0)", "x, 0)", "closed_forms", "esam"
     ),
     "msam looks back": Mutation(
         "start.py",
@@ -390,7 +398,7 @@ MUTATIONS = {
         "whose_own_gradient",
     ),
     "a lost eigenvector is kept": Mutation(
-        "perturb.py",
+        "perturb/_eigen.py",
         "_finite.choose(_finite.is_finite(found, params), lambda: found, lambda: old)",
         "found",
         "overflow",
@@ -534,14 +542,14 @@ MUTATIONS = {
         "gradient_point",
     ),
     "the rest is perturbed by its gradient": Mutation(
-        "perturb.py",
+        "perturb/_only.py",
         "part.merge(epsilon, _tree.combine(jnp.zeros_like, first))",
         "part.merge(epsilon, first)",
         "masked",
         "only_perturbs",
     ),
     "a mask in the slot hides the Hessian's part": Mutation(
-        "perturb.py",
+        "perturb/_only.py",
         'extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)',
         'extra["grad_fn"] = grad_fn',
         "masked",
@@ -558,7 +566,7 @@ MUTATIONS = {
         "_fit.py", "if raw and _has_mask", "if raw and not _has_mask", "masked", "gradient_itself"
     ),
     "a group sees the whole offset": Mutation(
-        "perturb.py", "_parts.hide_as(ascent, offset)", "offset", "masked", "sees_its_share"
+        "perturb/_balls.py", "_parts.hide_as(ascent, offset)", "offset", "masked", "sees_its_share"
     ),
     "a direction from outside is not cut to the part": Mutation(
         "_parts.py",

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import sam_optax
-from sam_optax import combine, perturb, schedules, start, when
+from sam_optax import _tree, combine, perturb, schedules, start, when
 
 W = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
 LENGTH = 5.0
@@ -270,13 +270,13 @@ def test_a_policy_of_the_callers_decides_in_python():
 def compiled(monkeypatch):
     """Whether each norm of a step was taken in a compiled piece."""
     seen = []
-    towards = perturb._tree.towards
+    towards = _tree.towards
 
     def spy(a, length):
         seen.append(isinstance(jax.tree.leaves(a)[0], jax.core.Tracer))
         return towards(a, length)
 
-    monkeypatch.setattr(perturb._tree, "towards", spy)
+    monkeypatch.setattr(_tree, "towards", spy)
     return seen
 
 

@@ -3,6 +3,7 @@
 import inspect
 import operator
 import re
+import sys
 
 import jax.numpy as jnp
 import optax
@@ -135,11 +136,15 @@ def test_nothing_else_is_public():
     assert declared == listed | set(FIELDS)
     assert set(sam_optax.__all__) > set(MODULES)
     for module in (*MODULES, "flax", "methods"):
-        members = vars(getattr(sam_optax, module))
+        full = f"sam_optax.{module}"
+        files = [m for name, m in sys.modules.items() if f"{name}.".startswith(f"{full}.")]
         own = {
-            n for n, v in members.items() if getattr(v, "__module__", "") == f"sam_optax.{module}"
+            name
+            for file in files
+            for name, value in vars(file).items()
+            if getattr(value, "__module__", "") == file.__name__ and not name.startswith("_")
         }
-        assert set(members["__all__"]) == {name for name in own if not name.startswith("_")}
+        assert set(getattr(sam_optax, module).__all__) == own
 
 
 def public_functions(module):
