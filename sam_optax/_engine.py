@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _callers, _checks, _decision, _finite, _fit, _parts, _shards, _tree
+from sam_optax import _callers, _decision, _finite, _first, _fit, _given, _parts, _shards, _tree
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
@@ -137,7 +135,7 @@ def sharpness_aware(
       >>> int(sam_optax.read(state, "ascents"))
       1
     """
-    _check_parts(perturb, start, when, combine, updates_at)
+    _given.check_parts(perturb, start, when, combine, updates_at)
     ascent = optax.with_extra_args_support(perturb or optax.identity())
     start = start or Start(optax.init_empty_state, _keep)
     when = when or deciding.always()
@@ -156,7 +154,7 @@ def sharpness_aware(
 
     def init(params: Tree) -> SharpnessAwareState:
         piece.see()
-        part = _parts.trainable(_given(params))
+        part = _parts.trainable(_given.checked_params(params))
         params = part.prune(params)
         return SharpnessAwareState(
             steps=jnp.zeros([], jnp.int32),
@@ -182,7 +180,7 @@ def sharpness_aware(
     def ascend(
         grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
     ) -> tuple[Tree, SharpnessAwareState]:
-        engine = {"grad_fn": grad_fn, "offset": _offset(state, params)}
+        engine = {"grad_fn": grad_fn, "offset": _first.offset(state.start, params)}
         epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
         epsilon = _fit.checked_offset(epsilon, perturb_state, first, params)
         return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
@@ -317,7 +315,7 @@ def sharpness_aware(
         **extra: Any,
     ) -> tuple[Tree, SharpnessAwareState]:
         piece.see()
-        params = _given(params)
+        params = _given.checked_params(params)
         part = _parts.trainable(params)
         own = part.prune(params)
         _fit.check("updates", updates, part, params)
@@ -328,7 +326,7 @@ def sharpness_aware(
             states.check(state, own)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
         if grad_fn is None and extra.get("value_fn") is not None:
-            grad_fn = _gradient_of(extra["value_fn"], extra)
+            grad_fn = _given.gradient_of(extra["value_fn"], extra)
         own_first = not taken or start.samples > 1
         asks = own_first or perturb is not None
         if grad_fn is None and asks:
@@ -351,8 +349,8 @@ def sharpness_aware(
         first, usable = own_updates, np.True_
         with _shards.laid_out(layout):
             if own_first:
-                first = own_updates if taken else gradient(offset_params(state, own))
-                first = _average_samples(first, gradient, start.samples, state, own)
+                first = own_updates if taken else gradient(_first.point(state.start, own))
+                first = _first.average(first, gradient, start.samples, state.start, own)
                 first, usable = settle(gradient, first, own_updates, own, extra)
             direction, state = step(gradient, first, usable, state, own, extra)
         return part.merge(direction, updates), state
@@ -367,62 +365,8 @@ def _keep(direction: Tree, state: Any, params: Tree, **extra: Any) -> Any:
     return state
 
 
-def _offset(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree | None:
-    """δ0, or None where the first gradient is taken at the parameters."""
-    return state.start.offset(params, *sample) if hasattr(state.start, "offset") else None
-
-
-def offset_params(state: SharpnessAwareState, params: Tree, *sample: int) -> Tree:
-    """The parameters at which the first gradient, or a further sample of it, is taken."""
-    offset = _offset(state, params, *sample)
-    return params if offset is None else _tree.add(params, offset)
-
-
-def _average_samples(
-    first: Tree, gradient: GradFn, samples: int, state: SharpnessAwareState, params: Tree
-) -> Tree:
-    """The mean of the first gradient over the samples of a start; `first` is number 0."""
-    further = [gradient(offset_params(state, params, i)) for i in range(1, samples)]
-    if not further:
-        return first
-    mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
-    return _tree.cast_like(mean, first)
-
-
 def _counted(count: jax.Array, more: Flag) -> jax.Array:
     return jnp.where(more, optax.safe_increment(count), count)
-
-
-def _gradient_of(value_fn: Callable[..., jax.Array], extra: Extra) -> GradFn:
-    """The gradient of a loss, which takes other extra arguments by their names, as in Optax."""
-    asked = list(inspect.signature(value_fn).parameters)[1:]
-    by_name = {name: extra[name] for name in asked if name in extra}
-    gradient: GradFn = jax.grad(lambda p: value_fn(p, **by_name), allow_int=True)
-    return gradient
-
-
-def _check_parts(
-    perturb: object, start: object, when: object, combine: object, updates_at: str
-) -> None:
-    """Raises where a slot holds what does not belong there."""
-    _checks.choice("updates_at", updates_at, ("params", "gradient_point"))
-    if perturb is None:
-        if when is not None or combine is not None:
-            raise ValueError(
-                "when and combine act on a second gradient, and without perturb there is none: "
-                "pass perturb, such as sam_optax.perturb.ball(0.05)."
-            )
-    elif not isinstance(perturb, optax.GradientTransformation):
-        raise TypeError(f"perturb must be an Optax transformation, got {perturb!r}.")
-    for name, part, kind in (
-        ("start", start, Start),
-        ("when", when, When),
-        ("combine", combine, Combine),
-    ):
-        if part is not None and not isinstance(part, kind):
-            raise TypeError(
-                f"{name} must be a {kind.__name__}, such as sam_optax.{name} makes, got {part!r}."
-            )
 
 
 def _check_state(state: object) -> None:
@@ -433,13 +377,3 @@ def _check_state(state: object) -> None:
             f"{type(state).__name__}, which is of another optimizer, or was restored without its "
             f"types: {REMEDY}"
         )
-
-
-def _given(params: Tree | None) -> Tree:
-    """The parameters, if they are there."""
-    if params is None:
-        raise ValueError(
-            "a sharpness-aware update needs the parameters: call update(grads, opt_state, params, "
-            "grad_fn=grad_fn)."
-        )
-    return params

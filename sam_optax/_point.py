@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import optax
 
-from sam_optax import _parts, _shards
+from sam_optax import _first, _parts, _shards
 from sam_optax._contracts import Tree
-from sam_optax._engine import SharpnessAwareState, offset_params
+from sam_optax._engine import SharpnessAwareState
 from sam_optax._parts import MaskedState, Part
 
 
@@ -71,6 +71,6 @@ def _gradient_point(
         part = _parts.trainable(params)
         own = part.prune(params)
         with _shards.laid_out(_shards.found(own, None, state.steps, param_specs)):
-            return part.merge(offset_params(state, own), params)
+            return part.merge(_first.point(state.start, own), params)
     inner = _gradient_point(parts[1:], state, parts[0].prune(params), param_specs)
     return parts[0].merge(inner, params)

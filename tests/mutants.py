@@ -30,7 +30,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ["start.py", "perturb/_balls.py", "perturb/_ellipsoids.py", "perturb/_eigen.py"]
 MODULES += ["perturb/_directions.py", "perturb/_only.py", "when.py", "combine.py"]
-MODULES += ["_engine.py", "_decision.py", "_examples.py", "_tree.py"]
+MODULES += ["_engine.py", "_first.py", "_given.py", "_decision.py", "_examples.py", "_tree.py"]
 MODULES += ["_average.py", "_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
 # Cheap and strong first.
 TESTS = [

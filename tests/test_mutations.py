@@ -86,13 +86,13 @@ MUTATIONS = {
     "r_sam climbs around the noisy point": Mutation(
         "_engine.py",
         "return _tree.add(params, epsilon), state._replace(perturb",
-        "return _tree.add(offset_params(state, params), epsilon), state._replace(perturb",
+        "return _tree.add(_first.point(state.start, params), epsilon), state._replace(perturb",
         "closed_forms",
         "r_sam",
     ),
     "the first gradient is not at the noisy point": Mutation(
         "_engine.py",
-        "first = own_updates if taken else gradient(offset_params(state, own))",
+        "first = own_updates if taken else gradient(_first.point(state.start, own))",
         "first = own_updates if taken else gradient(own)",
         "closed_forms",
         "r_sam",
@@ -293,9 +293,9 @@ MUTATIONS = {
         "s2_sam",
     ),
     "lpf_sgd takes the same draw for each sample": Mutation(
-        "_engine.py",
-        "gradient(offset_params(state, params, i))",
-        "gradient(offset_params(state, params))",
+        "_first.py",
+        "gradient(point(start, params, i))",
+        "gradient(point(start, params))",
         "closed_forms",
         "lpf_sgd",
     ),

@@ -1,0 +1,28 @@
+"""The first gradient: where the state of a start has it taken, and its mean over samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sam_optax import _tree
+from sam_optax._contracts import GradFn, Tree
+
+
+def offset(start: Any, params: Tree, *sample: int) -> Tree | None:
+    """δ0, or None where the first gradient is taken at the parameters."""
+    return start.offset(params, *sample) if hasattr(start, "offset") else None
+
+
+def point(start: Any, params: Tree, *sample: int) -> Tree:
+    """The parameters at which the first gradient, or a further sample of it, is taken."""
+    away = offset(start, params, *sample)
+    return params if away is None else _tree.add(params, away)
+
+
+def average(first: Tree, gradient: GradFn, samples: int, start: Any, params: Tree) -> Tree:
+    """The mean of the first gradient over the samples of a start; `first` is number 0."""
+    further = [gradient(point(start, params, i)) for i in range(1, samples)]
+    if not further:
+        return first
+    mean = _tree.combine(lambda *g: sum(g) / len(g), first, *further)
+    return _tree.cast_like(mean, first)

@@ -1,0 +1,55 @@
+"""What a caller gives to a method: its parts, the parameters, a loss in place of its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import inspect
+from typing import Any
+
+import jax
+import optax
+
+from sam_optax import _checks
+from sam_optax._contracts import Combine, GradFn, Start, Tree, When
+
+
+def check_parts(
+    perturb: object, start: object, when: object, combine: object, updates_at: str
+) -> None:
+    """Raises where a slot holds what does not belong there."""
+    _checks.choice("updates_at", updates_at, ("params", "gradient_point"))
+    if perturb is None:
+        if when is not None or combine is not None:
+            raise ValueError(
+                "when and combine act on a second gradient, and without perturb there is none: "
+                "pass perturb, such as sam_optax.perturb.ball(0.05)."
+            )
+    elif not isinstance(perturb, optax.GradientTransformation):
+        raise TypeError(f"perturb must be an Optax transformation, got {perturb!r}.")
+    for name, part, kind in (
+        ("start", start, Start),
+        ("when", when, When),
+        ("combine", combine, Combine),
+    ):
+        if part is not None and not isinstance(part, kind):
+            raise TypeError(
+                f"{name} must be a {kind.__name__}, such as sam_optax.{name} makes, got {part!r}."
+            )
+
+
+def checked_params(params: Tree | None) -> Tree:
+    """The parameters, if they are there."""
+    if params is None:
+        raise ValueError(
+            "a sharpness-aware update needs the parameters: call update(grads, opt_state, params, "
+            "grad_fn=grad_fn)."
+        )
+    return params
+
+
+def gradient_of(value_fn: Callable[..., jax.Array], extra: dict[str, Any]) -> GradFn:
+    """The gradient of a loss, which takes other extra arguments by their names, as in Optax."""
+    asked = list(inspect.signature(value_fn).parameters)[1:]
+    by_name = {name: extra[name] for name in asked if name in extra}
+    gradient: GradFn = jax.grad(lambda p: value_fn(p, **by_name), allow_int=True)
+    return gradient
