@@ -152,13 +152,13 @@ def test_a_configuration_is_named_with_its_set(tmp_path):
 @pytest.fixture
 def read(monkeypatch):
     """The splits that are read, from a start at which none is kept."""
-    found, examples = [], sets._examples
+    found, examples = [], reading._examples
 
     def watched(builder, split):
         found.append(split)
         return examples(builder, split)
 
-    monkeypatch.setattr(sets, "_examples", watched)
+    monkeypatch.setattr(reading, "_examples", watched)
     monkeypatch.setattr(reading, "_last", {})
     return found
 
@@ -330,15 +330,15 @@ def test_the_same_part_is_held_out_whatever_else_is_asked_for(other, data_dir):
 
 def test_a_held_out_part_of_a_long_tail_leaves_as_many_whatever_the_seed(data_dir):
     """So that one compiled program serves all seeds."""
-    sets = [
+    parts = [
         sets.load("digits", data_dir=data_dir, seed=seed, validation=0.2, imbalance=5)
         for seed in range(4)
     ]
     tail = sets.load("digits", data_dir=data_dir, imbalance=5)
     held_out = round(0.2 * len(tail.train.labels))
-    assert {len(one.validation.labels) for one in sets} == {held_out}
-    assert {len(one.train.labels) for one in sets} == {len(tail.train.labels) - held_out}
-    assert (sets[0].train.images != sets[1].train.images).any()
+    assert {len(one.validation.labels) for one in parts} == {held_out}
+    assert {len(one.train.labels) for one in parts} == {len(tail.train.labels) - held_out}
+    assert (parts[0].train.images != parts[1].train.images).any()
 
 
 @pytest.mark.parametrize(("imbalance", "total"), [(100, 10_847), (50, 12_608)])
@@ -388,13 +388,13 @@ def test_fewer_training_examples_are_a_part_of_more(data_dir):
         for count in (100, 300, 1150, None)
     ]
     assert [len(loaded.train.labels) for loaded in loads] == [100, 300, 1150, 1150]
-    sets = [set(map(bytes, loaded.train.images)) for loaded in loads]
-    assert sets[0] < sets[1] < sets[2] == sets[3]
+    few, more, most, whole = (set(map(bytes, loaded.train.images)) for loaded in loads)
+    assert few < more < most == whole
     assert len(np.unique(loads[0].train.labels)) == 10  # by chance, not the first ones of a sort
-    few, other = (
+    one, other = (
         sets.load("digits", data_dir=data_dir, seed=seed, train_examples=100) for seed in range(2)
     )
-    assert set(map(bytes, few.train.images)) != set(map(bytes, other.train.images))
+    assert set(map(bytes, one.train.images)) != set(map(bytes, other.train.images))
 
 
 # What goes wrong
@@ -599,7 +599,7 @@ def test_the_module_is_imported_without_a_home():
 import os, pwd
 os.environ.pop("HOME", None)
 pwd.getpwuid = {}.__getitem__
-from experiments import data
+from experiments.data import disk
 print(disk.DATA_DIR)
 """
     said = subprocess.run(
@@ -641,7 +641,7 @@ def test_a_number_of_images_that_cannot_be_is_told(count, tmp_path):
 def test_images_without_a_pixel_are_told(tmp_path, monkeypatch):
     prepare(tmp_path)
     empty = {"image": np.zeros((4, 0, 3), np.uint8), "label": 0}
-    monkeypatch.setattr(sets, "_examples", lambda *_: iter([empty] * 30))
+    monkeypatch.setattr(reading, "_examples", lambda *_: iter([empty] * 30))
     with pytest.raises(ValueError, match=r"images of \(4, 0, 3\), without a pixel"):
         sets.load("tiny", data_dir=tmp_path)
 
@@ -650,7 +650,7 @@ def test_images_without_a_pixel_are_told(tmp_path, monkeypatch):
 def test_more_images_than_the_memory_holds_are_told(count):
     split = SimpleNamespace(name="train", num_examples=count)
     with pytest.raises(ValueError, match=r"of \(4, 6, 3\) in 'train', more than there is memory"):
-        sets._room("tiny/1.0.0", split, (4, 6, 3))
+        reading._room("tiny/1.0.0", split, (4, 6, 3))
 
 
 VALUES = [None, [], {}, "", "x", -5, "-5", 0, "0", "7", 10**15, str(10**15), 1.5, True, ["1", "2"]]

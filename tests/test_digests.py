@@ -106,7 +106,7 @@ def test_other_class_names_in_memory_are_another_set(tmp_path):
 
 def test_images_of_another_shape_with_the_same_bytes_are_another_set():
     one, other = (
-        sets._entry(reading.Split(np.zeros(shape, np.uint8), np.zeros(2, np.int32)), ["a"])
+        reading._entry(reading.Split(np.zeros(shape, np.uint8), np.zeros(2, np.int32)), ["a"])
         for shape in ((2, 4, 6, 1), (2, 6, 4, 1))
     )
     assert one != other
