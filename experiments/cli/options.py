@@ -1,4 +1,4 @@
-"""What the commands share: options, clear errors, names close to a wrong one."""
+"""Options of every command that trains, and what follows from them: recipe, data, trainer."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses

@@ -11,7 +11,6 @@ from experiments.data import digits  # noqa: F401, registers the set with TFDS
 
 DATA_DIR = Path("~/tensorflow_datasets")  # as not everyone has a home, see `directory`
 
-
 MOST_CLASSES = 10**6  # more than any set has, and fewer than names would fill the memory
 
 

@@ -23,7 +23,8 @@ def load(
       recipe: what to load.
       seed: in [0, 2³²).
       data_dir: the TFDS directory.
-      workers: processes that decode a streamed set; None for one for each core.
+      workers: processes that decode a streamed set; 0 for threads of this one, None for a process
+        for each core.
       skip_corrupt: whether its images that cannot be decoded are left out.
 
     Raises:

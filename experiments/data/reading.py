@@ -14,7 +14,6 @@ from experiments.data.pipeline import digests
 
 BLOCK = 1024  # records read at once
 
-
 UNLABELLED = ("imagenet2012", "imagenet2012_corrupted")  # in their test splits
 
 
@@ -53,11 +52,11 @@ def load_tested(name: str, *, data_dir: Path = disk.DATA_DIR) -> Split:
     """Reads the test split alone of a set that fits in memory, or else its validation split.
 
     Raises:
-      ValueError, NotPreparedError, CorruptedError, OSError: as `load`.
+      ValueError, NotPreparedError, CorruptedError, OSError: as `sets.load`.
     """
     builder = builder_of(name, data_dir)
-    if (raw := _last.get(_state(builder))) is not None:
-        return raw.test
+    if (held := _last.get(_state(builder))) is not None:
+        return held.test
     return _read(builder, tested_split(builder))
 
 
@@ -110,7 +109,7 @@ def _state(builder: tfds.core.DatasetBuilder) -> tuple:
 
 
 def _entry(split: Split, names: Sequence[str]) -> digests.Entry:
-    """What `Data.read` tells of a split."""
+    """What `sets.Data.read` tells of a split."""
     parts = [str(split.images.shape).encode(), memoryview(split.images).cast("B")]
     parts += [memoryview(split.labels.astype("<i4")).cast("B"), *digests.words(names)]
     return digests.entry(parts, examples=split.examples, classes=len(names))

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.data import disk, reading
+from experiments.data.pipeline.stream import Stream
 from experiments.data.reading import Split
-
-if TYPE_CHECKING:
-    from experiments.data.pipeline.stream import Stream
 
 
 class Data(NamedTuple):
@@ -29,9 +27,9 @@ class Data(NamedTuple):
         values of JSON, that two readings share where the images are the same, wherever they lie.
     """
 
-    train: "Split | Stream"
-    test: "Split | Stream | dict[str, Stream]"
-    validation: "Split | Stream | None"
+    train: Split | Stream
+    test: Split | Stream | dict[str, Stream]
+    validation: Split | Stream | None
     classes: int
     flipped: float
     mean: np.ndarray

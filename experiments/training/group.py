@@ -24,26 +24,26 @@ class DivergedRunError(UserError):
 class Group:
     """The training of one run, or of several at once on one device."""
 
-    def __init__(self, options: Any, plan: Plan, group: Sequence[Run], stopped: Callable[[], int]):
+    def __init__(self, options: Any, plan: Plan, runs: Sequence[Run], stopped: Callable[[], int]):
         """Loads the data and builds the trainers.
 
         Args:
           options: those of the command.
           plan: what is trained.
-          group: the seeds that are trained at once.
+          runs: those that are trained at once, a seed each.
           stopped: tells the signal that has come, or 0.
 
         Raises:
           UserError: the options do not fit together.
         """
-        self.options, self.plan, self.runs, self._stopped = options, plan, group, stopped
-        self.together = len(group) > 1
+        self.options, self.plan, self.runs, self._stopped = options, plan, runs, stopped
+        self.together = len(runs) > 1
         if self.together and options.on_host(plan.recipe):
             raise UserError(
                 "--vmap-seeds trains on the device, and this recipe's methods decide on the host: "
                 "leave --vmap-seeds away, or pass --decide device."
             )
-        self.data = [options.load(plan.recipe, run.seed) for run in group]
+        self.data = [options.load(plan.recipe, run.seed) for run in runs]
         size = plan.recipe.batch_size
         self.arrays = [feed(data, size, plan.layout) for data in self.data]
         if self.together and any(isinstance(train, Feed) for train in self.arrays):
@@ -60,7 +60,7 @@ class Group:
         self.per_epoch = self.phases[0].trainer.steps_per_epoch
         self.total = plan.recipe.epochs * self.per_epoch
         self._kept = (options.keep_epochs or plan.recipe.epochs) * self.per_epoch
-        for run in group:
+        for run in runs:
             run.checkpoints.keep(self._kept)
 
     def _trainer(self, method, settings, epochs):
@@ -176,27 +176,30 @@ class Group:
                 "or under another --name."
             )
         if common:
-            step = latest
-            if step > self.total:
-                raise CheckpointError(
-                    f"{self.runs[0].path} holds a checkpoint of step {step}, beyond the "
-                    f"{self.total} of this run: remove it, or start again with --overwrite."
-                )
-            for run, data in zip(self.runs, self.data, strict=True):
-                run.check(data)
-            phase = next(p for p in self.phases if step <= p.last * self.per_epoch)
-            like = [self._adopted(phase, state) for state in states]
-            states = [run.restore(step, one) for run, one in zip(self.runs, like, strict=True)]
-            for run in self.runs:
-                run.go_on()
-                run.checkpoints.forget_after(step)
+            states = self._restored(latest, states)
         else:
-            step = 0
             for run, data in zip(self.runs, self.data, strict=True):
                 run.begin(data)
         self._saved = time.perf_counter()
         self._begun = [self._saved - run.seconds for run in self.runs]
-        return step, states
+        return max(latest, 0), states
+
+    def _restored(self, step, fresh):
+        """The states of the checkpoints of a step; fresh are those before the first one."""
+        if step > self.total:
+            raise CheckpointError(
+                f"{self.runs[0].path} holds a checkpoint of step {step}, beyond the "
+                f"{self.total} of this run: remove it, or start again with --overwrite."
+            )
+        for run, data in zip(self.runs, self.data, strict=True):
+            run.check(data)
+        phase = next(p for p in self.phases if step <= p.last * self.per_epoch)
+        like = [self._adopted(phase, state) for state in fresh]
+        states = [run.restore(step, one) for run, one in zip(self.runs, like, strict=True)]
+        for run in self.runs:
+            run.go_on()
+            run.checkpoints.forget_after(step)
+        return states
 
     def _adopted(self, phase, state):
         """A state as it is in a later phase."""
@@ -205,24 +208,26 @@ class Group:
         return phase.trainer.adopt_one(state)
 
     def _on_epoch(self, phase, epoch, state):
-        for run, data, train, state_ in zip(
+        """Evaluates each run and writes its figures of the epoch."""
+        for run, data, train, own in zip(
             self.runs, self.data, self.arrays, self._split(state), strict=True
         ):
-            found = self._means(run, state_)
+            found = self._means(run, own)
             on_batches = {f"train_{name}": found.pop(name) for name in ("loss", "accuracy")}
             rate = phase.trainer.optimizer.learning_rate(epoch * self.per_epoch - 1)
             row = {
                 "epoch": epoch,
                 **on_batches,
-                **fit.evaluation(phase.trainer, state_, train, data),
+                **fit.evaluation(phase.trainer, own, train, data),
                 "learning_rate": float(rate),
                 **found,
-                **fit.quantities(state_.method_state, apart=self.plan.apart),
+                **fit.quantities(own.method_state, apart=self.plan.apart),
             }
             run.add(row)
             self._bar.say(row)
 
     def _on_dispatch(self, phase, step, state):
+        """Saves where it is time, or where a signal asks the training to end."""
         del phase
         self._bar.reach(step)
         due = time.perf_counter() - self._saved >= 60 * self.options.checkpoint_minutes
@@ -245,10 +250,10 @@ class Group:
     def _save(self, step, state):
         """A checkpoint of each run, unless one has diverged."""
         now = time.perf_counter()
-        for run, begun, state_ in zip(self.runs, self._begun, self._split(state), strict=True):
-            self._means(run, state_)
+        for run, begun, own in zip(self.runs, self._begun, self._split(state), strict=True):
+            self._means(run, own)
             run.seconds = now - begun
-            run.checkpoints.save(step, state_, run.rows, run.seconds)
+            run.checkpoints.save(step, own, run.rows, run.seconds)
         self._saved = time.perf_counter()
 
     def _join(self, trees):

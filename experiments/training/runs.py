@@ -38,6 +38,7 @@ class Plan:
         return "-then-".join(name for _, name, _ in self.methods)
 
 
+# What a folder can hold of a run; the first process tells the others its place here.
 _STATES = ("nothing", "unfinished", "finished")
 
 
@@ -137,7 +138,7 @@ class Run:
         self.check(data)
 
     def check(self, data: Data) -> None:
-        """Looks whether a checkpoint can be gone on from.
+        """Looks whether the folder's data are these, and lets its config mark the checkpoints.
 
         Raises:
           UserError: the data are not those that the run began with.
@@ -175,7 +176,7 @@ class Run:
         return held.state
 
     def add(self, row: dict[str, Any]) -> None:
-        """The figures of one more epoch."""
+        """Takes in and writes the figures of one more epoch."""
         self.rows.append(row)
         for write in self.writers:
             write(row)

@@ -1,9 +1,8 @@
-"""The training loop, with the two ways to take a method's decision.
+"""What trains a recipe with a method: its steps compiled, an epoch of them, and the evaluation.
 
-A set in memory lies on the device, where each step takes its batch from it; a streamed one comes
-batch by batch.
-
-On the device several steps are one compiled loop; on the host each is compiled in pieces.
+A method that decides on the device is trained by compiled loops of several steps, one that decides
+on the host by the pieces of each step. A set in memory lies on the device, where each step takes
+its batch from it; a streamed one comes batch by batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -78,7 +77,8 @@ class Trainer:
         self.steps_per_epoch = self.examples // recipe.batch_size
         self.on_host = on_host
         first, last = epochs or (0, recipe.epochs)
-        build = functools.partial(
+        # A method keeps its random key in its state, so that one compiled step serves all seeds.
+        self._build = functools.partial(
             optimizer,
             recipe,
             method,
@@ -88,11 +88,9 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             axis_name=DATA if apart else None,
         )
+        self.optimizer = self._build()
         # How many gradients the first of a step is the mean of.
         self.samples = settings.get("samples", 1)
-        self.optimizer = build()
-        # A method keeps its random key in its state, so that one compiled step serves all seeds.
-        self._build = build
         self.step = Step(
             recipe,
             self.optimizer,
