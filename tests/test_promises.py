@@ -31,7 +31,7 @@ from experiments.cli.options import TrainingOptions
 from experiments.data import loading, sets
 from experiments.recipes.base import of_config
 from experiments.results import files, folders, markdown, numerics
-from experiments.system import interrupt
+from experiments.system import interrupt, memory
 from experiments.system.errors import UserError
 from experiments.system.output import Output
 from experiments.training import fit
@@ -403,8 +403,8 @@ def test_a_size_beyond_its_bound_is_refused_before_anything_is_read(
 def test_what_exceeds_all_memory_is_refused_before_it_is_made(run, monkeypatch, capsys):
     """The bound is brought down to the sizes at hand, in place of sizes that no machine has."""
     monkeypatch.setattr(Trainer, "init", lambda *args, **kwargs: pytest.fail("it is made"))
-    for memory, said in ((10**4, "a batch of 64 images of 8 x 8"), (10**5, "training mlp of")):
-        monkeypatch.setattr(memory, "memory", lambda memory=memory: memory)
+    for most, said in ((10**4, "a batch of 64 images of 8 x 8"), (10**5, "training mlp of")):
+        monkeypatch.setattr(memory, "available", lambda most=most: most)
         assert run(train, *SHORT) == 2
         assert f"{said}" in (told := capsys.readouterr().err)
         assert "of memory: pass less" in told
