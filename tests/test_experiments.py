@@ -18,7 +18,7 @@ from experiments.cli.settings import METHODS
 from experiments.data import augment, reading, sets
 from experiments.data.feeds import arrays
 from experiments.recipes import Recipe
-from experiments.results import files
+from experiments.results import files, plots, sweep_plots
 from experiments.training import fit
 from experiments.training.objectives import Batch
 from experiments.training.optimizers import learning_rate, optimizer
@@ -50,6 +50,17 @@ def command(monkeypatch, module, *arguments):
     """Runs a command of the shell in this process."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     run_command(module.main, module.Options)
+
+
+def undrawn(monkeypatch):
+    """Files of text in place of pictures that nobody looks at: to draw one takes half a second."""
+
+    def write(path, *args, **kwargs):
+        files.write_text(path, "a picture")
+
+    for name in ("curves", "comparison", "robustness", "toy"):
+        monkeypatch.setattr(plots, name, write)
+    monkeypatch.setattr(sweep_plots, "picture", write)
 
 
 def read(path):

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_experiments import command, data_dir, read  # noqa: F401
+from test_experiments import command, data_dir, read, undrawn  # noqa: F401
 
 from experiments import analyze, compare, gpu_check, robustness, sweep, toy, train
 from experiments.analysis.trained import Trained
@@ -54,6 +54,7 @@ def interruptible():
 def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     """Runs a command, with its results below the test's folder, and gives its exit status."""
     monkeypatch.setattr("os._exit", sys.exit)
+    undrawn(monkeypatch)
 
     def run(module, *arguments):
         fields = {field.name for field in dataclasses.fields(module.Options)}
@@ -81,17 +82,34 @@ def interrupt_at(monkeypatch, epoch):
     monkeypatch.setattr(fit, "means", watched)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data_dir):  # noqa: F811
+    """The finished runs "0" and "1" of these seeds, and "cut", an unfinished one."""
+    out = tmp_path_factory.mktemp("made")
+    more = ("--data-dir", data_dir, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        undrawn(patch)
+        for seed in (0, 1):
+            command(patch, train, *SHORT, "--seed", seed, "--name", seed, *more)
+        patch.setattr("os._exit", sys.exit)
+        interrupt_at(patch, 1)
+        with pytest.raises(SystemExit) as stop:
+            command(patch, train, *SHORT, "--name", "cut", *more)
+    assert stop.value.code == 143
+    return out
+
+
 @pytest.fixture
-def cut(run, monkeypatch):
-    """An unfinished run of the name "cut", of other options where some are given."""
+def finished(made, tmp_path):
+    """A copy of a finished run, of the name "run"."""
+    return shutil.copytree(made / "0", tmp_path / "run")
 
-    def cut(*arguments):
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, 1)
-            assert run(train, *SHORT, "--name", "cut", *arguments) == 143
-        return ("--name", "cut", *arguments, "--resume")
 
-    return cut
+@pytest.fixture
+def resume(made, tmp_path):
+    """The words that go on with a copy of the unfinished run."""
+    shutil.copytree(made / "cut", tmp_path / "cut")
+    return ("--name", "cut", "--resume")
 
 
 # Comparisons
@@ -175,8 +193,7 @@ def changed_data(monkeypatch):
     monkeypatch.setattr(sets, "load", other)
 
 
-def test_a_run_does_not_go_on_with_other_data(run, cut, tmp_path, monkeypatch, capsys):
-    resume = cut()
+def test_a_run_does_not_go_on_with_other_data(run, resume, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         changed_data(patch)
         assert run(train, *SHORT, *resume) == 2
@@ -187,15 +204,13 @@ def test_a_run_does_not_go_on_with_other_data(run, cut, tmp_path, monkeypatch, c
 def test_what_was_measured_on_other_data_is_not_gone_on_with(run, monkeypatch, capsys):
     grid = (*SHORT, "--seeds", 1, "--over", "rho=0.1")
     assert run(sweep, *grid) == 0
-    assert run(train, *SHORT, "--name", "run") == 0
     changed_data(monkeypatch)
     assert run(sweep, *grid, "--over", "weight_decay=0,1") == 2
     assert "holds a run with other data" in capsys.readouterr().err
 
 
-def test_a_trained_run_is_not_looked_at_on_other_data(run, tmp_path, data_dir, monkeypatch):  # noqa: F811
-    assert run(train, *SHORT, "--name", "run") == 0
-    trained = Trained(tmp_path / "run", data_dir)
+def test_a_trained_run_is_not_looked_at_on_other_data(finished, data_dir, monkeypatch):  # noqa: F811
+    trained = Trained(finished, data_dir)
     changed_data(monkeypatch)
     with pytest.raises(UserError, match=r"not those that .* was trained on"):
         _ = trained.data
@@ -204,9 +219,8 @@ def test_a_trained_run_is_not_looked_at_on_other_data(run, tmp_path, data_dir, m
 CONFIGURED = ("JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE")
 
 
-def test_the_generator_is_pinned(run, tmp_path):
+def test_the_generator_is_pinned(run, finished, tmp_path):
     """Whatever the environment says, which is read when JAX is imported."""
-    assert run(train, *SHORT, "--name", "one") == 0
     before = {name: jax.config.values[name] for name in numerics.PINNED}
     jax.config.update("jax_default_prng_impl", "rbg")
     jax.config.update("jax_threefry_partitionable", False)
@@ -215,7 +229,7 @@ def test_the_generator_is_pinned(run, tmp_path):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-    one, two = (read(tmp_path / name / "summary.json") for name in ("one", "two"))
+    one, two = (read(tmp_path / name / "summary.json") for name in ("run", "two"))
     assert one["test_loss"] == two["test_loss"]
 
 
@@ -230,8 +244,7 @@ def test_the_environment_does_not_choose_the_generator(name, value, run, tmp_pat
     assert one["test_accuracy"] == two["test_accuracy"]
 
 
-def test_a_run_does_not_go_on_in_another_configuration(run, cut, monkeypatch, capsys):
-    resume = cut()
+def test_a_run_does_not_go_on_in_another_configuration(run, resume, monkeypatch, capsys):
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
         assert run(train, *SHORT, *resume) == 2
@@ -308,8 +321,7 @@ def test_all_of_jaxs_configuration_is_recorded_or_known_to_change_nothing():
     assert set(numerics.RECORDED) & HARMLESS == set()
 
 
-def test_nothing_goes_on_without_its_config(run, cut, tmp_path, capsys):
-    resume = cut()
+def test_nothing_goes_on_without_its_config(run, resume, tmp_path, capsys):
     (tmp_path / "cut" / "config.json").unlink()
     for other in (("--seed", 5), ("--set", "rho=0.3"), ("--label-noise", 0.2), ()):
         assert run(train, *SHORT, *resume, *other) == 2
@@ -317,27 +329,28 @@ def test_nothing_goes_on_without_its_config(run, cut, tmp_path, capsys):
     assert folders.has_checkpoints(tmp_path / "cut")
 
 
-def test_a_checkpoint_goes_on_under_no_other_config(run, cut, tmp_path, capsys):
+def test_a_checkpoint_goes_on_under_no_other_config(run, resume, made, tmp_path, capsys):
     """Also where somebody has put another config beside it."""
-    resume = cut()
-    assert run(train, *SHORT, "--seed", 5, "--name", "other") == 0
-    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "cut" / "config.json")
-    assert run(train, *SHORT, *resume, "--seed", 5) == 2
+    shutil.copy(made / "1" / "config.json", tmp_path / "cut" / "config.json")
+    assert run(train, *SHORT, *resume, "--seed", 1) == 2
     assert "it is of a run with other options" in capsys.readouterr().err
 
 
-def test_a_summary_of_another_run_counts_for_nothing(run, tmp_path, data_dir, capsys):  # noqa: F811
-    for seed in (0, 1):
-        assert run(train, *SHORT, "--seed", seed, "--name", seed) == 0
-    own = (tmp_path / "0" / "summary.json").read_text()
-    shutil.copy(tmp_path / "1" / "summary.json", tmp_path / "0" / "summary.json")
+def test_a_summary_of_another_run_counts_for_nothing(
+    run,
+    finished,
+    made,
+    data_dir,  # noqa: F811
+    capsys,
+):
+    own = read(finished / "summary.json")
+    shutil.copy(made / "1" / "summary.json", finished / "summary.json")
     with pytest.raises(UserError, match="its summary is that of another run"):
-        Trained(tmp_path / "0", data_dir)
-    assert run(train, *SHORT, "--name", 0) == 2
+        Trained(finished, data_dir)
+    assert run(train, *SHORT, "--name", "run") == 2
     assert "holds an unfinished run" in capsys.readouterr().err
-    assert run(train, *SHORT, "--name", 0, "--resume") == 0
-    held = json.loads(own)
-    assert read(tmp_path / "0" / "summary.json")["test_loss"] == held["test_loss"]
+    assert run(train, *SHORT, "--name", "run", "--resume") == 0
+    assert read(finished / "summary.json")["test_loss"] == own["test_loss"]
 
 
 # Options
@@ -375,9 +388,16 @@ def test_a_mistaken_option_is_told(arguments, message, monkeypatch, data_dir, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def standing(tx):
+    """A path of the toy problem, not trained."""
+    return np.array([toy.START, toy.START])
+
+
 def test_a_path_begins_at_the_home_directory(monkeypatch, data_dir, tmp_path):  # noqa: F811
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(toy, "path_of", standing)
+    undrawn(monkeypatch)
     command(monkeypatch, toy, "--out", "~/toy")
     assert sorted(os.listdir(tmp_path)) == ["home"]
     assert (tmp_path / "home" / "toy" / "toy.json").exists()
@@ -426,7 +446,7 @@ def test_too_many_runs_are_told_before_any_is_made(arguments, message, run, monk
 def test_thousands_of_cells_are_checked_within_seconds(digits_data):
     options = sweep.Options(recipe="digits", validation=0)
     recipe = options.resolve()
-    cells = [(recipe, "sam", {"rho": 0.001 * i}) for i in range(1, 4001)]
+    cells = [(recipe, "sam", {"rho": 0.001 * i}) for i in range(1, 2001)]
     made = []
     trainer = TrainingOptions.trainer
 
@@ -469,8 +489,8 @@ DAMAGED = ("", "{", "[]", "5", "null", '"text"', "[" * 10**5, '{"a": 1}', "\x80"
 
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json", ".sam_optax.json"])
+@pytest.mark.usefixtures("finished")
 def test_json_that_is_no_object_or_not_whole_is_told(name, run, tmp_path, capsys):
-    assert run(train, *SHORT, "--name", "run") == 0
     before = read(tmp_path / "run" / "summary.json")
     for text in DAMAGED:
         (tmp_path / "run" / name).write_text(text, encoding="latin-1")
@@ -490,10 +510,9 @@ def test_json_that_is_no_object_or_not_whole_is_told(name, run, tmp_path, capsys
 WRONG = (None, True, -1, 3.5, "", "text", [], [None], {}, {"a": 1})
 
 
-def test_every_field_of_a_config_of_the_wrong_kind_is_told(run, tmp_path, data_dir):  # noqa: F811
+def test_every_field_of_a_config_of_the_wrong_kind_is_told(finished, data_dir):  # noqa: F811
     """Of a run without a manifest, as earlier versions wrote it, whose JSON has no checksum."""
-    assert run(train, *SHORT, "--name", "run") == 0
-    path = tmp_path / "run"
+    path = finished
     (path / files.MANIFEST).unlink()
     config = files.read_json(path / "config.json")
     right = of_config(config)
@@ -513,14 +532,14 @@ def test_every_field_of_a_config_of_the_wrong_kind_is_told(run, tmp_path, data_d
             )
 
 
-def test_a_disk_that_is_full_is_told_by_every_command(run, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_is_full_is_told_by_every_command(run, finished, tmp_path, monkeypatch, capsys):
     """Nothing half-written is left, and what was there before is."""
-    assert run(train, *SHORT, "--name", "run") == 0
+    monkeypatch.setattr(toy, "path_of", standing)
     commands = {
         compare: (*SHORT, "--methods", "sgd", "--seeds", 2),
         toy: (),
-        analyze: (tmp_path / "run", "--parts", "steps"),
-        robustness: (tmp_path / "run", "--linf", 1, "--l2"),
+        analyze: (finished, "--parts", "steps"),
+        robustness: (finished, "--linf", 1, "--l2"),
     }
     for module, arguments in commands.items():
         assert run(module, *arguments) == 0
@@ -532,15 +551,15 @@ def test_a_disk_that_is_full_is_told_by_every_command(run, tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", no_room)
-    for module, arguments in commands.items():
-        capsys.readouterr()
-        flags = () if module is toy else ("--overwrite",)
-        assert run(module, *arguments, *flags) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert "No space left on device. What was written before is kept: make room" in said
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_room)
+        for module, arguments in commands.items():
+            capsys.readouterr()
+            flags = () if module is toy else ("--overwrite",)
+            assert run(module, *arguments, *flags) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert "No space left on device. What was written before is kept: make room" in said
     assert not list(tmp_path.rglob("*.part"))
     held = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     aside = {path.name: text for path, text in held.items() if folders.REPLACED in str(path)}
@@ -668,8 +687,7 @@ def test_too_little_memory_advises_what_the_command_has(module, options, monkeyp
     assert advice or "pass" not in said
 
 
-def test_a_checkpoints_error_comes_without_noise(run, cut, tmp_path, caplog, capsys):
-    resume = cut()
+def test_a_checkpoints_error_comes_without_noise(run, resume, tmp_path, capsys):
     for file in (tmp_path / "cut" / "checkpoints").rglob("*"):
         if file.is_file() and "d" in file.parts:
             file.write_bytes(b"")
@@ -900,17 +918,16 @@ def test_a_path_that_is_no_utf_8_is_refused_before_anything_is_trained(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_copy_of_a_run_is_no_other_seed(run, tmp_path, capsys):
-    assert run(train, *SHORT, "--name", "run") == 0
-    shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    arguments = (tmp_path / "run", tmp_path / "copy", "--linf", 1, "--l2")
+def test_a_copy_of_a_run_is_no_other_seed(run, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "copy")
+    arguments = (finished, tmp_path / "copy", "--linf", 1, "--l2")
     assert run(robustness, *arguments) == 2
     assert "are of the same seed, 0, and no two seeds" in capsys.readouterr().err
 
 
-def test_seeds_are_a_group_whatever_jax_they_were_trained_with(run, tmp_path, data_dir):  # noqa: F811
-    for seed in (0, 1):
-        assert run(train, *SHORT, "--seed", seed, "--name", seed) == 0
+def test_seeds_are_a_group_whatever_jax_they_were_trained_with(made, tmp_path, data_dir):  # noqa: F811
+    for name in ("0", "1"):
+        shutil.copytree(made / name, tmp_path / name)
     config = files.read_json(tmp_path / "1" / "config.json")
     for name in (files.MANIFEST, folders.SUMMARY):
         (tmp_path / "1" / name).unlink()
@@ -961,9 +978,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_metrics_of_a_finished_run_are_told_and_healed(damage, run, tmp_path, capsys):
-    assert run(train, *SHORT, "--name", "run") == 0
-    path = tmp_path / "run" / "metrics.jsonl"
+def test_damaged_metrics_of_a_finished_run_are_told_and_healed(damage, run, finished, capsys):
+    path = finished / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(DAMAGES[damage](whole), errors="surrogateescape")
     assert run(train, *SHORT, "--name", "run") == 2
