@@ -18,6 +18,7 @@ from experiments.analysis.trained import Trained
 from experiments.data import othersets
 from experiments.data.othersets import CORRUPTIONS, OtherSet, benchmark, expanded
 from experiments.data.pipeline import transforms
+from experiments.data.sets import load
 from experiments.evaluate import Model, grouped, right_classes
 from experiments.recipes import RECIPES, Recipe, r_sam
 
@@ -308,7 +309,7 @@ def test_a_set_in_memory_is_evaluated_in_memory(data_dir, monkeypatch, tmp_path,
     more = ("--data-dir", sets, "--out", tmp_path)
     arguments = ("--epochs", 1, "--width", 8, "--batch-size", 256, "--method", "sgd")
     command(monkeypatch, train, "digits", *arguments, "--name", "run", *more)
-    digits = sets.load("digits", data_dir=sets).test
+    digits = load("digits", data_dir=sets).test
     noisy = np.clip(digits.images[:50].astype(int) + 60, 0, 255).astype(np.uint8)
     features = {
         "image": tfds.features.Image(shape=(8, 8, 1)),
