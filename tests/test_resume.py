@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_experiments import command, data_dir, digits, read, small_trainer  # noqa: F401
+from test_experiments import command, data_dir, digits, read, small_trainer, undrawn  # noqa: F401
 
 from experiments import train
 from experiments.cli.options import TrainingOptions
@@ -29,6 +30,7 @@ SHORT = ("digits", "--epochs", 4, "--steps-per-dispatch", 5)
 def run(monkeypatch, tmp_path, data_dir):  # noqa: F811
     """Runs the command to its end, or to the exit code that is returned."""
     monkeypatch.setattr("os._exit", sys.exit)
+    undrawn(monkeypatch)
     # a shell starts what runs in the background with SIGINT ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -78,6 +80,38 @@ def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(watch.Bar, "reach", reach_and_send)
 
 
+def trained(tmp_path_factory, data_dir, *arguments):  # noqa: F811
+    """A folder of "whole", a finished run, and of "cut", one that was stopped at step 32."""
+    out = tmp_path_factory.mktemp("made")
+    words = (*SHORT, *arguments, "--data-dir", data_dir, "--out", out, "--name")
+    with pytest.MonkeyPatch.context() as patch:
+        undrawn(patch)
+        patch.setattr("os._exit", sys.exit)
+        command(patch, train, *words, "whole")
+        interrupt_at(patch, 32)
+        with pytest.raises(SystemExit) as stop:
+            command(patch, train, *words, "cut")
+    assert stop.value.code == 128 + signal.SIGTERM
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data_dir):  # noqa: F811
+    return trained(tmp_path_factory, data_dir)
+
+
+@pytest.fixture
+def whole(made, tmp_path):
+    """A copy of the finished run, of that name."""
+    return shutil.copytree(made / "whole", tmp_path / "whole")
+
+
+@pytest.fixture
+def cut(made, tmp_path):
+    """A copy of the stopped run, of that name."""
+    return shutil.copytree(made / "cut", tmp_path / "cut")
+
+
 AUGMENTED = ("--method", "r_sam", "--augmentation", "crop", "flip", "--mixup", 0.5)
 SWITCHED = ("--method", "sam", "--switch-at", 2, "--then", "samar", "--decide", "host")
 ON_HOST = ("--method", "ae_looksam", "--decide", "host")
@@ -90,7 +124,7 @@ ON_HOST = ("--method", "ae_looksam", "--decide", "host")
         pytest.param(SWITCHED, 30, id="before the switch", marks=pytest.mark.slow),
         pytest.param(SWITCHED, 44, id="at the switch", marks=pytest.mark.slow),
         pytest.param(SWITCHED, 47, id="behind the switch"),
-        pytest.param(ON_HOST, 30, id="on the host"),
+        pytest.param(ON_HOST, 30, id="on the host", marks=pytest.mark.slow),
     ],
 )
 def test_a_terminated_run_is_resumed_bit_for_bit(arguments, step, run, tmp_path, monkeypatch):
@@ -105,14 +139,12 @@ def test_a_terminated_run_is_resumed_bit_for_bit(arguments, step, run, tmp_path,
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_a_run_that_was_cut_behind_its_last_step_is_finished(run, tmp_path):
-    assert run(*SHORT, "--name", "whole") == 0
-    assert run(*SHORT, "--name", "cut") == 0
-    (tmp_path / "cut" / "summary.json").unlink()
-    (tmp_path / "cut" / "curves.png").unlink()
-    assert run(*SHORT, "--name", "cut", "--resume") == 0
-    assert_same_end(tmp_path / "cut", tmp_path / "whole")
-    assert (tmp_path / "cut" / "curves.png").exists()
+def test_a_run_that_was_cut_behind_its_last_step_is_finished(run, whole, made):
+    (whole / "summary.json").unlink()
+    (whole / "curves.png").unlink()
+    assert run(*SHORT, "--name", "whole", "--resume") == 0
+    assert_same_end(whole, made / "whole")
+    assert (whole / "curves.png").exists()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, capfd):
@@ -136,36 +168,36 @@ def test_a_second_ctrl_c_stops_at_once(run, tmp_path, monkeypatch):
     assert Checkpoints(tmp_path / "digits-sam-0" / "checkpoints").steps() == []
 
 
-def test_an_unfinished_run_is_neither_lost_nor_mistaken(run, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        run(*SHORT)
+def test_an_unfinished_run_is_neither_lost_nor_mistaken(run, cut, capsys):
     for arguments, message in (
         ((), "holds an unfinished run, or one with a damaged file: pass --resume"),
         (("--resume", "--learning-rate", 0.3), "holds a run with other learning_rate"),
-        (("--resume", "--method", "gsam", "--name", "digits-sam-0"), "other method"),
+        (("--resume", "--method", "gsam"), "other method"),
     ):
-        assert run(*SHORT, *arguments) == 2
+        assert run(*SHORT, "--name", "cut", *arguments) == 2
         assert message in capsys.readouterr().err
-    assert end(tmp_path / "digits-sam-0")[0] == 32
-    assert run(*SHORT, "--overwrite") == 0
-    assert [row["epoch"] for row in rows(tmp_path / "digits-sam-0")] == [1, 2, 3, 4]
+    assert end(cut)[0] == 32
+    assert run(*SHORT, "--name", "cut", "--overwrite") == 0
+    assert [row["epoch"] for row in rows(cut)] == [1, 2, 3, 4]
 
 
 def rows(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_finished_run_is_kept(run, tmp_path, capsys):
-    assert run(*SHORT) == 0
-    before = (tmp_path / "digits-sam-0" / "summary.json").stat()
+def written(path):
+    """Which file it is, and when it was written."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def test_a_finished_run_is_kept(run, whole, capsys):
+    before = written(whole / "summary.json")
     for flag in ((), ("--resume",)):
-        capsys.readouterr()
-        assert run(*SHORT, *flag) == 0
+        assert run(*SHORT, "--name", "whole", *flag) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert "already finished (--overwrite trains it again)" in said
         assert "test accuracy" in said
-    assert (tmp_path / "digits-sam-0" / "summary.json").stat() == before
+    assert written(whole / "summary.json") == before
 
 
 def test_resuming_and_beginning_again_exclude_each_other(run, capsys):
@@ -180,10 +212,7 @@ def test_two_processes_do_not_train_in_one_folder(run, tmp_path, capsys):
     assert run(*SHORT) == 0
 
 
-def test_a_full_disk_loses_nothing_that_was_saved(run, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        run(*SHORT, "--name", "cut")
+def test_a_full_disk_loses_nothing_that_was_saved(run, cut, made, monkeypatch, capsys):
     with monkeypatch.context() as patch:
 
         def no_room(*args, **kwargs):
@@ -192,21 +221,16 @@ def test_a_full_disk_loses_nothing_that_was_saved(run, tmp_path, monkeypatch, ca
         patch.setattr(ocp.CheckpointManager, "save", no_room)
         assert run(*SHORT, "--name", "cut", "--resume", "--checkpoint-minutes", 0) == 2
     assert "No space left on device. What was saved before is kept" in capsys.readouterr().err
-    assert end(tmp_path / "cut")[0] == 32
+    assert end(cut)[0] == 32
     assert run(*SHORT, "--name", "cut", "--resume") == 0
-    assert run(*SHORT, "--name", "whole") == 0
-    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+    assert_same_end(cut, made / "whole")
 
 
-def test_a_damaged_checkpoint_is_told(run, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        run(*SHORT)
-    path = tmp_path / "digits-sam-0" / "checkpoints" / "32"
-    for file in (path / "state").rglob("*"):
+def test_a_damaged_checkpoint_is_told(run, cut, capsys):
+    for file in (cut / "checkpoints" / "32" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:20])
-    assert run(*SHORT, "--resume") == 2
+    assert run(*SHORT, "--name", "cut", "--resume") == 2
     assert "cannot read the checkpoint of step 32" in capsys.readouterr().err
 
 
@@ -227,13 +251,10 @@ def empty_the_numbers(path):
 
 
 @pytest.mark.parametrize("damage", [damage_a_number, forget_the_metrics, empty_the_numbers])
-def test_no_damage_goes_unnoticed(damage, run, tmp_path, monkeypatch, data_dir):  # noqa: F811
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        run(*SHORT)
-    damage(tmp_path / "digits-sam-0" / "checkpoints" / "32")
+def test_no_damage_goes_unnoticed(damage, cut, tmp_path, data_dir):  # noqa: F811
+    damage(cut / "checkpoints" / "32")
     # in a process of its own: what is left of a failed read troubles what comes after it
-    command = [sys.executable, "-m", "experiments.train", *SHORT, "--resume"]
+    command = [sys.executable, "-m", "experiments.train", *SHORT, "--name", "cut", "--resume"]
     command += ["--data-dir", data_dir, "--out", tmp_path]
     ended = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert ended.returncode == 2
@@ -242,20 +263,15 @@ def test_no_damage_goes_unnoticed(damage, run, tmp_path, monkeypatch, data_dir):
     assert len(errors[0]) < 1000
 
 
-def test_a_checkpoint_beyond_the_end_is_told(run, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        run(*SHORT)
-    checkpoints = tmp_path / "digits-sam-0" / "checkpoints"
-    (checkpoints / "32").rename(checkpoints / "999")
-    assert run(*SHORT, "--resume") == 2
+def test_a_checkpoint_beyond_the_end_is_told(run, cut, capsys):
+    (cut / "checkpoints" / "32").rename(cut / "checkpoints" / "999")
+    assert run(*SHORT, "--name", "cut", "--resume") == 2
     assert "a checkpoint of step 999, beyond the 88" in capsys.readouterr().err
 
 
 def test_a_signal_before_training_leaves_the_results_to_be_overwritten(
-    run, tmp_path, monkeypatch, capsys
+    run, whole, monkeypatch, capsys
 ):
-    assert run(*SHORT) == 0
     load = TrainingOptions.load
 
     def load_and_send(*args):
@@ -263,10 +279,10 @@ def test_a_signal_before_training_leaves_the_results_to_be_overwritten(
         return load(*args)
 
     monkeypatch.setattr(TrainingOptions, "load", load_and_send)
-    assert run(*SHORT, "--overwrite") == 128 + signal.SIGTERM
-    assert "digits-sam-0 was not begun" in capsys.readouterr().err
-    assert (tmp_path / "digits-sam-0" / "summary.json").exists()
-    assert end(tmp_path / "digits-sam-0")[0] == 88
+    assert run(*SHORT, "--name", "whole", "--overwrite") == 128 + signal.SIGTERM
+    assert "whole was not begun" in capsys.readouterr().err
+    assert (whole / "summary.json").exists()
+    assert end(whole)[0] == 88
 
 
 def test_a_diverged_state_is_not_saved(run, tmp_path, capsys):
@@ -300,23 +316,32 @@ def test_what_is_not_finite_is_told_before_it_is_saved(quantity, digits):  # noq
     if quantity == "loss":
         bad = state._replace(metrics=state.metrics | {"loss": jnp.float32(jnp.nan)})
     else:
-        bad = state._replace(params=jax.tree.map(lambda p: p / 0, state.params))
+        bad = state._replace(params=jax.tree.map(lambda p: np.full_like(p, np.inf), state.params))
     with pytest.raises(fit.DivergedError, match=f"the .*{quantity}.* is .*lower the learning rate"):
         fit.means(bad, 1)
 
 
-def test_seeds_at_once_train_as_one_by_one_and_resume(run, tmp_path, monkeypatch):
-    together = (*SHORT, "--method", "le_sam", "--seeds", 3, 4, "--vmap-seeds", "--label-noise", 0.2)
-    assert run(*together, "--name", "whole") == 0
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        assert run(*together, "--name", "cut") == 128 + signal.SIGTERM
-    assert run(*together, "--name", "cut", "--resume") == 0
+TOGETHER = ("--method", "le_sam", "--seeds", 3, 4, "--vmap-seeds", "--label-noise", 0.2)
+
+
+@pytest.fixture(scope="module")
+def made_together(tmp_path_factory, data_dir):  # noqa: F811
+    return trained(tmp_path_factory, data_dir, *TOGETHER)
+
+
+@pytest.fixture
+def together(made_together, tmp_path):
+    """Copies of the finished and of the stopped runs, whose names end with their seeds."""
+    return shutil.copytree(made_together, tmp_path, dirs_exist_ok=True)
+
+
+def test_seeds_at_once_train_as_one_by_one_and_resume(run, together):
+    assert run(*SHORT, *TOGETHER, "--name", "cut", "--resume") == 0
     assert run(*SHORT, "--method", "le_sam", "--label-noise", 0.2, "--seed", 4) == 0
     for seed in (3, 4):
-        assert_same_end(tmp_path / f"cut-{seed}", tmp_path / f"whole-{seed}")
-    _, one = end(tmp_path / "digits-le_sam-4")
-    _, other = end(tmp_path / "whole-4")
+        assert_same_end(together / f"cut-{seed}", together / f"whole-{seed}")
+    _, one = end(together / "digits-le_sam-4")
+    _, other = end(together / "whole-4")
     for leaf, other_leaf in zip(one, other, strict=True):
         np.testing.assert_allclose(leaf, other_leaf, rtol=1e-3, atol=1e-4)
 
@@ -370,44 +395,30 @@ def test_five_kills_at_random_moments_change_nothing(tmp_path, data_dir):  # noq
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-TOGETHER = (*SHORT, "--seeds", 3, 4, "--vmap-seeds")
-
-
-def test_seeds_saved_at_no_common_step_are_neither_resumed_nor_lost(
-    run, tmp_path, monkeypatch, capsys
-):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        run(*TOGETHER, "--checkpoint-minutes", 0)
-    for step in Checkpoints(tmp_path / "digits-sam-4" / "checkpoints").steps():
-        path = tmp_path / "digits-sam-4" / "checkpoints" / str(step)
-        path.rename(tmp_path / f"elsewhere-{step}")
-    assert run(*TOGETHER, "--resume") == 2
+def test_seeds_saved_at_no_common_step_are_neither_resumed_nor_lost(run, together, capsys):
+    (together / "cut-4" / "checkpoints" / "32").rename(together / "elsewhere")
+    checkpoints = together / "cut-3" / "checkpoints"
+    shutil.copytree(checkpoints / "32", checkpoints / "30")
+    assert run(*SHORT, *TOGETHER, "--name", "cut", "--resume") == 2
     assert "no checkpoint of a common step" in capsys.readouterr().err
-    assert end(tmp_path / "digits-sam-3")[0] == 32
+    assert end(together / "cut-3")[0] == 32
 
 
-def test_seeds_whose_first_checkpoint_was_cut_short_begin_again(run, tmp_path, monkeypatch):
+def test_seeds_whose_first_checkpoint_was_cut_short_begin_again(run, together):
     """One seed's is written before the other's."""
-    assert run(*TOGETHER, "--name", "whole") == 0
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 32)
-        run(*TOGETHER, "--name", "cut")
-    (tmp_path / "cut-4" / "checkpoints" / "32").rename(tmp_path / "elsewhere")
-    assert run(*TOGETHER, "--name", "cut", "--resume") == 0
-    assert_same_end(tmp_path / "cut-3", tmp_path / "whole-3")
+    (together / "cut-4" / "checkpoints" / "32").rename(together / "elsewhere")
+    assert run(*SHORT, *TOGETHER, "--name", "cut", "--resume") == 0
+    assert_same_end(together / "cut-3", together / "whole-3")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 4])
-def test_seeds_of_which_one_lacks_its_results_get_them(seed, run, tmp_path):
+def test_seeds_of_which_one_lacks_its_results_get_them(seed, run, together, made_together):
     """As after a kill between the two."""
-    assert run(*TOGETHER, "--name", "whole") == 0
-    assert run(*TOGETHER, "--name", "cut") == 0
-    (tmp_path / f"cut-{seed}" / "summary.json").unlink()
-    assert run(*TOGETHER, "--name", "cut", "--resume") == 0
+    (together / f"whole-{seed}" / "summary.json").unlink()
+    assert run(*SHORT, *TOGETHER, "--name", "whole", "--resume") == 0
     for each in (3, 4):
-        assert_same_end(tmp_path / f"cut-{each}", tmp_path / f"whole-{each}")
+        assert_same_end(together / f"whole-{each}", made_together / f"whole-{each}")
 
 
 def test_checkpoints_behind_the_one_to_go_on_from_are_forgotten(tmp_path):
