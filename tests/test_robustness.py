@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_experiments import command, data_dir, read  # noqa: F401
+from test_experiments import command, data_dir, read, undrawn  # noqa: F401
 
 from experiments import robustness, train
 from experiments.analysis.attacked import Attack, Target, in_batches
@@ -26,6 +26,7 @@ def folder(tmp_path_factory, data_dir):  # noqa: F811
     """Two seeds of SGD, one of SAM, and a convolutional network with batch norm."""
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
+        undrawn(patch)
         more = ("--data-dir", data_dir, "--out", out)
         command(patch, train, *SHORT, "--method", "sgd", "--seeds", 0, 1, "--name", "sgd", *more)
         command(patch, train, *SHORT, "--method", "sam", "--name", "sam", *more)
@@ -62,6 +63,7 @@ def by_hand(trained, *, examples=None):
     params, state = trained.weights()
     model, found = trained.model(), trained.data
 
+    @jax.jit
     def logits_fn(images):
         seen = (255 * images - found.mean) / found.std
         return model.apply({"params": params, **state}, seen, train=False)
@@ -70,6 +72,7 @@ def by_hand(trained, *, examples=None):
     return logits_fn, images.astype(np.float32) / 255, labels
 
 
+@jax.jit
 def losses(logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
@@ -85,17 +88,26 @@ def test_clean_figures_are_those_of_the_run(name, target, folder):
         assert (found["examples"], found["left_out"]) == (360, 0)
 
 
-@pytest.mark.parametrize(("norm", "told", "epsilon"), [("linf", 8, 8 / 255), ("l2", 0.4, 0.4)])
-@pytest.mark.parametrize("name", ["sam", "cnn"])
+@pytest.mark.parametrize(
+    ("name", "norm", "told", "epsilon"),
+    [
+        ("sam", "l2", 0.4, 0.4),
+        ("cnn", "linf", 8, 8 / 255),
+        pytest.param("sam", "linf", 8, 8 / 255, marks=pytest.mark.slow),
+        pytest.param("cnn", "l2", 0.4, 0.4, marks=pytest.mark.slow),
+    ],
+)
 def test_attacked_figures_are_those_of_attacks_by_hand(name, norm, told, epsilon, target):
     """Two restarts from starts of their own, of which the worse counts, image by image."""
     attack = {"steps": 3, f"{norm}_step_size": 0.5, "restarts": 2, "seed": 7, "examples": 100}
     under = target(name, **attack)
     logits_fn, images, labels = by_hand(under._trained, examples=100)
-    right, worst = [logits_fn(images).argmax(1) == labels], [losses(logits_fn(images), labels)]
+    gradient = jax.jit(jax.grad(lambda x, y: losses(logits_fn(x), y).sum()))
+    clean = np.asarray(logits_fn(images))
+    right, worst = [clean.argmax(1) == labels], [losses(clean, labels)]
     for restart in range(2):
         attacked = pgd(
-            jax.grad(lambda x, y: losses(logits_fn(x), y).sum()),
+            gradient,
             images,
             labels,
             epsilon=epsilon,
@@ -104,7 +116,7 @@ def test_attacked_figures_are_those_of_attacks_by_hand(name, norm, told, epsilon
             step_size=epsilon / 2,
             key=jax.random.fold_in(jax.random.key(7), restart),
         )
-        logits = logits_fn(attacked)
+        logits = np.asarray(logits_fn(attacked))
         right.append(logits.argmax(1) == labels)
         worst.append(losses(logits, labels))
     found = under.measure(norm, told)
@@ -121,11 +133,12 @@ def test_attacked_figures_are_those_of_attacks_by_hand(name, norm, told, epsilon
 def test_without_a_random_start_an_attack_begins_at_the_image(norm, target):
     under = target("sam", steps=1, random_start=False, linf_step_size=1.0, l2_step_size=1.0)
     logits_fn, images, labels = by_hand(under._trained)
-    gradient = jax.grad(lambda x: losses(logits_fn(x), labels).sum())(images)
+    gradient = jax.jit(jax.grad(lambda x: losses(logits_fn(x), labels).sum()))(images)
+    gradient = np.asarray(gradient)
     lengths = np.sqrt((gradient**2).sum((1, 2, 3), keepdims=True))
-    step = jnp.sign(gradient) if norm == "linf" else gradient / np.maximum(lengths, 1e-30)
+    step = np.sign(gradient) if norm == "linf" else gradient / np.maximum(lengths, 1e-30)
     clean, attacked = (
-        losses(logits_fn(x), labels) for x in (images, jnp.clip(images + 0.1 * step, 0, 1))
+        losses(logits_fn(x), labels) for x in (images, np.clip(images + 0.1 * step, 0, 1))
     )
     found = under.measure(norm, 25.5 if norm == "linf" else 0.1)
     assert found["loss"] == pytest.approx(float(np.maximum(clean, attacked).mean()), rel=1e-4)
@@ -153,7 +166,7 @@ def test_images_that_do_not_count_are_left_out(target, monkeypatch):
     found = Target(under._trained, Attack(), 300, lambda: None).measure(None, None)
     logits_fn, images, labels = by_hand(under._trained)
     counts = np.arange(360) % 300 % 3 > 0
-    right = np.asarray(logits_fn(images).argmax(1) == labels)
+    right = np.asarray(logits_fn(images)).argmax(1) == labels
     assert found["accuracy"] == pytest.approx(right[counts].mean())
     assert (found["examples"], found["left_out"]) == (counts.sum(), 360 - counts.sum())
     monkeypatch.setattr(feeds, "evaluated", lambda *_: iter(()))
@@ -198,7 +211,8 @@ def test_the_tables_have_a_row_for_each_group_of_seeds(folder, run):
     assert (path / "robustness.png").stat().st_size > 10_000
 
 
-def test_a_norm_without_radii_is_left_out(folder, run):
+def test_a_norm_without_radii_is_left_out(folder, run, monkeypatch):
+    undrawn(monkeypatch)
     path = run(folder / "sam", "--linf", "--l2", 0.5, 1, "--l2-step-size", 0.125, "--examples", 99)
     text = (path / "robustness.md").read_text()
     assert "L∞" not in text
@@ -209,7 +223,8 @@ def test_a_norm_without_radii_is_left_out(folder, run):
 
 def test_a_stopped_command_goes_on(folder, run, refused, monkeypatch):
     """What was measured is kept, also where runs or radii are added; other options are told."""
-    asked, measure = [], Target.measure
+    undrawn(monkeypatch)
+    asked, measure, some = [], Target.measure, ("--examples", 50)
 
     def watched(self, norm, epsilon):
         asked.append((self._trained.path.name, norm, epsilon))
@@ -220,28 +235,29 @@ def test_a_stopped_command_goes_on(folder, run, refused, monkeypatch):
     monkeypatch.setattr(Target, "measure", watched)
     monkeypatch.setattr("os._exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     with pytest.raises(SystemExit) as stop:
-        run(folder / "sgd-0", *RADII)
+        run(folder / "sgd-0", *RADII, *some)
     assert stop.value.code == 130
-    path = run(folder / "sgd-0", *RADII, "--batch-size", 100)
+    path = run(folder / "sgd-0", *RADII, *some, "--batch-size", 30)
     assert asked == [
         *(("sgd-0", None, None), ("sgd-0", "linf", 4), ("sgd-0", "linf", 16)),
         *(("sgd-0", "linf", 16), ("sgd-0", "l2", 0.5)),
     ]
     first = read(path / "robustness.json")
-    run(folder / "sgd-0", folder / "sam", "--linf", 4, 8, "--l2")
+    run(folder / "sgd-0", folder / "sam", "--linf", 4, 8, "--l2", *some)
     sam = [("sam", None, None), ("sam", "linf", 4), ("sam", "linf", 8)]
     assert asked[5:] == [("sgd-0", "linf", 8), *sam]
     figures = read(path / "robustness.json")["runs"][0]["attacked"]["linf"]
     assert figures[0] == first["runs"][0]["attacked"]["linf"][0]
-    assert "holds a run with other steps" in refused(folder / "sgd-0", *RADII, "--steps", 3)
+    assert "holds a run with other steps" in refused(folder / "sgd-0", *RADII, *some, "--steps", 3)
     (path / "runs.jsonl").unlink()
-    assert "holds a run with other steps" in refused(folder / "sgd-0", *RADII, "--steps", 3)
-    run(folder / "sgd-0", "--linf", 4, "--l2", "--steps", 3, "--overwrite")
+    assert "holds a run with other steps" in refused(folder / "sgd-0", *RADII, *some, "--steps", 3)
+    run(folder / "sgd-0", "--linf", 4, "--l2", *some, "--steps", 3, "--overwrite")
     again = read(path / "robustness.json")["runs"][0]["attacked"]["linf"][0]
     assert again["loss"] < figures[0]["loss"]
 
 
-def test_another_checkpoint_of_the_same_name_is_attacked_anew(folder, run, tmp_path):
+def test_another_checkpoint_of_the_same_name_is_attacked_anew(folder, run, tmp_path, monkeypatch):
+    undrawn(monkeypatch)
     found = []
     for source, place in (("sgd-0", "x"), ("sgd-1", "y")):
         shutil.copytree(folder / source, tmp_path / place / "same")
@@ -252,12 +268,13 @@ def test_another_checkpoint_of_the_same_name_is_attacked_anew(folder, run, tmp_p
 
 def test_what_fails_does_not_take_the_rest_along(folder, run, refused, monkeypatch, tmp_path):
     """A run that has diverged, and one whose logits are no numbers."""
+    undrawn(monkeypatch)
     weights = Trained.weights
 
     def damaged(self):
         params, state = weights(self)
-        factor = {"sgd-0": jnp.nan, "sgd-1": 1e16}.get(self.path.name, 1)
-        return jax.tree.map(lambda leaf: leaf * factor, params), state
+        factor = {"sgd-0": np.nan, "sgd-1": 1e16}.get(self.path.name, 1)
+        return jax.tree.map(lambda leaf: np.asarray(leaf) * factor, params), state
 
     monkeypatch.setattr(Trained, "weights", damaged)
     said = refused(*(folder / n for n in ("sgd-0", "sgd-1", "sam")), "--linf", 4, "--l2")
