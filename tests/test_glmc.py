@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import made
 import numpy as np
 import pytest
-from test_experiments import command, read
+from test_experiments import command, read, undrawn
 from test_resume import assert_same_end, interrupt_at
 
 from experiments import analyze, models, robustness, train
@@ -69,22 +69,26 @@ def batches(made_set, count, indices, progress=0.0, **changes):
 # Weights and probabilities
 
 
+class_weights = jax.jit(glmc.class_weights, static_argnums=1)
+probabilities = jax.jit(glmc.probabilities, static_argnums=1)
+
+
 @pytest.mark.parametrize("power", [0.0, 0.2, 1.0, 1.3])
 @pytest.mark.usefixtures("x64")
 def test_class_weights_and_probabilities_are_those_of_numpy(power):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), SIZES))
     raw = np.array([1.0 / n**power for n in SIZES])
-    weights = glmc.class_weights(jnp.asarray(labels), CLASSES, power)
+    weights = class_weights(labels, CLASSES, power)
     np.testing.assert_allclose(weights, raw / raw.sum() * CLASSES, rtol=1e-12)
     each = np.array([1.0 / SIZES[label] ** power for label in labels])
-    p = glmc.probabilities(jnp.asarray(labels), CLASSES, power)
+    p = probabilities(labels, CLASSES, power)
     np.testing.assert_allclose(p, each / each.sum(), rtol=1e-12)
 
 
 def test_a_class_without_examples_weighs_nothing_and_changes_no_other():
-    labels = jnp.array([0, 0, 2])
-    np.testing.assert_allclose(glmc.class_weights(labels, 4, 1.0), [2 / 3, 0, 4 / 3, 0], rtol=1e-6)
-    np.testing.assert_allclose(glmc.probabilities(labels, 4, 1.0), [0.25, 0.25, 0.5], rtol=1e-6)
+    labels = np.array([0, 0, 2])
+    np.testing.assert_allclose(class_weights(labels, 4, 1.0), [2 / 3, 0, 4 / 3, 0], rtol=1e-6)
+    np.testing.assert_allclose(probabilities(labels, 4, 1.0), [0.25, 0.25, 0.5], rtol=1e-6)
 
 
 # Mixtures
@@ -332,13 +336,19 @@ def test_a_step_of_the_network_is_that_of_numpy(network):
 
 def test_the_balanced_classifier_gives_the_logits_at_evaluation(network):
     module, variables, batch = network
-    logits = module.apply(variables, batch.global_, train=False)
-    found = module.apply(variables, batch.global_, train=False, method="heads")
+
+    @jax.jit
+    def applied(variables, images):
+        encoder = {name: tree["encoder"] for name, tree in variables.items()}
+        return (
+            module.apply(variables, images, train=False),
+            module.apply(variables, images, train=False, method="heads"),
+            module.encoder.apply(encoder, images, train=False),
+        )
+
+    logits, found, features = applied(variables, batch.global_)
     np.testing.assert_array_equal(logits, found.balanced)
     assert not np.allclose(logits, found.plain)
-    features = module.encoder.apply(
-        {name: tree["encoder"] for name, tree in variables.items()}, batch.global_, train=False
-    )
     layer = variables["params"]["balanced"]
     np.testing.assert_allclose(logits, features @ layer["kernel"] + layer["bias"], rtol=1e-12)
 
@@ -532,6 +542,7 @@ def folder(sets, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", TINY)
+        undrawn(patch)
         command(patch, train, *SHORT, "--name", "whole", "--data-dir", sets, "--out", out)
     return out
 
@@ -552,6 +563,7 @@ def test_a_run_trains_and_tells_its_figures(folder):
 
 @pytest.mark.usefixtures("tiny")
 def test_a_terminated_run_is_resumed_bit_for_bit(folder, sets, monkeypatch):
+    undrawn(monkeypatch)
     arguments = (*SHORT, "--name", "cut", "--data-dir", sets, "--out", folder)
     with monkeypatch.context() as patch:
         patch.setattr("os._exit", sys.exit)
@@ -574,6 +586,7 @@ def test_a_run_is_looked_at_by_the_logits_that_are_evaluated(folder, sets):
 
 @pytest.mark.usefixtures("tiny")
 def test_a_run_is_attacked_by_the_logits_that_are_evaluated(folder, sets, tmp_path, monkeypatch):
+    undrawn(monkeypatch)
     shared = (folder / "whole", "--data-dir", sets, "--out", tmp_path)
     command(monkeypatch, robustness, *shared, "--linf", 8, "--l2", "--steps", 2)
     summary = read(folder / "whole" / "summary.json")
