@@ -9,7 +9,7 @@ import jax
 import made
 import numpy as np
 import pytest
-from test_experiments import command, read
+from test_experiments import command, read, undrawn
 from test_pretrained import save, vit_state
 
 from experiments import compare, models, recipes, sweep, train
@@ -54,6 +54,7 @@ def begun(monkeypatch):
 @pytest.fixture
 def run(monkeypatch, sets, tmp_path):
     """Trains by the command into one folder."""
+    undrawn(monkeypatch)
 
     def run(*arguments, module=train):
         always = ("--data-dir", sets, "--out", tmp_path, "--name", "run", "--workers", 0)
@@ -206,7 +207,8 @@ def test_a_file_that_changes_after_the_command_began_is_told(tmp_path):
     weights = Weights.of(path, None)
     file(tmp_path, classes=7)
     model = models.make("tiny_vit", CLASSES)
-    state = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)), train=False)
+    init = jax.jit(functools.partial(model.init, train=False))
+    state = init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
     with pytest.raises(WeightsError, match="has changed since this command began: start it again"):
         weights.onto(model, state["params"], {})
 
