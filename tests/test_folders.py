@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
 import pytest
-from test_experiments import command, data_dir  # noqa: F401
+from test_experiments import command, data_dir, undrawn  # noqa: F401
 
 from experiments import (
     analyze,
@@ -59,6 +60,7 @@ def trained(tmp_path_factory, data_dir):  # noqa: F811
     """The folder of a trained run."""
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
+        undrawn(patch)
         command(patch, train, *SHORT, "--name", "run", "--data-dir", data_dir, "--out", out)
     return out / "run"
 
@@ -67,6 +69,7 @@ def trained(tmp_path_factory, data_dir):  # noqa: F811
 def run(monkeypatch, trained, data_dir):  # noqa: F811
     """Runs a command of the table with its results in a folder, and gives its exit status."""
     monkeypatch.setattr("os._exit", sys.exit)
+    undrawn(monkeypatch)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(name, folder, *arguments):
@@ -148,6 +151,7 @@ def test_foreign_files_beside_our_own_stay(name, run, tmp_path, capsys):
     """Also where all that the command wrote is replaced."""
     folder = tmp_path / "ours"
     assert run(name, folder) == 0
+    assert not (folder / folders.LOCK).exists()
     ours = names(folder)
     fill(folder, ["notes.md", "more/notes.md", "theirs.json"])
     theirs = {
@@ -190,8 +194,6 @@ def test_one_lock_for_all_commands(name, run, tmp_path, capsys):
         assert run(name, folder) == 2
         assert "another process works in" in capsys.readouterr().err
     assert not folder.exists()
-    assert run(name, folder) == 0
-    assert not (folder / folders.LOCK).exists()
 
 
 CONFIG = {"a": 1.0, "b": float("-inf")}
@@ -238,9 +240,10 @@ def test_what_was_to_be_replaced_by_nothing_comes_back(tmp_path):
     }
 
 
-def test_what_a_kill_left_half_replaced_is_put_back_before_it_is_looked_at(run, tmp_path, capsys):
-    folder = tmp_path / "ours"
-    assert run("train", folder) == 0
+def test_what_a_kill_left_half_replaced_is_put_back_before_it_is_looked_at(
+    run, trained, tmp_path, capsys
+):
+    folder = shutil.copytree(trained, tmp_path / "ours")
     with folders.held(folder, "train") as held:
         held.begin({"a": 2})
         held.tidy = lambda: None  # as where the process is killed

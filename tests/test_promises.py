@@ -388,15 +388,9 @@ def test_a_mistaken_option_is_told(arguments, message, monkeypatch, data_dir, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def standing(tx):
-    """A path of the toy problem, not trained."""
-    return np.array([toy.START, toy.START])
-
-
 def test_a_path_begins_at_the_home_directory(monkeypatch, data_dir, tmp_path):  # noqa: F811
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(toy, "path_of", standing)
     undrawn(monkeypatch)
     command(monkeypatch, toy, "--out", "~/toy")
     assert sorted(os.listdir(tmp_path)) == ["home"]
@@ -534,7 +528,6 @@ def test_every_field_of_a_config_of_the_wrong_kind_is_told(finished, data_dir): 
 
 def test_a_disk_that_is_full_is_told_by_every_command(run, finished, tmp_path, monkeypatch, capsys):
     """Nothing half-written is left, and what was there before is."""
-    monkeypatch.setattr(toy, "path_of", standing)
     commands = {
         compare: (*SHORT, "--methods", "sgd", "--seeds", 2),
         toy: (),
