@@ -1,17 +1,19 @@
 """The command that evaluates runs on other test sets: what counts, and what it keeps and tells."""
 
 import dataclasses
+import functools
 import io
 import re
 import sys
 from types import SimpleNamespace
 
+import jax
 import made
 import numpy as np
 from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
-from test_experiments import command, data_dir, read  # noqa: F401
+from test_experiments import command, data_dir, read, undrawn  # noqa: F401
 
 from experiments import evaluate, models, recipes, train
 from experiments.analysis.trained import Trained
@@ -57,7 +59,8 @@ def logits_of(path, sets, images):
     recipe, found = trained.recipe, trained.data
     model = models.make(recipe.model, found.classes, width=recipe.width)
     seen = (images.astype(np.float32) - found.mean) / found.std
-    return np.asarray(model.apply({"params": params, **state}, seen, train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    return np.asarray(apply({"params": params, **state}, seen))
 
 
 def likely(logits, names, among=NAMES):
@@ -76,6 +79,7 @@ def world(tmp_path_factory):
     made.imagenet(sets, train=16, validation=5, classes=NAMES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.RECIPES, "made", SMALL)
+        undrawn(patch)
         more = ("--data-dir", sets, "--out", out, "--workers", 0)
         command(patch, train, "made", "--seeds", 0, 1, "--name", "sgd", *more)
         command(patch, train, "made", "--method", "sam", "--epochs", 1, "--name", "sam", *more)
@@ -306,6 +310,7 @@ def test_a_set_in_memory_is_evaluated_in_memory(data_dir, monkeypatch, tmp_path,
     sets = tmp_path / "sets"
     (sets / "digits").parent.mkdir()
     (sets / "digits").symlink_to(data_dir / "digits")
+    undrawn(monkeypatch)
     more = ("--data-dir", sets, "--out", tmp_path)
     arguments = ("--epochs", 1, "--width", 8, "--batch-size", 256, "--method", "sgd")
     command(monkeypatch, train, "digits", *arguments, "--name", "run", *more)
