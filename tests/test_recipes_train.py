@@ -7,7 +7,7 @@ import made
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from test_experiments import command, read
+from test_experiments import command, read, undrawn
 from test_pretrained import resnet_state, save, vit_state
 from test_weights import cut_short
 
@@ -21,8 +21,8 @@ from experiments.training.checkpoints import Checkpoints
 WIDTHS = {"vit_small": 12, "mlp": 4}
 # Of JPEGs, which no made features decode to.
 STREAMED = {n for n, r in RECIPES.items() if r.dataset == "imagenet2012" or r.domain is not None}
-# The others take half a minute each to compile.
-QUICK = {"digits", "digits_cnn", "mnist_noise40"}
+# The others take half a minute each to compile, or have other tests, as digits.
+QUICK = {"digits_cnn", "mnist_noise40"}
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_a_recipe_trains_two_steps_and_resumes(name, monkeypatch, tmp_path):
 
 def assert_trains(recipe, arguments, path, monkeypatch):
     """A run of two steps that is cut short after the first, and goes on, to its end."""
+    undrawn(monkeypatch)
     arguments += ["--checkpoint-minutes", 0, "--steps-per-dispatch", 1]
     with cut_short(monkeypatch):
         command(monkeypatch, train, *arguments)
