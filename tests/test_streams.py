@@ -1,7 +1,6 @@
 """Streamed sets through the command that trains: made sets of the real formats."""
 
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -13,10 +12,11 @@ import made
 import numpy as np
 from PIL import Image
 import pytest
-from test_experiments import command, read
+from test_experiments import command, read, undrawn
 
-from experiments import analyze, models, recipes, robustness, train
+from experiments import analyze, recipes, robustness, train
 from experiments.analysis import trained as analysed
+from experiments.analysis.parts import Look
 from experiments.analysis.trained import Trained
 from experiments.data import loading, normalization, streams
 from experiments.data.disk import NotPreparedError
@@ -24,13 +24,12 @@ from experiments.data.pipeline import transforms
 from experiments.data.pipeline.batches import LostWorkerError
 from experiments.data.pipeline.stream import Stream
 from experiments.data.sets import divided
-from experiments.models.vit import ViT
 from experiments.recipes import Recipe
 from experiments.system.errors import UserError
 from experiments.training.checkpoints import Checkpoints
 
 # A model and images so small that a step takes milliseconds.
-SMALL = ("--model", "tiny_vit", "--image-size", 16, "--batch-size", 8)
+SMALL = ("--model", "mlp", "--width", 8, "--image-size", 16, "--batch-size", 8)
 SMALL += ("--normalization", "imagenet", "--epochs", 2, "--workers", 0)
 PLAIN = Recipe(dataset="imagenet2012", model="mlp", epochs=1, batch_size=8, learning_rate=0.1)
 
@@ -46,9 +45,7 @@ def sets(tmp_path_factory):
 
 @pytest.fixture
 def streamed(monkeypatch):
-    """A recipe of each of them, and the model."""
-    model = functools.partial(ViT, patch=4, width=16, depth=1)
-    monkeypatch.setitem(models.MODELS, "tiny_vit", model)
+    """A recipe of each of them."""
     folders = dataclasses.replace(PLAIN, dataset="pacs", domain="photo", validation=0.2)
     for name, recipe in {"made": PLAIN, "made_folders": folders}.items():
         monkeypatch.setitem(recipes.RECIPES, name, recipe)
@@ -56,6 +53,7 @@ def streamed(monkeypatch):
 
 
 def run(monkeypatch, sets, out, recipe, *arguments):
+    undrawn(monkeypatch)
     arguments = (recipe, *SMALL, "--data-dir", sets, "--out", out, "--name", "run", *arguments)
     command(monkeypatch, train, *arguments)
     return out / "run"
@@ -198,7 +196,7 @@ def test_a_streamed_run_is_attacked(sets, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def looked_at(sets, tmp_path_factory):
     """A run with held-out images and smooth labels, to look at."""
-    arguments = ("--model", "mlp", "--validation", 0.2, "--label-smoothing", 0.3, "--seed", 3)
+    arguments = ("--validation", 0.2, "--label-smoothing", 0.3, "--seed", 3)
     arguments += ("--augmentation", "inception", "flip", "--method", "sgd", "--keep-epochs", 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.RECIPES, "made", PLAIN)
@@ -235,7 +233,8 @@ def test_the_loss_of_a_streamed_set_is_that_of_its_cropped_training_images(
     objective = trained.objective(model_state, training=False, size=3, examples=examples)
     assert objective.loss(params) == pytest.approx(losses(trained, kept).mean(), rel=1e-5)
     first = trained.objective(model_state, training=False, size=1, examples=examples)
-    found = [float(first.loss_fn(params, batch)) for batch in first.batches]
+    loss_fn = jax.jit(first.loss_fn)
+    found = [float(loss_fn(params, batch)) for batch in first.batches]
     np.testing.assert_allclose(found, losses(trained, kept), rtol=1e-5)
 
 
@@ -306,9 +305,17 @@ def test_a_streamed_run_is_analyzed(looked_at, tmp_path, sets, monkeypatch):
 def test_a_corrupt_image_is_not_looked_at(skip, tmp_path, monkeypatch, capsys):
     images = [made.jpeg(i) for i in range(15)] + [made.jpeg(15)[:100]]
     made.imagenet(tmp_path, train=images, validation=4, classes=4)
-    arguments = (tmp_path, tmp_path / "out", "made", "--method", "sgd", "--model", "mlp")
+    arguments = (tmp_path, tmp_path / "out", "made", "--method", "sgd")
     path = run(monkeypatch, *arguments, "--skip-corrupt")
-    arguments = [path, "--parts", "hessian", "--k", 1, "--steps", 2, "--probes", 1, "--samples", 2]
+
+    def hessian(self):
+        self.trained.objective({}, training=False, size=8)
+        density = {"values": [[1.0]], "weights": [[1.0]]}
+        found = {"eigenvalues": [1.0], "density": density, "parameters": 100}
+        return {"evaluation": {**found, "trace": 1.0, "trace_error": 0.1}}
+
+    monkeypatch.setattr(Look, "hessian", hessian)  # looks at all images, and measures nothing
+    arguments = [path, "--parts", "hessian"]
     arguments += ["--workers", 0, "--data-dir", tmp_path, "--out", tmp_path / "out"]
     if skip:
         command(monkeypatch, analyze, *arguments, "--skip-corrupt")
