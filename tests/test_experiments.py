@@ -547,7 +547,7 @@ def test_a_diverged_run_does_not_dilute_the_cost_of_a_method():
 def test_sweep_tries_every_combination(monkeypatch, tmp_path, data_dir):
     undrawn(monkeypatch)
     arguments = ["digits", "--method", "gsam", "--over", "rho=0.05,0.1", "alpha=0.2"]
-    arguments += ["learning_rate=0.1,0.05", "--seeds", 2, "--epochs", 1, "--validation", 0.2]
+    arguments += ["learning_rate=0.1,0.05", "--seeds", 1, "--epochs", 1, "--validation", 0.2]
     command(monkeypatch, sweep, *arguments, "--data-dir", data_dir, "--out", tmp_path)
     rows = read(tmp_path / "digits-gsam-sweep" / "sweep.json")["rows"]
     assert [row["cell"] for row in rows] == [
