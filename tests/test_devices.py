@@ -348,8 +348,10 @@ def apart_by_pmap(row, link):
     return apart(row, link, mapped)
 
 
-# Those that are no more than another way with more to compile; the rest of their tests is slow.
+# Those that are no more than another way with more to compile, and the methods that run in them in
+# every run: of a state like the parameters, and of a decision.
 FURTHER = ("fsdp", "checked shard_map", "unchecked shard_map")
+OFTEN = ("gsam", "ae_looksam", "msam")
 GLOBAL = {
     "jit": by_jit,
     "fsdp": by_fsdp,
@@ -366,11 +368,11 @@ APART = {
 
 
 def cases(ways):
-    """Every method in every way."""
+    """Every method in every way; one of each kind in every run, noise and a weight once."""
+    often = {(name, way) for way in ways for name in (OFTEN if way in FURTHER else KINDS)}
+    often |= {("r_sam", "shard_map"), ("samar", "shard_map")}
     return [
-        pytest.param(name, way, marks=pytest.mark.slow)
-        if way in FURTHER and name not in KINDS
-        else (name, way)
+        pytest.param(name, way, marks=() if (name, way) in often else pytest.mark.slow)
         for name in NAMES
         for way in ways
     ]
@@ -411,7 +413,13 @@ def test_the_perturbation_of_each_device_is_that_of_a_loop_over_the_parts(name, 
 
 
 @pytest.mark.parametrize(
-    ("m", "devices"), [(m, n) for m in (1, 2, 4, 8) for n in (1, 2, 8) if m * n <= EXAMPLES]
+    ("m", "devices"),
+    [
+        pytest.param(m, n, marks=() if (m, n) in [(1, 8), (2, 2), (8, 1)] else pytest.mark.slow)
+        for m in (1, 2, 4, 8)
+        for n in (1, 2, 8)
+        if m * n <= EXAMPLES
+    ],
 )
 def test_micro_batches_perturb_each_for_itself_on_any_number_of_devices(m, devices):
     """m examples share a perturbation: `vmap` within a device, both axes in `average`."""
@@ -538,7 +546,7 @@ def test_a_frozen_leaf_is_averaged_with_the_rest():
         return average.update(updates, average.init(updates))[0]
 
     mapped = jax.shard_map(update, mesh=mesh_of(DEVICES), in_specs=P("batch"), out_specs=P())
-    averaged = mapped(jnp.arange(8.0))
+    averaged = jax.jit(mapped)(jnp.arange(8.0))
     assert averaged == {"a": 0, "b": 3.5}
 
 
@@ -555,7 +563,7 @@ def test_axes_may_be_named_by_any_hashable(axis_name):
 # Where the state lies, and what is sent.
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", few("gsam", "ae_looksam", "eigen_sam", "wsam"))
 def test_the_state_stays_where_it_was(name):
     """What is shaped like parameters lies like them, all else on every device, at each step."""
     row = METHODS[name]
@@ -612,10 +620,7 @@ def test_a_method_itself_sends_nothing_but_sums(name):
 DIVIDED = ["sam", "looksam", "ae_looksam", "vasso", "friendly_sam", "eigen_sam", "msam", "s2_sam"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    few(*DIVIDED),
-)
+@pytest.mark.parametrize("name", few("sam", "ae_looksam", "eigen_sam", "msam", names=DIVIDED))
 def test_a_state_may_be_divided_where_the_parameters_are_not(name):
     """ZeRO's first stage on an explicit mesh: the step is the same, and the state stays divided."""
     row = METHODS[name].unnamed
