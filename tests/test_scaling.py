@@ -20,6 +20,7 @@ from experiments.results import files
 from experiments.scaling import Sent
 from experiments.system import mesh
 from experiments.system.mesh import DATA, MODEL, Layout
+from experiments.training.step import Step
 from experiments.training.trainer import Trainer
 
 eight_devices = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -120,17 +121,32 @@ def test_the_command_writes_its_table_and_picture(monkeypatch, tmp_path, data_di
 # Training on a mesh.
 
 
-@pytest.fixture
-def trained(monkeypatch, tmp_path, data_dir):  # noqa: F811
+def training(monkeypatch, out, data_dir):  # noqa: F811
     """Trains two epochs of digits, and returns the summary and the rows of metrics."""
 
     def run(name, *more):
         arguments = ("digits", "--epochs", 2, "--name", name, *more)
-        command(monkeypatch, train, *arguments, "--data-dir", data_dir, "--out", tmp_path)
-        rows = files.read_lines(tmp_path / name / "metrics.jsonl").values()
-        return read(tmp_path / name / "summary.json"), list(rows)
+        command(monkeypatch, train, *arguments, "--data-dir", data_dir, "--out", out)
+        rows = files.read_lines(out / name / "metrics.jsonl").values()
+        return read(out / name / "summary.json"), list(rows)
 
     return run
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path, data_dir):  # noqa: F811
+    return training(monkeypatch, tmp_path, data_dir)
+
+
+@pytest.fixture(scope="module")
+def alone_and_meshed(tmp_path_factory, data_dir):  # noqa: F811
+    """A run on one device and one on a mesh, and their folder; all checkpoints are left there."""
+    folder = tmp_path_factory.mktemp("runs")
+    options = ("--method", "ae_looksam", "--checkpoint-minutes", 0)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run = training(monkeypatch, folder, data_dir)
+        alone, meshed = run("alone", *options), run("meshed", *options, "--mesh", "data=4,model=2")
+    return alone, meshed, folder
 
 
 def assert_alike(one, two):
@@ -143,15 +159,19 @@ def assert_alike(one, two):
 
 
 @eight_devices
+def test_a_mesh_trains_as_one_device(alone_and_meshed):
+    alone, meshed, _ = alone_and_meshed
+    assert_alike(alone, meshed)
+    assert meshed[0]["mesh"] == {"data": 4, "model": 2}
+    assert alone[0]["mesh"] is None
+
+
+@eight_devices
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(("data=2",), marks=pytest.mark.slow),
-        ("data=4,model=2",),
-        pytest.param(("data=2", "--decide", "host"), marks=pytest.mark.slow),
-    ],
+    "options", [("data=2",), ("data=4,model=2",), ("data=2", "--decide", "host")]
 )
-def test_a_mesh_trains_as_one_device(options, trained):
+def test_other_meshes_train_as_one_device(options, trained):
     arguments = ("--method", "ae_sam")
     alone = trained("alone", *arguments, *options[1:])
     meshed = trained("meshed", *arguments, "--mesh", *options)
@@ -170,13 +190,14 @@ def test_equal_parts_perturb_alike_and_others_do_not(trained, monkeypatch):
     )
     assert whole[1][-1]["train_loss"] != pytest.approx(apart[1][-1]["train_loss"], rel=1e-3)
 
-    order = Trainer._order
+    order = Step.order
 
     def twice(self, seed, epoch):
-        half = order(self, seed, epoch)[:, : self.recipe.batch_size // 2]
+        half = order(self, seed, epoch)
+        half = half[:, : half.shape[1] // 2]
         return jax.numpy.concatenate([half, half], axis=1)
 
-    monkeypatch.setattr(Trainer, "_order", twice)
+    monkeypatch.setattr(Step, "order", twice)
     whole, apart = trained("same", *options), trained("parts", *options, "--perturbation", "device")
     assert_alike(whole, apart)
 
@@ -212,15 +233,16 @@ def test_arrays_stay_where_they_lie(apart, digits):  # noqa: F811
 
 
 @eight_devices
-def test_a_run_goes_on_on_another_mesh(trained, tmp_path):
+def test_a_run_goes_on_on_another_mesh(alone_and_meshed, trained, tmp_path):
     """Of the global perturbation; one a device depends on how many there are."""
-    whole = trained("whole", "--method", "looksam")
-    trained("moved", "--method", "looksam", "--mesh", "data=4,model=2", "--checkpoint-minutes", 0)
-    (tmp_path / "moved" / "summary.json").unlink()
-    steps = sorted(int(path.name) for path in (tmp_path / "moved" / "checkpoints").iterdir())
-    shutil.rmtree(tmp_path / "moved" / "checkpoints" / str(steps[-1]))
-    moved = trained("moved", "--method", "looksam", "--mesh", "data=2", "--resume")
-    assert_alike(whole, moved)
+    alone, _, folder = alone_and_meshed
+    shutil.copytree(folder / "meshed", tmp_path / "meshed")
+    (tmp_path / "meshed" / "summary.json").unlink()
+    steps = sorted(int(path.name) for path in (tmp_path / "meshed" / "checkpoints").iterdir())
+    shutil.rmtree(tmp_path / "meshed" / "checkpoints" / str(steps[-1]))
+    moved = trained("meshed", "--method", "ae_looksam", "--mesh", "data=2", "--resume")
+    assert moved[0]["mesh"] == {"data": 2, "model": 1}
+    assert_alike(alone, moved)
 
 
 @pytest.mark.parametrize(
