@@ -4,11 +4,11 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import LEARNING_RATE, STEPS, make_batch, make_step, ravel, sgd
+import reference
+from reference import LEARNING_RATE, sgd, small_loss, small_params
 
 import sam_optax
 from sam_optax import combine, perturb, start, when
@@ -20,21 +20,9 @@ NEVER = {"total_steps": 10, "lambda_1": math.inf, "lambda_2": math.inf}
 EVER = {"total_steps": 10, "lambda_1": -math.inf, "lambda_2": -math.inf}
 
 
-def loss(params, batch):
-    """The squared error of one layer with tanh: not quadratic, and quicker to compile than two."""
-    x, y = batch
-    return jnp.mean((jnp.tanh(x @ params["kernel"] + params["bias"]) - y) ** 2)
-
-
 def trajectory(tx, **call):
-    """The parameters after each step as rows of one matrix."""
-    rng = np.random.default_rng(0)
-    params = {"kernel": jnp.asarray(rng.normal(size=(4, 2))), "bias": jnp.asarray([0.5, -0.3])}
-    step, state, points = make_step(tx, grad_loss=jax.grad(loss), **call), tx.init(params), []
-    for t in range(STEPS):
-        params, state = step(params, state, make_batch(t))
-        points.append(ravel(params))
-    return np.stack(points)
+    """On one layer, which compiles quickly."""
+    return reference.trajectory(tx, params=small_params(), grad_loss=jax.grad(small_loss), **call)
 
 
 def with_sgd(link):
