@@ -104,7 +104,7 @@ def test_a_transposed_network_has_the_transposed_noise():
 
 def initial():
     return {
-        "embedding": random(6, 2),
+        "embedding": random(3, 2, seed=1),
         "blocks": {"kernel": random(3, 2, 2), "bias": random(3, 2)},
         "head": {"kernel": random(2, 4), "none": None, "steps": jnp.array(3)},
     }
