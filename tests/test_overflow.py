@@ -1,5 +1,7 @@
 """A gradient of the method's own that is not finite counts as not taken."""
 
+import functools
+
 import float16_steps
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from reference import (
-    KINDS,
     LEARNING_RATE,
     NAMES,
     ROWS,
@@ -88,23 +89,25 @@ def expected(row):
         yield w, {**state, "ascents": ascents, "notfinite": lost, "steps": t + 1}
 
 
+@jax.jit
 def spoil(gradient, factor):
     """One number of it is not finite, nor is its derivative."""
     return {**gradient, "dense_kernel": gradient["dense_kernel"].at[1, 0].mul(factor)}
 
 
+grad_loss = jax.jit(jax.grad(loss))
+
+
 def steps(row, compiled):
     """(params, opt_state) after each step of the library."""
     tx = row.optimizer()
-    grad_loss = jax.jit(jax.grad(loss))
-    spoiled = jax.jit(spoil)
 
     def step(params, opt_state, batch, factor):
         def on(p, indices=slice(None)):
             return grad_loss(p, jax.tree.map(lambda x: x[indices], batch))
 
         def grad_fn(p, *indices):
-            return spoiled(on(p, *indices), factor)
+            return spoil(on(p, *indices), factor)
 
         extra = {}
         if row.call["examples"]:
@@ -124,12 +127,18 @@ def steps(row, compiled):
         yield params, opt_state
 
 
+OFTEN = {
+    True: [*NAMES, "r_sam_point", "msam_point", "lpf_sgd_samples_point"],
+    False: ["gsam", "ae_looksam", "esam", "msam", "wsam"],
+}
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "compiled"),
-    [(name, True) for name in (*NAMES, *POINTS)]
-    + [
-        pytest.param(name, False, marks=() if name in KINDS else pytest.mark.slow)
+    [
+        pytest.param(name, compiled, marks=() if name in often else pytest.mark.slow)
+        for compiled, often in OFTEN.items()
         for name in (*NAMES, *POINTS)
     ],
 )
@@ -158,21 +167,24 @@ def test_one_of_many_numbers_is_enough(dtype, compiled):
         return link.update(w, link.init(w), w, grad_fn=lambda p: second)[1].notfinite
 
     update = jax.jit(update) if compiled else update
+    dtype = jnp.dtype(dtype)
     for size in (1, 100, 100_003):
-        w = jnp.full(size, 0.5, dtype)
-        assert not int(update(w, jnp.full(size, jnp.finfo(dtype).max, dtype)))
+        w = jnp.asarray(np.full(size, 0.5, dtype))
+        second = np.full(size, jnp.finfo(dtype).max, dtype)
+        assert not int(update(w, jnp.asarray(second)))
         for value in (np.inf, -np.inf, np.nan):
-            assert int(update(w, w.at[size // 2].set(value)))
+            second[size // 2] = value
+            assert int(update(w, jnp.asarray(second)))
 
 
 # On several devices, and mapped.
 
 
-def local_step(lost, local):
+def local_step(local=lambda w: w):
     """sam where each place has a gradient of its own, and the second of one place is lost."""
     link = sam_optax.sam(5.0)
 
-    def step(w, size):
+    def step(w, size, lost):
         w = local(w)
         grads = size * w
         factor = jnp.where(size == lost, jnp.inf, 1.0)
@@ -184,39 +196,43 @@ def local_step(lost, local):
     return step
 
 
-SIZES = jnp.arange(1.0, 9.0)
-W = jnp.array([3.0, 4.0])
+SIZES = np.arange(1.0, 9.0, dtype=np.float32)
+W = np.array([3.0, 4.0], np.float32)
 AT_FIRST = np.outer(SIZES, W)  # the direction without a second gradient
 AT_SECOND = 2 * AT_FIRST  # at [6, 8]
+
+
+@functools.cache
+def step_in_all(how):
+    """(directions, state), compiled, for sizes on the devices or along one or two mapped axes."""
+    if how == "shard_map":
+        mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+        rows, none = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
+        step = local_step(lambda w: jax.lax.pcast(w, "rows", to="varying"))
+        return jax.jit(
+            jax.shard_map(step, mesh=mesh, in_specs=(none, rows, none), out_specs=(rows, none))
+        )
+    step = local_step()
+    for _ in range(2 if how == "vmap twice" else 1):
+        step = jax.vmap(step, in_axes=(None, 0, None), out_axes=(0, None))
+    return jax.jit(step)
 
 
 @pytest.mark.parametrize("lost", [3.0, 0.0])
 @pytest.mark.parametrize("how", ["shard_map", "vmap", "vmap twice"])
 def test_it_is_lost_in_all_places_that_share_parameters(how, lost):
     """Where each takes its own perturbation of the same parameters, before a mean."""
-    if how == "shard_map":
-        mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-        rows, none = jax.sharding.PartitionSpec("rows"), jax.sharding.PartitionSpec()
-        step = local_step(lost, lambda w: jax.lax.pcast(w, "rows", to="varying"))
-        direction, state = jax.shard_map(
-            step, mesh=mesh, in_specs=(none, rows), out_specs=(rows, none)
-        )(W, SIZES)
-        direction = direction.reshape(8, 2)
-    else:
-        step = jax.vmap(local_step(lost, lambda w: w), in_axes=(None, 0), out_axes=(0, None))
-        sizes = SIZES
-        if how == "vmap twice":
-            step, sizes = jax.vmap(step, in_axes=(None, 0), out_axes=(0, None)), sizes.reshape(2, 4)
-        direction, state = step(W, sizes)
-        direction = direction.reshape(8, 2)
+    sizes = SIZES.reshape(2, 4) if how == "vmap twice" else SIZES
+    direction, state = step_in_all(how)(W, sizes, lost)
+    direction = np.reshape(direction, (8, 2))
     np.testing.assert_allclose(direction, AT_FIRST if lost else AT_SECOND, rtol=1e-6)
     assert (int(state.ascents), int(state.notfinite)) == ((0, 1) if lost else (1, 0))
 
 
 def test_it_is_lost_in_one_of_several_models_alone():
-    step = jax.vmap(local_step(3.0, lambda w: w))
-    direction, state = step(jnp.tile(W, (8, 1)), SIZES)
-    expected = np.where((np.asarray(SIZES) == 3.0)[:, None], AT_FIRST, AT_SECOND)
+    step = jax.jit(jax.vmap(local_step(), in_axes=(0, 0, None)))
+    direction, state = step(np.tile(W, (8, 1)), SIZES, 3.0)
+    expected = np.where((SIZES == 3.0)[:, None], AT_FIRST, AT_SECOND)
     np.testing.assert_allclose(direction, expected, rtol=1e-6)
     np.testing.assert_array_equal(state.notfinite, SIZES == 3.0)
 
@@ -224,13 +240,11 @@ def test_it_is_lost_in_one_of_several_models_alone():
 # Wrappers, which look at the first gradient.
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("name", ["sam", "looksam", "gsam", "samar", "msam", "s2_sam", "wsam"])
-def test_no_overflow_reaches_parameters_or_state_inside_apply_if_finite(name, value):
-    row = ROWS[name]
-    tx = optax.apply_if_finite(row.optimizer(), 3)
-    params = jax.tree.map(jnp.ones_like, jax.tree.map(jnp.asarray, initial_params()))
-    state = tx.init(params)
+@functools.cache
+def finite_run(name):
+    """Parameters, state and a step of both gradients' factors, inside apply_if_finite."""
+    tx = optax.apply_if_finite(ROWS[name].optimizer(), 3)
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.ones_like(leaf)), initial_params())
 
     @jax.jit
     def step(params, state, first, second):
@@ -240,12 +254,19 @@ def test_no_overflow_reaches_parameters_or_state_inside_apply_if_finite(name, va
         )
         return optax.apply_updates(params, updates), state
 
+    return params, tx.init(params), step
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", ["sam", "looksam", "gsam", "samar", "msam", "s2_sam", "wsam"])
+def test_no_overflow_reaches_parameters_or_state_inside_apply_if_finite(name, value):
+    params, state, step = finite_run(name)
     before = step(params, state, 1.0, 1.0)
     after = step(*before, 1.0, value)
     assert int(after[1].total_notfinite) == 0
     assert int(sam_optax.read(after[1], "notfinite")) == (name != "looksam")  # at its second step
     for leaf in jax.tree.leaves(after):
-        assert jnp.isfinite(leaf).all()
+        assert np.isfinite(leaf).all()
     assert ravel(after[0]).sum() < ravel(before[0]).sum()  # a step was taken
     skipped = step(*before, value, value)
     np.testing.assert_array_equal(ravel(skipped[0]), ravel(before[0]))

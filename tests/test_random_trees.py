@@ -5,7 +5,6 @@ The method on the part must do what it does to the plain list of the part's leav
 in, it must say so.
 """
 
-import functools
 import re
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import sam_optax
 pytestmark = pytest.mark.usefixtures("x64")
 
 STEPS = 4
+ALL = np.arange(4)  # the examples
 KEYS = ["kernel", "bias", "scale", "weight", "v", "m", "rho", "block.kernel", "a/bias"]
 DTYPES = ["float64", "float64", "float32", "bfloat16"]
 
@@ -141,24 +141,31 @@ def row_of(name, tree):
     return row, row._replace(settings=row.settings | {"weights": names})
 
 
+def moved(p, u):
+    """By NumPy, which compiles nothing for each shape and dtype."""
+    return jnp.asarray(np.asarray(p) - 0.01 * np.asarray(u))
+
+
 def run(row, params, moving, loss_of, link, gradient_like=lambda g: g):
     """The directions of a few steps, and the last state; the leaves that are not moving stay."""
     leaves, structure = flatten(params)
-    grad = functools.partial(jax.grad, allow_int=True)
+
+    @jax.jit
+    def gradient(p, indices):
+        return jax.grad(lambda p: jnp.mean(loss_of(p)[indices]), allow_int=True)(p)
+
+    def grad_fn(p, indices=ALL):
+        return gradient_like(gradient(p, indices))
+
     state = link.init(params)
     found = []
     for _ in range(STEPS):
-
-        def grad_fn(p, indices=slice(None)):
-            gradient = grad(lambda p: jnp.mean(loss_of(p)[indices]))(p)
-            return gradient_like(gradient)
-
-        extra = {"example_loss_fn": loss_of} if row.call["examples"] else {}
+        extra = {"example_loss_fn": jax.jit(loss_of)} if row.call["examples"] else {}
         point = sam_optax.gradient_point(state, params) if row.call["at_point"] else params
         updates, state = link.update(grad_fn(point), state, params, grad_fn=grad_fn, **extra)
         found.append(updates)
         triples = zip(leaves, structure.flatten_up_to(updates), moving, strict=True)
-        leaves = [p - 0.01 * u if moves else p for p, u, moves in triples]
+        leaves = [moved(p, u) if moves else p for p, u, moves in triples]
         params = jax.tree.unflatten(structure, leaves)
     return found, state
 
@@ -258,7 +265,7 @@ def check_fault(number):
         return jax.tree.unflatten(structure, leaves)
 
     params = tree.params
-    gradient = jax.grad(lambda p: jnp.mean(losses(flatten(p)[0])), allow_int=True)
+    gradient = jax.jit(jax.grad(lambda p: jnp.mean(losses(flatten(p)[0])), allow_int=True))
     here, there = (spoiled, lambda g: g) if in_updates else (lambda g: g, spoiled)
     extra = {"example_loss_fn": lambda p: losses(flatten(p)[0])} if row.call["examples"] else {}
 
