@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import FEW, LEARNING_RATE, METHODS, sgd
+from reference import FEW, LEARNING_RATE, METHODS, few, sgd
 
 import sam_optax
 
@@ -78,7 +78,7 @@ def derivatives(name):
     [(1.0, -100.0), (0.0, -100.0), (1.0, 100.0), (0.0, 100.0)],
     ids=["a task", "zero biases", "a solved task", "a solved task and zero biases"],
 )
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", few("gsam", "ae_looksam", "le_sam", "lpf_sgd", "msam"))
 def test_derivatives_through_the_steps_are_central_differences(name, bias, margin):
     reverse, forward, central = derivatives(name)(parameters(bias), margin)
     np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-12)
@@ -89,8 +89,8 @@ def test_derivatives_through_the_steps_are_central_differences(name, bias, margi
 @pytest.mark.parametrize("name", FEW)
 def test_at_the_very_optimum_the_derivative_is_that_of_no_perturbation(name):
     """There ε jumps, and the slope of x / max(‖x‖, 1e-12), which is 1e12, says nothing."""
-    w = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
-    h = jnp.asarray([2.0, 0.5])
+    w = {"a": np.zeros(2), "b": np.zeros(3)}
+    h = [2.0, 0.5]
 
     def task(p, x):
         return 0.5 * (h[0] * jnp.sum(p["a"] ** 2) + h[1] * jnp.sum(p["b"] ** 2)) + 0 * x[:, 0]
@@ -98,7 +98,7 @@ def test_at_the_very_optimum_the_derivative_is_that_of_no_perturbation(name):
     def last(moved):
         return trained(METHODS[name], task, w, moved, X[:1])
 
-    jacobian = jax.jacrev(last)(w)
+    jacobian = jax.jit(jax.jacrev(last))(w)
     # Of le_sam the formula is smooth, ε = ρ_max g / 1e-6 here, and so is what it says.
     size = {"le_sam": 0.3e6, "le_sam_plus": 0.12e6}.get(name, 10.0)
     for k, curvature in zip(w, h, strict=True):

@@ -80,8 +80,12 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [(name, True) for name in OPTIMIZERS]
+    + [("ae_looksam", False), ("msam", False)]
+    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("sam", "r_sam")],
+)
 def test_a_linen_step_is_the_step_by_hand(name, compiled):
     tx = optax.chain(OPTIMIZERS[name](), optax.sgd(0.1, momentum=0.9))
     state = linen_state(tx)
@@ -197,7 +201,7 @@ def pure(model, *filters):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", ["sam", "ae_looksam"])
+@pytest.mark.parametrize("name", [pytest.param("sam", marks=pytest.mark.slow), "ae_looksam"])
 def test_an_nnx_step_is_the_step_on_pure_arrays(name, compiled):
     """From the same model: parameters, batch statistics and the count of dropout masks."""
     tx = optax.chain(OPTIMIZERS[name](), optax.sgd(0.1, momentum=0.9))
@@ -212,7 +216,7 @@ def test_an_nnx_step_is_the_step_on_pure_arrays(name, compiled):
         value = nnx_loss(merged, X, Y)
         return value, nnx.as_pure(nnx.split(merged, nnx.Param, ...)[2])
 
-    gradient = jax.grad(loss, has_aux=True)
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
     step = nnx.jit(nnx_step) if compiled else nnx_step
     for _ in range(3):
         step(model, optimizer)
@@ -279,16 +283,17 @@ def test_esam_on_an_nnx_model():
     tx = optax.chain(sam_optax.esam(0.1, gamma=0.25), optax.sgd(0.1))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     kept = []
-    gradient = nnx_grad_fn(mean_loss, model, X, Y)
-    example_loss_fn = nnx_pure_fn(losses, model, X, Y)
+    gradient = jax.jit(nnx_grad_fn(mean_loss, model, X, Y))
+    example_loss_fn = jax.jit(nnx_pure_fn(losses, model, X, Y))
 
     def grad_fn(params, indices):
         kept.append(indices)
         return gradient(params, indices)
 
-    grads = nnx.grad(mean_loss)(model, X, Y)
+    grads = nnx.jit(nnx.grad(mean_loss))(model, X, Y)
     before = pure(model, nnx.Param)
-    np.testing.assert_allclose(example_loss_fn(before).mean(), mean_loss(Model(nnx.Rngs(0)), X, Y))
+    expected = nnx.jit(losses)(Model(nnx.Rngs(0)), X, Y)
+    np.testing.assert_allclose(example_loss_fn(before), expected)
     optimizer.update(model, grads, grad_fn=grad_fn, example_loss_fn=example_loss_fn)
     assert [indices.shape for indices in kept] == [(4,)]
     assert np.abs(ravel(pure(model, nnx.Param)) - ravel(before)).max() > 0
@@ -370,6 +375,7 @@ def float8():
     def losses(variables, kept=slice(None)):
         return jnp.mean((model.apply(variables, X[kept]) - Y[kept]) ** 2, axis=1)
 
+    losses = jax.jit(losses)
     return variables, losses, jax.jit(jax.grad(lambda v, *kept: losses(v, *kept).mean()))
 
 
@@ -497,8 +503,8 @@ def test_the_loss_may_take_rngs_metrics_and_other_models(compiled):
             model = nnx.merge(graphdef, params, rest)
             return noisy_loss(model, X, Y, nnx.Rngs(7), teacher=teacher)
 
-        grads = jax.grad(value)(params)
-        direction, _ = link.update(grads, link.init(params), params, grad_fn=jax.grad(value))
+        gradient = jax.jit(jax.grad(value))
+        direction, _ = link.update(gradient(params), link.init(params), params, grad_fn=gradient)
         return jax.tree.map(lambda w, d: w - 0.1 * d, params, direction)
 
     model, teacher, rngs = Noisy(0), Noisy(5), nnx.Rngs(7)

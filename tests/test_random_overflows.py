@@ -72,13 +72,18 @@ def drawn(seed):
     )
 
 
+grad_loss = jax.jit(jax.grad(loss))
+
+
+@jax.jit
+def spoiled(gradient, factor):
+    kernel = gradient["dense_kernel"]
+    last = kernel.at[1, 0].mul(factor.astype(kernel.dtype))
+    return {**gradient, "dense_kernel": last}
+
+
 def stepping(row, tx, dtype):
     """step(carry, (batch, factor of the first gradient, factor of the others))."""
-    grad_loss = jax.jit(jax.grad(loss))
-
-    def spoiled(gradient, factor):
-        last = gradient["dense_kernel"].at[1, 0].mul(factor.astype(dtype))
-        return {**gradient, "dense_kernel": last}
 
     def step(carry, inputs):
         params, opt_state = carry
@@ -136,7 +141,7 @@ def found(draw):
     step, carry = stepping(row, tx, draw.dtype), start(tx, draw.dtype)
     every = [inputs(t, lost, draw.value) for t, lost in enumerate(draw.lost)]
     if draw.dispatch == "scan":
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *every)
+        stacked = jax.tree.map(lambda *x: np.stack(x), *every)
         return jax.jit(lambda carry: jax.lax.scan(step, carry, stacked))(carry)[0]
     step = jax.jit(step) if draw.dispatch == "jit" else step
     for each in every:
@@ -145,7 +150,7 @@ def found(draw):
 
 
 def is_finite(leaf: Any):
-    return not jnp.issubdtype(leaf.dtype, jnp.floating) or bool(jnp.isfinite(leaf).all())
+    return bool(np.isfinite(np.asarray(leaf, float)).all())
 
 
 def check(seed):
@@ -162,12 +167,16 @@ def check(seed):
     np.testing.assert_allclose(ravel(params), ravel(w), rtol=rtol, atol=rtol, err_msg=str(draw))
 
 
-@pytest.mark.parametrize("seed", range(12))
+# Each dtype, dispatch and wrapper, with few methods besides, whose plain steps are compiled once.
+FEW = (1, 2, 3, 6, 8, 9, 11, 24, 48, 54)
+
+
+@pytest.mark.parametrize("seed", FEW)
 def test_random_overflows(seed):
     check(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12, 500))
+@pytest.mark.parametrize("seed", [seed for seed in range(500) if seed not in FEW])
 def test_many_random_overflows(seed):
     check(seed)

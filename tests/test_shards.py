@@ -126,8 +126,9 @@ def in_parts(sampler, data, count, tree, *, whole=False):
             continue
         axis = spec.index("model")
         shape = [size // 4 if i == axis else size for i, size in enumerate(leaf.shape)]
-        parts = [sampler(jax.random.fold_in(key, i), shape, leaf.dtype) for i in range(4)]
-        drawn.append(jnp.concatenate(parts, axis))
+        own = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.arange(4))
+        parts = jax.vmap(lambda key, s=shape, d=leaf.dtype: sampler(key, s, d))(own)
+        drawn.append(jnp.concatenate(list(parts), axis))
     return jax.tree.unflatten(structure, drawn)
 
 
@@ -177,14 +178,20 @@ def test_a_bias_is_one_kernel_and_needs_not_be_told():
     def point(params):
         return sam_optax.gradient_point(state, params)
 
+    @jax.jit
+    def draws():
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)
+        own = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys[0], np.arange(4))
+        return jax.vmap(lambda key: jax.random.normal(key, (2,)))(own), jax.random.normal(
+            keys[1], (3,)
+        )
+
     mapped = jax.shard_map(point, mesh=mesh_of(model=4), in_specs=(specs,), out_specs=specs)
-    offset = jax.tree.map(jnp.subtract, mapped(params), params)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)
-    draws = [jax.random.normal(jax.random.fold_in(keys[0], i), (2,)) for i in range(4)]
-    expected = 0.1 * np.linalg.norm(bias) * np.concatenate(draws)
+    offset = jax.tree.map(np.subtract, jax.jit(mapped)(params), params)
+    of_bias, of_scale = map(np.asarray, draws())
+    expected = 0.1 * np.linalg.norm(bias) * of_bias.ravel()
     np.testing.assert_allclose(offset["bias"], expected, rtol=1e-6)
-    scale = 0.1 * np.sqrt(3) * jax.random.normal(keys[1], (3,))
-    np.testing.assert_allclose(offset["scale"], scale, rtol=1e-6)
+    np.testing.assert_allclose(offset["scale"], 0.1 * np.sqrt(3) * of_scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["msam", "s2_sam", pytest.param("r_sam", marks=pytest.mark.slow)])
@@ -217,7 +224,7 @@ def test_other_maps_are_told(how):
     link = sam_optax.sam(0.5)
     params = {"w": jnp.arange(8.0), "b": jnp.ones(2)}
     specs = {"w": P("model"), "b": None}
-    mapping = {"pmap": jax.pmap, "vmap": jax.vmap}[how]
+    mapping = {"pmap": jax.pmap, "vmap": lambda *a, **k: jax.jit(jax.vmap(*a, **k))}[how]
 
     def update(w, b, **told):
         p = {"w": w, "b": b}
@@ -571,7 +578,7 @@ def test_a_state_that_only_begins_the_same_on_all_devices(name):
     actual = jax.jit(
         jax.shard_map(update, mesh=mesh_of(data=8), in_specs=(P(), P("data")), out_specs=P("data"))
     )(w, x)
-    expected = jax.vmap(lambda x: direction(w, x), axis_name="data")(x)
+    expected = jax.jit(jax.vmap(lambda x: direction(w, x), axis_name="data"))(x)
     np.testing.assert_allclose(actual, expected, **CLOSE)
 
 
