@@ -31,20 +31,19 @@ def test_the_gradient_within_the_batch_is_that_of_the_definition(losses):
     """d = ∇ mean over S of ℓ_i(w + ε), ℓ_i the loss of example i of the whole batch."""
     rng = np.random.default_rng(0)
     w, x = jnp.asarray(rng.normal(size=(3, 2))), jnp.asarray(rng.normal(size=(2, 8, 3)))
-    grads = jax.grad(lambda w: losses(w, x).mean())(w)
-    epsilon = RHO * grads / jnp.linalg.norm(grads)
-    rise = losses(w + epsilon, x) - losses(w, x)
-    kept = np.argsort(-np.asarray(rise))[:4]
-    jacobian = jax.jacrev(lambda w: losses(w, x))(w + epsilon)
-    expected = jacobian[kept].mean(0)
+    each = jax.jit(lambda w: losses(w, x))
+    grads = jax.jit(jax.grad(lambda w: each(w).mean()))(w)
+    epsilon = RHO * np.asarray(grads) / np.linalg.norm(grads)
+    rise = np.asarray(each(w + epsilon)) - np.asarray(each(w))
+    kept = np.argsort(-rise)[:4]
+    expected = np.asarray(jax.jit(jax.jacrev(each))(w + epsilon))[kept].mean(0)
 
-    def direction(grad_fn):
+    def direction(loss):
         link = sam_optax.esam(RHO, beta=1.0, gamma=GAMMA)
-        return link.update(
-            grads, link.init(w), w, grad_fn=grad_fn, example_loss_fn=lambda w: losses(w, x)
-        )[0]
+        grad_fn = jax.jit(jax.grad(loss))
+        return link.update(grads, link.init(w), w, grad_fn=grad_fn, example_loss_fn=each)[0]
 
-    within = direction(lambda w, i: jax.grad(lambda w: losses(w, x)[i].mean())(w))
+    within = direction(lambda w, i: losses(w, x)[i].mean())
     np.testing.assert_allclose(within, expected, rtol=1e-12)
-    alone = direction(lambda w, i: jax.grad(lambda w: losses(w, x[:, i]).mean())(w))
-    assert jnp.linalg.norm(alone - expected) > 0.3 * jnp.linalg.norm(expected)
+    alone = direction(lambda w, i: losses(w, x[:, i]).mean())
+    assert np.linalg.norm(alone - expected) > 0.3 * np.linalg.norm(expected)

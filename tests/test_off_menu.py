@@ -71,6 +71,12 @@ LEAVES = ((), (3,), (2, 3), (1, 2, 2))
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
+@jax.jit
+def gradient_at(w, centre):
+    """Not that of a quadratic."""
+    return jax.tree.map(lambda x, c: jnp.sin(x) + 0.5 * (x - c.astype(x.dtype)) ** 3, w, centre)
+
+
 class Draw:
     """A composition, a tree of parameters, and the centres of its loss."""
 
@@ -94,17 +100,10 @@ class Draw:
         return sharpness_aware(geometry, start=first, updates_at=updates_at, **slots)
 
     def step(self, tx, counter=lambda f: f):
-        """The step, with a gradient that is not that of a quadratic."""
-
         def step(carry, centre):
             params, state = carry
 
-            def gradient(w):
-                return jax.tree.map(
-                    lambda x, c: jnp.sin(x) + 0.5 * (x - c.astype(x.dtype)) ** 3, w, centre
-                )
-
-            grad_fn = counter(gradient)
+            grad_fn = counter(lambda w: gradient_at(w, centre))
             point = gradient_point(state, params) if self.at_point else params
             updates, state = tx.update(grad_fn(point), state, params, grad_fn=grad_fn)
             return optax.apply_updates(params, updates), state
@@ -137,7 +136,7 @@ def run(draw, mode):
             carry = step(carry, centre)
             return carry, carry[0]
 
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *centres)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *centres)
         carry, points = jax.jit(lambda c: jax.lax.scan(body, c, stacked))(carry)
         points = [jax.tree.map(lambda leaf, t=t: leaf[t], points) for t in range(STEPS)]
     else:
@@ -174,7 +173,7 @@ def assert_types_are_kept(draw):
 
 def assert_the_state_survives(state, path):
     """Two checkpoints: Flax's bytes and Orbax's files."""
-    blank = jax.tree.map(jnp.zeros_like, state)
+    blank = jax.tree.map(lambda leaf: jnp.asarray(np.zeros_like(leaf)), state)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path / "state", state)
         checkpointer.wait_until_finished()

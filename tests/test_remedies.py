@@ -1,6 +1,7 @@
 """Each error of the package, and what it says to do instead: both are done."""
 
 import ast
+import functools
 from pathlib import Path
 import traceback
 
@@ -491,28 +492,30 @@ REMEDIES = {
 }  # fmt: skip
 
 
-def raised_at(wrong):
+@functools.cache
+def raised_at(error):
     """The file of the package and the line that raise."""
-    with pytest.raises((TypeError, ValueError, KeyError)) as error:
+    wrong, _ = REMEDIES[error]
+    with pytest.raises((TypeError, ValueError, KeyError)) as raised:
         wrong()
-    frame = traceback.extract_tb(error.value.__traceback__)[-1]
+    frame = traceback.extract_tb(raised.value.__traceback__)[-1]
     return Path(frame.filename), frame.lineno
 
 
 @pytest.mark.parametrize("error", REMEDIES)
 def test_what_an_error_says_to_do_works(error):
-    wrong, right = REMEDIES[error]
-    path, _ = raised_at(wrong)
+    _, right = REMEDIES[error]
+    path, _ = raised_at(error)
     assert path.is_relative_to(PACKAGE)
     result = right()
     for leaf in jax.tree.leaves(result):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
-            assert jnp.isfinite(leaf).all()
+            assert np.isfinite(leaf).all()
 
 
 def test_there_is_no_other_error():
     """Every raise of the package that has a message is among them."""
-    raised = {raised_at(wrong) for wrong, _ in REMEDIES.values()}
+    raised = {raised_at(error) for error in REMEDIES}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):

@@ -1,5 +1,7 @@
 """A state of another method, or of other parameters, is a clear error at the update."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,8 +45,19 @@ KINDS = ["sam", "looksam", "ss_sam", "ae_sam", "samar", "vasso", "eigen_sam", "l
 KINDS += ["r_sam", "msam", "s2_sam", "wsam"]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("name", KINDS)
+@functools.cache
+def state_of(name):
+    return METHODS[name].link().init(W)
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [(name, False) for name in KINDS]
+    + [
+        pytest.param(name, True, marks=() if name in ("looksam", "msam") else pytest.mark.slow)
+        for name in KINDS
+    ],
+)
 def test_a_state_of_another_method_is_an_error(name, compiled):
     """Restored or not: the link has made no state of its own, or has made one."""
     link = METHODS[name].link()
@@ -52,10 +65,10 @@ def test_a_state_of_another_method_is_an_error(name, compiled):
     for other in KINDS:
         if other != name:
             with pytest.raises(ValueError, match=f"another method.*{REMEDY}"):
-                call(METHODS[other].link().init(W))
+                call(state_of(other))
     call(link.init(W))
     with pytest.raises(ValueError, match=f"another method.*{REMEDY}"):
-        call(METHODS["msam" if name != "msam" else "sam"].link().init(W))
+        call(state_of("msam" if name != "msam" else "sam"))
 
 
 @pytest.mark.parametrize("name", ["looksam", "vasso", "eigen_sam", "msam", "s2_sam", "wsam"])

@@ -17,6 +17,7 @@ OTHERS = [name for name in NAMES if name != "esam"]  # whose gradient takes the 
 BATCH = jax.tree.map(jnp.asarray, make_batch(0))
 
 
+@jax.jit
 def value_fn(params):
     return loss(params, BATCH)
 
@@ -24,6 +25,7 @@ def value_fn(params):
 gradient = jax.jit(jax.grad(value_fn))
 
 
+@jax.jit
 def of_batch(params, batch):
     return loss(params, batch)
 
