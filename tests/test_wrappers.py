@@ -200,7 +200,7 @@ def test_accumulated_gradients_are_the_step_of_the_big_batch(name, accumulate):
         for scale in (1.0, 0.8):
 
             def grad_fn(p, scale=scale):
-                return gradient(jax.tree.map(lambda x: scale * np.asarray(x), p), batch)
+                return gradient(optax.tree.scale(scale, p), batch)
 
             direction, state = link.update(grad_fn(params), state, params, grad_fn=grad_fn)
             result.append(ravel(direction))
