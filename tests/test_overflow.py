@@ -127,6 +127,7 @@ def steps(row, compiled):
         yield params, opt_state
 
 
+# In every run, by whether it is compiled; what these leave out is slow.
 OFTEN = {
     True: [*NAMES, "r_sam_point", "msam_point", "lpf_sgd_samples_point"],
     False: ["gsam", "ae_looksam", "esam", "msam", "wsam"],
