@@ -28,6 +28,24 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS directory with digits prepared."""
+    from experiments.data import sets  # which not every room needs
+
+    path = tmp_path_factory.mktemp("tfds")
+    sets.load("digits", data_dir=path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits(data_dir):
+    """The digits."""
+    from experiments.data import sets
+
+    return sets.load("digits", data_dir=data_dir)
+
+
 @pytest.fixture
 def x64():
     """Float64 arrays for one test."""

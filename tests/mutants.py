@@ -34,21 +34,21 @@ MODULES += ["_engine.py", "_first.py", "_given.py", "_decision.py", "_examples.p
 MODULES += ["_average.py", "_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
 # Cheap and strong first.
 TESTS = [
-    "test_signatures.py",
-    "test_closed_forms.py",
-    "test_errors.py",
-    "test_exactness.py",
-    "test_reductions.py",
+    "core/test_signatures.py",
+    "core/test_closed_forms.py",
+    "core/test_errors.py",
+    "core/test_exactness.py",
+    "methods/test_reductions.py",
 ]
 TESTS += [
-    "test_edge_cases.py",
-    "test_gaps.py",
-    "test_kernels.py",
-    "test_masked.py",
-    "test_gradient_counts.py",
-    "test_modes.py",
-    "test_schedules.py",
-    "test_derivatives.py",
+    "methods/test_edge_cases.py",
+    "methods/test_gaps.py",
+    "methods/test_kernels.py",
+    "loops/test_masked.py",
+    "methods/test_gradient_counts.py",
+    "methods/test_modes.py",
+    "core/test_schedules.py",
+    "methods/test_derivatives.py",
 ]
 
 PAIRS = [("+", "-"), ("*", "/"), ("&", "|"), ("and", "or"), (">", ">="), ("<", "<=")]

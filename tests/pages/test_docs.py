@@ -1,0 +1,158 @@
+"""The documentation: what its blocks are, its commands, and that its tables are the results."""
+
+import functools
+import importlib
+import json
+import operator
+from pathlib import Path
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from reference import METHODS
+import tyro
+
+from experiments import sweep, train
+from experiments.recipes import __main__ as recipes
+import sam_optax
+import sam_optax.flax
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("**/*.md")) - set(DOCS.glob("_build/**/*")))]
+PACKAGE = sorted((ROOT / "sam_optax").rglob("*.py"))
+# Pages that tell commands with options, so that a pattern that finds none is noticed.
+TELLING = {"analysis", "benchmarks", "evaluation", "experiments", "robustness", "tables"}
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@functools.cache
+def blocks(page):
+    """The fenced blocks of a page: their language or directive, and their lines."""
+    fenced = r"^ *(?:```|~~~)(\S*)[^\n]*\n(.*?)^ *(?:```|~~~)$"
+    found = re.findall(fenced, page.read_text(), re.MULTILINE | re.DOTALL)
+    return [(language, block.splitlines()) for language, block in found]
+
+
+@each_page
+def test_every_block_is_executed_or_understood(page):
+    """Python blocks are doctests, and shell blocks hold the commands of the tests below."""
+    for language, lines in blocks(page):
+        if language == "python":
+            assert all(re.match(r">>> |\.\.\. |[^>]|$", line) for line in lines), lines
+            assert lines[0].startswith(">>> ")
+            assert not lines[-1], "doctest takes the fence for output where no empty line ends it"
+        elif language == "bash":
+            assert all(re.match(r"(\S+ )?(\S*python3? -m|\S+ && )", line) for line in lines), lines
+        else:
+            assert language in ("bibtex", "{eval-rst}", "{toctree}", "{image}", "{include}")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *PACKAGE], ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_names_told_exist(page):
+    """Of the package, in pages and docstrings; the site is silent where it cannot link one."""
+    told = re.findall(r"`sam_optax\.(\w+(?:\.\w+)*)", page.read_text())
+    assert told or page.stem not in {"recipes", "methods"}
+    for name in told:
+        operator.attrgetter(name)(sam_optax)  # raises where there is none
+
+
+def commands(page):
+    """The commands of the experiments that a page tells: the module, and what follows it."""
+    found = re.findall(r"python -m experiments\.([\w.]+)((?:\\\n|[^`\n])*)", page.read_text())
+    lines = [(name.rstrip("."), line.replace("\\\n", " ")) for name, line in found]
+    # Behind spaces stands a remark. A name alone is no command, nor is what leaves … open.
+    lines = [(name, line.split("   ")[0].strip()) for name, line in lines]
+    return [(name, line) for name, line in lines if line and not re.search(r"…|\[|NAME", line)]
+
+
+@each_page
+def test_the_commands_are_understood(page):
+    """Their options, and of train and sweep the recipes, the methods and the settings."""
+    lines = commands(page)
+    text = page.read_text()
+    lines += [("sweep", line) for line in re.findall(r"`(\w+ --method \w+ --over [^`]+)`", text)]
+    assert lines or page.stem not in TELLING
+    for name, line in lines:
+        arguments = shlex.split(line.replace("METHOD", "sam"))
+        if name == "recipes":
+            recipes.main(arguments)
+            continue
+        module = importlib.import_module(f"experiments.{name}")
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"experiments.{name}.__main__")
+        asked = tyro.cli(module.Options, args=arguments)
+        if name == "train":
+            train._plan(asked, None)
+        elif name == "sweep":
+            for axis, values in sweep._axes([a for axes in asked.over for a in axes]).items():
+                for value in values:
+                    sweep._apply(asked.resolve(), asked.method, [f"{axis}={value}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["start.md", "experiments.md"])
+def test_the_commands_on_digits_run(tmp_path, page):
+    """As a new user types them, in the order of the page."""
+    lines = [
+        line for language, block in blocks(DOCS / page) if language == "bash" for line in block
+    ]
+    lines = [line for line in lines if "experiments" in line and " digits " in line]
+    assert lines
+    for line in lines:
+        command = [sys.executable, *shlex.split(line)[1:], "--out", str(tmp_path)]
+        subprocess.run(command, check=True, cwd=ROOT, timeout=600)
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"], ids=lambda p: p.stem)
+def test_the_first_picture_is_told_by_the_figures_that_it_shows(page):
+    """By those of the script that draws it, which reads the results."""
+    sys.path.insert(0, str(DOCS))
+    import first_picture
+
+    said = dict(re.findall(r"([\w-]+) ([\d.]+) %[,\]]", page.read_text()))
+    shown = {
+        first_picture.SHOWN[name]: f"{mean:.1f}"
+        for name, (_, mean, _) in first_picture.bars().items()
+    }
+    assert said == shown
+
+
+def test_every_method_has_a_section_with_its_bibtex():
+    text = (DOCS / "methods.md").read_text()
+    assert sorted(re.findall(r"autofunction:: sam_optax\.(\w+)", text)) == sorted(METHODS)
+    sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    keys = {}
+    for section in sections:
+        (name,) = re.findall(r"autofunction:: sam_optax\.(\w+)", section)
+        if "BibTeX: that of [" in section:
+            continue
+        (entry,) = re.findall(r"```bibtex\n(.*?)```", section, re.DOTALL)
+        assert entry.count("{") == entry.count("}")
+        ((key, body),) = re.findall(r"@(?:inproceedings|article)\{(\w+),\n(.*)\}\n", entry, re.S)
+        assert keys.setdefault(key, name) == name
+        fields = dict(re.findall(r"^  (\w+) += \{(.*)\},$", body, re.MULTILINE))
+        assert {"author", "title", "year"} < fields.keys()
+        source = " ".join(getattr(sam_optax, name).__doc__.split("References:")[1].split())
+        assert fields["year"] in source
+        assert fields["author"].split(",")[0] in source
+        assert fields.get("url", "") in source
+
+
+def test_the_figures_of_choosing_are_those_of_the_results():
+    """A row for every method, with its points over SGD where they were measured."""
+    pattern = r"^\| \[`(\w+)`\]\(methods.md#\S+\) \|.*\| ([^|]*) \| ([^|]*) \|$"
+    page = (DOCS / "choosing.md").read_text()
+    rows = {name: fields for name, *fields in re.findall(pattern, page, re.MULTILINE)}
+    assert rows.keys() == METHODS.keys()
+    for column, result in enumerate(("digits", "mnist")):
+        tables = json.loads((DOCS / "results" / f"{result}.json").read_text())["tables"]
+        measured = {row["method"]: row for row in tables["equal epochs"]}
+        for name in METHODS:
+            row, expected = measured.get(name), ""
+            if row is not None:
+                expected = f"{row['difference_mean']:+.1f} ± {row['difference_error']:.1f}"
+            assert rows[name][column] == expected, (name, result)
