@@ -56,7 +56,7 @@ def x64():
 class Programs:
     """Forgets all compiled programs once there are many: a worker would grow to 5 GB."""
 
-    MOST = 600  # about half a gigabyte
+    MOST = 300  # a quarter of a gigabyte
 
     def __init__(self):
         """None so far."""
