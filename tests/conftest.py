@@ -4,6 +4,7 @@ import ctypes
 import gc
 from importlib.metadata import version
 import os
+from pathlib import Path
 
 FLAGS = {
     "--xla_force_host_platform_device_count": "8",
@@ -54,9 +55,10 @@ def x64():
 
 
 class Programs:
-    """Forgets all compiled programs once there are many: a worker would grow to 5 GB."""
+    """Forgets all compiled programs once they take much memory: a worker would grow to 5 GB."""
 
-    MOST = 300  # a quarter of a gigabyte
+    MOST = 1000  # megabytes
+    FEWEST = 100  # programs, to forget fewer is not worth what is compiled again
 
     def __init__(self):
         """None so far."""
@@ -67,13 +69,21 @@ class Programs:
         self._count += event == "/jax/core/compile/backend_compile_duration"
 
     def pytest_runtest_teardown(self, nextitem):
-        if self._count < self.MOST:
+        if self._count < self.FEWEST or resident() < self.MOST:
             return
         self._count = 0
         jax.clear_caches()
         gc.collect()
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # of GNU, which keeps it otherwise
             libc.malloc_trim(0)
+
+
+def resident():
+    """Megabytes that this process holds; all that there is where the system is not Linux."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return float("inf")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Pictures and measures of sharpness, of any loss over a set or of a run.
+"""Pictures and measures of sharpness and robustness, of any loss over a set or of a run.
 
 `trained` reads a run, `objective` is its loss, `hessian`, `sharpness`, `landscape`, `gradients` and
 `replay` measure it, `parts` puts the measures together and `kept` keeps them from one call to the

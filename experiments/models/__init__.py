@@ -2,12 +2,13 @@
 
 Residual networks return the features in front of the classifier too: `encoder`.
 
-`convolutional` tells whether a model has convolutions, whose gradients decide on the host on CPU.
+`convolutional` tells whether a model has convolutions, with which methods decide on the host on
+CPU.
 Parameters and batch statistics are float32 whatever the dtype of the computation.
 
 Beside them are `weights` and `pretrained`, what others trained, and `sizes`, whether a model fits
 into memory. A new model is a module here and a line of MODELS, where to begin. The room may import
-data, recipes and system.
+data, results, recipes and system.
 """
 
 from collections.abc import Callable

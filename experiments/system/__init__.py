@@ -1,6 +1,6 @@
 """The ground floor: what the process runs on, and how it speaks to its user.
 
-The error that a command tells in one line, what a user types and is told, signals, memory, the mesh
-of devices, and several processes that train along. It imports nothing of the other rooms. Begin
-with `errors`.
+`errors` has what a command tells in one line, `words` what a user types and is told, `output` the
+streams that it is told on, `interrupt` signals, `memory` how much there is, `mesh` the devices, and
+`processes` several that train along. It imports nothing of the other rooms. Begin with `errors`.
 """

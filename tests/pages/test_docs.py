@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from reference import METHODS
@@ -90,6 +91,17 @@ def test_the_commands_are_understood(page):
             for axis, values in sweep._axes([a for axes in asked.over for a in axes]).items():
                 for value in values:
                     sweep._apply(asked.resolve(), asked.method, [f"{axis}={value}"])
+
+
+def test_every_command_has_a_row_and_stands_in_the_first_layer():
+    modules = [path.stem for path in Path(train.__file__).parent.glob("*.py")]
+    commands = set(modules) - {"__init__"}
+    page = (DOCS / "experiments.md").read_text()
+    rows = re.findall(r"^\| `python -m experiments\.(\w+)`", page, re.MULTILINE)
+    assert set(rows) == commands | {"recipes", "benchmark"}
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    first, *_ = layers["contracts"][0]["layers"]
+    assert set(first.split(" | ")) == commands
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 import shutil
 import signal
 import sys
@@ -53,6 +54,11 @@ FOREIGN = (
     *("pipeline.json", "robustness.json", "evaluation.json", "report.html", ".lock"),
     *("checkpoints/5/state", "tensorboard/events", "table.json.part", ".git/config"),
 )
+
+
+def test_every_command_is_among_them():
+    top = {path.stem for path in Path(train.__file__).parent.glob("*.py")} - {"__init__"}
+    assert top <= COMMANDS.keys()
 
 
 @pytest.fixture(scope="module")
