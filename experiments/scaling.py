@@ -264,6 +264,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines = [
         "# What devices send in a step",
         "",
+        "![Seconds of a step over the devices, by the model of the cost below](scaling.png)",
+        "",
         f"All-reduced bytes on one device over those of the parameters ({unit:,}), in the training "
         "step of the recipe digits: at every step, + at those behind a conditional. FSDP: of all "
         "collectives.",
