@@ -57,7 +57,7 @@ def x64():
 class Programs:
     """Forgets all compiled programs once they take much memory: a worker would grow to 5 GB."""
 
-    MOST = 1000  # megabytes
+    MOST = 1200  # megabytes
     FEWEST = 100  # programs, to forget fewer is not worth what is compiled again
 
     def __init__(self):
