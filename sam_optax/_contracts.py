@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _promotion, _purity
+from sam_optax import _purity
 
 # A number, or a function of the link's own step count.
 Schedulable = optax.ScalarOrSchedule
@@ -121,8 +121,7 @@ def value_at(
 def scheduled(
     schedule: optax.Schedule, step: jax.typing.ArrayLike, ahead: int
 ) -> jax.typing.ArrayLike:
-    """The value of a schedule, under the caller's rules of promotion."""
+    """The value of a schedule so many steps ahead."""
     for _ in range(ahead):
         step = optax.safe_increment(step)
-    with _promotion.callers():
-        return schedule(step)
+    return schedule(step)

@@ -419,7 +419,7 @@ MUTATIONS = {
         "_, state = ascend(grad_fn, first, state, params, extra)",
         "",
         "off_menu",
-        "a_random_composition and 38",
+        "a_random_composition and 4",
     ),
     "steps are not counted": Mutation(
         "_engine.py",
@@ -497,9 +497,9 @@ MUTATIONS = {
         "keep_their_places",
     ),
     "schedules are not held to the caller's promotion": Mutation(
-        "_contracts.py",
-        "with _promotion.callers():",
-        "if True:",
+        "_checks.py",
+        "with callers():\n            value = schedule(step)",
+        "if True:\n            value = schedule(step)",
         "promotion",
         "held_to_strict and schedule",
     ),
