@@ -42,8 +42,8 @@ TESTS = [
 ]
 TESTS += [
     "methods/test_edge_cases.py",
-    "methods/test_gaps.py",
-    "methods/test_kernels.py",
+    "core/test_gaps.py",
+    "core/test_kernels.py",
     "loops/test_masked.py",
     "methods/test_gradient_counts.py",
     "methods/test_modes.py",
