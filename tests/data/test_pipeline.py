@@ -5,7 +5,6 @@ import io
 import itertools
 import math
 import multiprocessing
-import multiprocessing.process
 from multiprocessing.shared_memory import SharedMemory
 import os
 from pathlib import Path
@@ -15,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import made
@@ -996,25 +994,6 @@ def test_a_stream_has_few_blocks_and_forgets_them(records):
     assert len(found) == 40 > 8 > len(opened._streams[own]) > 0
     batches.close()
     assert own not in opened._streams
-
-
-@pytest.mark.slow
-def test_a_closed_stream_has_no_workers_even_such_as_had_yet_to_start(records, monkeypatch):
-    """Two batches are made ahead, each one piece: of the third worker none is asked for."""
-    others = set(multiprocessing.active_children())
-    start, starts = multiprocessing.process.BaseProcess.start, itertools.count(1)
-
-    def slow(process):
-        if next(starts) == 3:
-            time.sleep(8)
-        start(process)
-
-    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", slow)
-    batches = plain(records, workers=3).batches(seed=0, batch_size=8)
-    next(batches)
-    batches.close()
-    assert next(starts) == 4
-    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_worker_without_a_parent_ends_once_its_shared_memory_is_known(monkeypatch):

@@ -1,7 +1,6 @@
 """Batches from the pieces of workers: the thread that puts them together, and its workers' end."""
 
 from collections.abc import Iterator
-import contextlib
 import gc
 import itertools
 import math
@@ -100,9 +99,6 @@ def _put_together(plan, maker, workers, wanted, ready):
         ready.put(_lost(error) or error)
     finally:
         if hasattr(pieces, "close"):
-            # Grain closes those workers alone whose pieces, or state, it has been asked for.
-            with contextlib.suppress(Exception):
-                pieces.get_state()
             pieces.close()
         del pieces
         opened.forget(maker.stream)
