@@ -5,12 +5,12 @@ import re
 import shutil
 
 from flax import linen as nn
+from inprocess import command, read, undrawn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import command, read, undrawn
 
 from experiments import analyze, models, train
 from experiments.analysis import pictures

@@ -7,12 +7,12 @@ import re
 import sys
 from types import SimpleNamespace
 
+from inprocess import command, read, undrawn
 import jax
 import made
 import numpy as np
 from PIL import Image
 import pytest
-from runs import command, read, undrawn
 import tensorflow_datasets as tfds
 
 from experiments import evaluate, models, recipes, train

@@ -3,12 +3,12 @@
 import re
 import shutil
 
+from inprocess import command, read, undrawn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import command, read, undrawn
 
 from experiments import robustness, train
 from experiments.analysis.attacked import Attack, Target, in_batches

@@ -4,12 +4,12 @@ import functools
 import json
 import re
 
+from inprocess import command
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import KINDS
-from runs import command
 
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import bars, contestants, growth, measure, problems, report, table

@@ -5,11 +5,11 @@ import json
 import re
 import shutil
 
+from inprocess import command, read
 import jax
 import numpy as np
 import pytest
 from reference import few
-from runs import command, read
 
 from experiments import scaling, train
 from experiments.benchmark import collectives

@@ -6,13 +6,13 @@ import json
 import math
 import sys
 
+from inprocess import command, read, small_trainer, undrawn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from reference import few
-from runs import command, read, small_trainer, undrawn
 
 from experiments import compare, gpu_check, recipes, sweep, toy, train
 from experiments.cli.settings import METHODS

@@ -17,11 +17,11 @@ import threading
 import time
 import warnings
 
+from inprocess import command, read, undrawn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from runs import command, read, undrawn
 
 from experiments import analyze, compare, gpu_check, robustness, sweep, toy, train
 from experiments.analysis.trained import Trained

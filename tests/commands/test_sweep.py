@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 
+from inprocess import command, read
 import numpy as np
 import pytest
-from runs import command, read
 
 from experiments import sweep
 from experiments.results import folders, lines, sweep_plots

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 import re
 
+from inprocess import command, read, undrawn
 import jax
 import made
 import numpy as np
 from PIL import Image
 import pytest
-from runs import command, read, undrawn
 
 from experiments import analyze, recipes, robustness, train
 from experiments.analysis import trained as analysed

@@ -5,11 +5,11 @@ import dataclasses
 import functools
 import hashlib
 
+from inprocess import command, read, undrawn
 import jax
 import made
 import numpy as np
 import pytest
-from runs import command, read, undrawn
 from test_pretrained import save, vit_state
 
 from experiments import compare, models, recipes, sweep, train

@@ -3,10 +3,10 @@
 The images are of the format of its set.
 """
 
+from inprocess import command, read, undrawn
 import made
 import numpy as np
 import pytest
-from runs import command, read, undrawn
 import tensorflow_datasets as tfds
 from test_pretrained import resnet_state, save, vit_state
 from test_weights import cut_short

@@ -7,8 +7,8 @@ import shutil
 import signal
 import sys
 
+from inprocess import command, undrawn
 import pytest
-from runs import command, undrawn
 
 from experiments import (
     analyze,

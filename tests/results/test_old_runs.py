@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 import tarfile
 
+from inprocess import command
 import pytest
-from runs import command
 
 from experiments import evaluate, train
 from experiments.analysis.trained import Trained

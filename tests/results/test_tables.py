@@ -7,8 +7,8 @@ from pathlib import Path
 import re
 import statistics
 
+from inprocess import command, read
 import pytest
-from runs import command, read
 
 from experiments import tables, train
 from experiments.cli.settings import METHODS

@@ -6,12 +6,12 @@ import json
 import sys
 
 from flax import linen as nn
+from inprocess import assert_same_end, command, interrupt_at, read, undrawn
 import jax
 import jax.numpy as jnp
 import made
 import numpy as np
 import pytest
-from runs import assert_same_end, command, interrupt_at, read, undrawn
 
 from experiments import analyze, models, robustness, train
 from experiments.analysis.trained import Trained

@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 
+from inprocess import command, end, read
 import jax
 import made
 import numpy as np
 import pytest
 from reference import METHODS
-from runs import command, end, read
 from test_devices import on_the_whole_batch
 from worker import SHARED
 

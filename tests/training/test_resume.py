@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 
+from inprocess import assert_same_end, command, end, interrupt_at, read, small_trainer, undrawn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from runs import assert_same_end, command, end, interrupt_at, read, small_trainer, undrawn
 
 from experiments import train
 from experiments.cli.options import TrainingOptions
