@@ -33,23 +33,10 @@ MODULES += ["perturb/_directions.py", "perturb/_only.py", "when.py", "combine.py
 MODULES += ["_engine.py", "_first.py", "_given.py", "_decision.py", "_examples.py", "_tree.py"]
 MODULES += ["_average.py", "_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
 # Cheap and strong first.
-TESTS = [
-    "core/test_signatures.py",
-    "core/test_closed_forms.py",
-    "core/test_errors.py",
-    "core/test_exactness.py",
-    "methods/test_reductions.py",
-]
-TESTS += [
-    "methods/test_edge_cases.py",
-    "core/test_gaps.py",
-    "core/test_kernels.py",
-    "loops/test_masked.py",
-    "methods/test_gradient_counts.py",
-    "methods/test_modes.py",
-    "core/test_schedules.py",
-    "methods/test_derivatives.py",
-]
+CORE = ["signatures", "closed_forms", "errors", "exactness"]
+CORE += ["gaps", "kernels", "masked", "schedules"]
+METHODS = ["reductions", "edge_cases", "gradient_counts", "modes", "derivatives"]
+TESTS = [f"core/test_{name}.py" for name in CORE] + [f"methods/test_{name}.py" for name in METHODS]
 
 PAIRS = [("+", "-"), ("*", "/"), ("&", "|"), ("and", "or"), (">", ">="), ("<", "<=")]
 PAIRS += [("==", "!="), ("is", "is not"), ("in", "not in"), ("min", "max"), ("minimum", "maximum")]
