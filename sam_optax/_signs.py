@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sam_optax._contracts import Tree
@@ -42,30 +43,36 @@ def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> b
             return base.update(gradient, state, small, grad=gradient, step=step, **loss)
 
         # One program of many leaves is cheap; not all that a caller writes is one.
-        for run in (jax.jit(update), update):
+        for run in (jax.jit, lambda function: function):
             try:
-                return _turns(run, base.init(small), jax.tree.map(_varied, small))
+                return _turns(run(update), run(base.init)(small), jax.tree.map(_varied, small))
             except Exception:  # what the caller's code may raise where it is not meant to run
                 continue
         return False
 
 
 def _turns(update: Any, state: Any, gradient: Tree) -> bool:
-    """Looks at two steps at least, since one group may begin with a learning rate of 0."""
+    """Looks at two steps at least, since one group may begin with a learning rate of 0.
+
+    The sums are NumPy's: JAX would compile each of them for each shape.
+    """
     there = back = state
-    odd = optax.tree.zeros_like(gradient)
+    forth, reverse = (jax.tree.map(lambda g, s=s: jnp.asarray(s * g), gradient) for s in (1, -1))
+    odd = [np.zeros_like(g) for g in jax.tree.leaves(gradient)]
     for step in range(_MOST_STEPS):
-        up, there = update(gradient, there, step)
-        down, back = update(optax.tree.scale(-1, gradient), back, step)
-        odd = optax.tree.add(odd, optax.tree.sub(up, down))  # noise is equal in both, and cancels
-        if step and any(bool(leaf.any()) for leaf in jax.tree.leaves(odd)):
+        up, there = update(forth, there, step)
+        down, back = update(reverse, back, step)
+        # Noise is equal in both, and cancels.
+        pairs = zip(odd, jax.tree.leaves(up), jax.tree.leaves(down), strict=True)
+        odd = [total + (np.asarray(u) - np.asarray(d)) for total, u, d in pairs]
+        if step and any(leaf.any() for leaf in odd):
             break
-    along = jax.tree.map(jnp.vdot, odd, gradient)
-    return any(bool(leaf < 0) for leaf in jax.tree.leaves(along))
+    along = zip(odd, jax.tree.leaves(gradient), strict=True)
+    return any((o * g).sum() < 0 for o, g in along)
 
 
 def _zeros(longest: int, w: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.zeros([min(size, longest) for size in _shape(w)], jnp.result_type(w))
+    return jnp.asarray(np.zeros([min(size, longest) for size in _shape(w)], jnp.result_type(w)))
 
 
 def _shape(w: Any) -> tuple[int, ...]:
@@ -74,6 +81,6 @@ def _shape(w: Any) -> tuple[int, ...]:
     return shape
 
 
-def _varied(w: jax.Array) -> jax.Array:
+def _varied(w: jax.Array) -> np.ndarray[Any, Any]:
     """A gradient that has a rest when its mean is taken off."""
-    return jnp.linspace(1, 2, w.size).reshape(w.shape).astype(w.dtype)
+    return np.linspace(1, 2, w.size).reshape(w.shape).astype(w.dtype)

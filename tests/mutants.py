@@ -1,12 +1,14 @@
 """Mutation testing: which changes of one token of the package do the tests not notice?
 
 `python tests/mutants.py` changes one operator, constant or condition at a time and runs the tests
-until one fails, each time in a fork of this process, which has imported JAX but no sam_optax yet.
+of that line until one fails, each time in a fork of this process, which has imported JAX but no
+sam_optax yet. Which tests run a line is seen at the unchanged package first.
 """
 
 import argparse
 import ast
 from collections.abc import Iterator
+import functools
 import importlib.util
 import itertools
 import json
@@ -18,6 +20,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -32,11 +35,8 @@ MODULES = ["start.py", "perturb/_balls.py", "perturb/_ellipsoids.py", "perturb/_
 MODULES += ["perturb/_directions.py", "perturb/_only.py", "when.py", "combine.py"]
 MODULES += ["_engine.py", "_first.py", "_given.py", "_decision.py", "_examples.py", "_tree.py"]
 MODULES += ["_average.py", "_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
-# Cheap and strong first.
-CORE = ["signatures", "closed_forms", "errors", "exactness"]
-CORE += ["gaps", "kernels", "masked", "schedules"]
-METHODS = ["reductions", "edge_cases", "gradient_counts", "modes", "derivatives"]
-TESTS = [f"core/test_{name}.py" for name in CORE] + [f"methods/test_{name}.py" for name in METHODS]
+# Those of the first room come first, as `killed_by` tells whether it suffices.
+ROOMS = ["core", "methods", "loops"]
 
 PAIRS = [("+", "-"), ("*", "/"), ("&", "|"), ("and", "or"), (">", ">="), ("<", "<=")]
 PAIRS += [("==", "!="), ("is", "is not"), ("in", "not in"), ("min", "max"), ("minimum", "maximum")]
@@ -121,14 +121,70 @@ def mutants_of(module: str) -> Iterator[Mutant]:
         yield Mutant(module, source.count(b"\n", 0, start) + 1, before, after, mutated)
 
 
-class Recorder:
-    """Notes the test that fails; compiled programs of mutants are not written to the cache."""
+def header(source: bytes, line: int) -> range:
+    """The lines of the innermost statement at a line, without those of its body."""
+    found = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.stmt) and node.lineno <= line <= node.end_lineno
+    ]
+    node = max(found, key=lambda node: node.lineno)
+    body = getattr(node, "body", None)
+    return range(node.lineno, body[0].lineno if body else node.end_lineno + 1)
 
-    def __init__(self, failed: Path):
+
+class Tracer:
+    """Notes which lines of the package each test runs; where none does, it is run at the import."""
+
+    def __init__(self, package: Path, out: Path):
+        self.package, self.out = f"{package}{os.sep}", out
+        self.tests: dict[str, tuple[float, list[str]]] = {}
+        self.lines: set[str] = set()
+
+    def _call(self, frame, event, arg):
+        name = frame.f_code.co_filename
+        if name.startswith(self.package):
+            module = name.removeprefix(self.package)
+            self.lines.add(f"{module}:{frame.f_lineno}")
+            return functools.partial(self._line, module)
+        return None
+
+    def _line(self, module, frame, event, arg):
+        self.lines.add(f"{module}:{frame.f_lineno}")
+        return functools.partial(self._line, module)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.lines, started = set(), time.monotonic()
+        sys.settrace(self._call)
+        threading.settrace(self._call)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)
+            self.tests[item.nodeid] = time.monotonic() - started, sorted(self.lines)
+
+    def pytest_sessionfinish(self):
+        self.out.write_text(json.dumps(self.tests))
+
+
+class Chosen:
+    """Runs some tests alone, and notes the one that fails.
+
+    Compiled programs of mutants are not written to the cache.
+    """
+
+    def __init__(self, tests: list[str], failed: Path):
+        self.order = {name: place for place, name in enumerate(tests)}
         self.failed = failed
 
     def pytest_sessionstart(self):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
+
+    def pytest_collection_modifyitems(self, items):
+        kept = [item for item in items if item.nodeid in self.order]
+        items[:] = sorted(kept, key=lambda item: self.order[item.nodeid])
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
@@ -137,7 +193,7 @@ class Recorder:
     pytest_collectreport = pytest_runtest_logreport
 
 
-def run_tests(folder: Path, tests: list[str], control: bool):
+def run_tests(folder: Path, files: list[str], plugin: Any):
     """Tests the package in the folder and exits with pytest's code."""
     with (folder / "log").open("w") as log:
         os.dup2(log.fileno(), 1)
@@ -145,20 +201,19 @@ def run_tests(folder: Path, tests: list[str], control: bool):
     os.chdir(folder.parent)
     sys.path[0] = str(folder)  # in place of this script's
     assert importlib.util.find_spec("sam_optax").origin == str(folder / "sam_optax/__init__.py")
-    options = ["-x", "-q", "--no-header", "-p", "no:xdist", *(f"tests/{name}" for name in tests)]
-    sys.exit(pytest.main(options, plugins=[] if control else [Recorder(folder / "failed")]))
+    sys.exit(pytest.main(["-x", "-q", "--no-header", "-p", "no:xdist", *files], plugins=[plugin]))
 
 
 class Child:
-    """A process that tests a mutant, or the package as it is, in a folder of the workspace."""
+    """A process that runs tests of a package in a folder of the workspace."""
 
-    def __init__(self, workspace: Path, tests: list[str], mutant: Mutant | None = None):
+    def __init__(self, workspace: Path, files: list[str], mutant: Mutant | None, plugin: Any):
         self.started = time.monotonic()
         self.folder = Path(tempfile.mkdtemp(dir=workspace))
         shutil.copytree(workspace / "sam_optax", self.folder / "sam_optax")
         if mutant:
             (self.folder / "sam_optax" / mutant.module).write_bytes(mutant.source)
-        args = (self.folder, tests, mutant is None)
+        args = (self.folder, files, plugin(self.folder))
         self.process = get_context("fork").Process(target=run_tests, args=args, daemon=True)
         self.process.start()
 
@@ -176,24 +231,66 @@ class Child:
         return {"status": status, "killed_by": killer, "seconds": round(seconds, 1)}
 
 
-def outcomes(workspace, tests, mutants, jobs) -> Iterator[tuple[Mutant, dict[str, Any]]]:
-    """Each mutant with what became of it, after a control that has to pass."""
-    control = Child(workspace, tests)
-    control.process.join()
-    seconds = time.monotonic() - control.started
-    if control.process.exitcode:
-        sys.exit("The unchanged package fails:\n" + (control.folder / "log").read_text())
-    print(f"The unchanged package passes in {seconds:.0f} s.", flush=True)
+class Lines:
+    """The tests that run each line of the package, the quickest of each file first."""
+
+    def __init__(self, workspace: Path, files: list[str], jobs: int):
+        """Runs all of them, a share of the files in each process."""
+        self.seconds: dict[str, float] = {}
+        self.tests: dict[str, list[str]] = {}
+        shares = [files[job::jobs] for job in range(jobs)]
+        tracer = functools.partial(_tracer, "traced.json")
+        children = [Child(workspace, share, None, tracer) for share in shares if share]
+        for child in children:
+            child.process.join()
+            if child.process.exitcode:
+                sys.exit("The unchanged package fails:\n" + (child.folder / "log").read_text())
+            for test, (took, lines) in json.loads(
+                (child.folder / "traced.json").read_text()
+            ).items():
+                self.seconds[test] = took
+                for line in lines:
+                    self.tests.setdefault(line, []).append(test)
+        self.order = files
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """The tests that run the statement that is changed; all where it is run at the import."""
+        lines = header((ROOT / "sam_optax" / mutant.module).read_bytes(), mutant.line)
+        found = {test for n in lines for test in self.tests.get(f"{mutant.module}:{n}", [])}
+        return sorted(found or self.seconds, key=self._place)
+
+    def _place(self, test: str) -> tuple[int, float]:
+        return self.order.index(test.split("::")[0]), self.seconds[test]
+
+
+def _tracer(name: str, folder: Path) -> Tracer:
+    return Tracer(folder / "sam_optax", folder / name)
+
+
+def outcomes(workspace, files, mutants, jobs) -> Iterator[tuple[Mutant, dict[str, Any]]]:
+    """Each mutant with what became of it."""
+    started = time.monotonic()
+    lines = Lines(workspace, files, jobs)
+    print(f"The unchanged package passes in {time.monotonic() - started:.0f} s.", flush=True)
     waiting, running = mutants[::-1], {}
     while waiting or running:
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
-            running[mutant] = Child(workspace, tests, mutant)
-        connection.wait([child.process.sentinel for child in running.values()], timeout=1)
-        for mutant, child in list(running.items()):
-            if result := child.outcome(limit=3 * jobs * seconds):
+            tests = lines.of(mutant)
+            own = [file for file in files if any(t.startswith(f"{file}::") for t in tests)]
+            limit = 60 + 3 * jobs * sum(lines.seconds[test] for test in tests)
+            choose = functools.partial(_chosen, tests)
+            running[mutant] = Child(workspace, own, mutant, choose), limit
+        sentinels = [child.process.sentinel for child, _ in running.values()]
+        connection.wait(sentinels, timeout=1)
+        for mutant, (child, limit) in list(running.items()):
+            if result := child.outcome(limit):
                 del running[mutant]
                 yield mutant, result
+
+
+def _chosen(tests: list[str], folder: Path) -> Chosen:
+    return Chosen(tests, folder / "failed")
 
 
 def snapshot(workspace: Path):
@@ -219,7 +316,7 @@ def report(records: list[dict[str, Any]]):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--modules", nargs="+", default=MODULES)
-    parser.add_argument("--tests", nargs="+", default=TESTS, help="the files to run, in order")
+    parser.add_argument("--rooms", nargs="+", default=ROOMS, help="whose tests to run, in order")
     parser.add_argument("--sample", type=int, default=sys.maxsize, help="test so many, at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="FILE:LINE", help="test these, keep the rest")
@@ -237,7 +334,12 @@ def main():
     chosen = [m for m in chosen if args.only or m[:4] not in results]
     with tempfile.TemporaryDirectory() as workspace:
         snapshot(Path(workspace))
-        tested = outcomes(Path(workspace), args.tests, chosen, args.jobs)
+        files = [
+            f"tests/{r}/{f.name}"
+            for r in args.rooms
+            for f in sorted((ROOT / "tests" / r).glob("test_*.py"))
+        ]
+        tested = outcomes(Path(workspace), files, chosen, args.jobs)
         for number, (mutant, result) in enumerate(tested, 1):
             results[mutant[:4]] = dict(zip(mutant._fields, mutant[:4], strict=False)) | result
             records = [results[m[:4]] for m in mutants if m[:4] in results]
