@@ -33,35 +33,36 @@ def turns_around(base: optax.GradientTransformationExtraArgs, params: Tree) -> b
     with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"), callers():
         small = jax.tree.map(functools.partial(_zeros, longest), params)
 
-        def update(gradient: Tree, state: Any, step: int) -> tuple[Tree, Any]:
+        def update(gradient: Tree, state: Any, w: Tree, step: int) -> tuple[Tree, Any]:
             # A line search hands the other arguments on, by these names.
             def value_fn(p: Tree, step: Any = None, obj_fn: Any = None) -> Any:
                 del step, obj_fn
                 return 1 + optax.tree.vdot(gradient, p) + optax.tree.norm(p, squared=True) / 2
 
-            loss = {"value": value_fn(small), "value_fn": value_fn, "obj_fn": value_fn}
-            return base.update(gradient, state, small, grad=gradient, step=step, **loss)
+            loss = {"value": value_fn(w), "value_fn": value_fn, "obj_fn": value_fn}
+            return base.update(gradient, state, w, grad=gradient, step=step, **loss)
 
         # One program of many leaves is cheap; not all that a caller writes is one.
         for run in (jax.jit, lambda function: function):
             try:
-                return _turns(run(update), run(base.init)(small), jax.tree.map(_varied, small))
+                return _turns(run(update), run(base.init)(small), small)
             except Exception:  # what the caller's code may raise where it is not meant to run
                 continue
         return False
 
 
-def _turns(update: Any, state: Any, gradient: Tree) -> bool:
+def _turns(update: Any, state: Any, params: Tree) -> bool:
     """Looks at two steps at least, since one group may begin with a learning rate of 0.
 
     The sums are NumPy's: JAX would compile each of them for each shape.
     """
     there = back = state
+    gradient = jax.tree.map(_varied, params)
     forth, reverse = (jax.tree.map(lambda g, s=s: jnp.asarray(s * g), gradient) for s in (1, -1))
     odd = [np.zeros_like(g) for g in jax.tree.leaves(gradient)]
     for step in range(_MOST_STEPS):
-        up, there = update(forth, there, step)
-        down, back = update(reverse, back, step)
+        up, there = update(forth, there, params, step)
+        down, back = update(reverse, back, params, step)
         # Noise is equal in both, and cancels.
         pairs = zip(odd, jax.tree.leaves(up), jax.tree.leaves(down), strict=True)
         odd = [total + (np.asarray(u) - np.asarray(d)) for total, u, d in pairs]

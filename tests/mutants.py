@@ -295,10 +295,11 @@ def _chosen(tests: list[str], folder: Path) -> Chosen:
 
 def snapshot(workspace: Path):
     """Copies what the children read: the repository may change meanwhile."""
-    for name in ("sam_optax", "tests", ".pytest_cache/d/jax"):
+    for name in ("sam_optax", "tests", "docs", ".pytest_cache/d/jax"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, workspace / name)
-    shutil.copy(ROOT / "pyproject.toml", workspace)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, workspace)
 
 
 def report(records: list[dict[str, Any]]):

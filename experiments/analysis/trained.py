@@ -216,7 +216,7 @@ class Trained:
           UserError: it cannot be read.
         """
         params, model_state = self.weights()
-        if not np.isfinite(optax.tree.norm(params)):
+        if not np.isfinite(jax.jit(optax.tree.norm)(params)):  # one program for all leaves
             raise AnalysisError(
                 f"the parameters of {self.path} are not finite: the run has diverged, and there is "
                 "nothing to look at."
