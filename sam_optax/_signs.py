@@ -58,7 +58,7 @@ def _turns(update: Any, state: Any, params: Tree) -> bool:
     """
     there = back = state
     gradient = jax.tree.map(_varied, params)
-    forth, reverse = (jax.tree.map(lambda g, s=s: jnp.asarray(s * g), gradient) for s in (1, -1))
+    forth, reverse = (jax.tree.map(lambda g, s=s: jax.device_put(s * g), gradient) for s in (1, -1))
     odd = [np.zeros_like(g) for g in jax.tree.leaves(gradient)]
     for step in range(_MOST_STEPS):
         up, there = update(forth, there, params, step)
@@ -73,7 +73,9 @@ def _turns(update: Any, state: Any, params: Tree) -> bool:
 
 
 def _zeros(longest: int, w: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.asarray(np.zeros([min(size, longest) for size in _shape(w)], jnp.result_type(w)))
+    shape = [min(size, longest) for size in _shape(w)]
+    zeros: jax.Array = jax.device_put(np.zeros(shape, jnp.result_type(w)))
+    return zeros
 
 
 def _shape(w: Any) -> tuple[int, ...]:
