@@ -234,53 +234,57 @@ class Child:
 class Lines:
     """The tests that run each line of the package, the quickest of each file first."""
 
-    def __init__(self, workspace: Path, files: list[str], jobs: int):
-        """Runs all of them, a share of the files in each process."""
-        self.seconds: dict[str, float] = {}
+    def __init__(self, traced: dict[str, tuple[float, list[str]]], files: list[str], most: float):
+        """Of each mutant so many seconds of tests are run at most, all of the first room aside."""
+        self.files, self.most, self.first = files, most, files[0].rpartition("/")[0]
+        self.seconds = {test: took for test, (took, _) in traced.items()}
         self.tests: dict[str, list[str]] = {}
-        shares = [files[job::jobs] for job in range(jobs)]
-        tracer = functools.partial(_tracer, "traced.json")
-        children = [Child(workspace, share, None, tracer) for share in shares if share]
-        for child in children:
-            child.process.join()
-            if child.process.exitcode:
-                sys.exit("The unchanged package fails:\n" + (child.folder / "log").read_text())
-            for test, (took, lines) in json.loads(
-                (child.folder / "traced.json").read_text()
-            ).items():
-                self.seconds[test] = took
-                for line in lines:
-                    self.tests.setdefault(line, []).append(test)
-        self.order = files
+        for test, (_, lines) in traced.items():
+            for line in lines:
+                self.tests.setdefault(line, []).append(test)
 
     def of(self, mutant: Mutant) -> list[str]:
         """The tests that run the statement that is changed; all where it is run at the import."""
         lines = header((ROOT / "sam_optax" / mutant.module).read_bytes(), mutant.line)
         found = {test for n in lines for test in self.tests.get(f"{mutant.module}:{n}", [])}
-        return sorted(found or self.seconds, key=self._place)
+        quickest = sorted(found or self.seconds, key=self.seconds.get)
+        ends = itertools.accumulate(self.seconds[test] for test in quickest)
+        kept = [
+            test
+            for test, end in zip(quickest, ends, strict=True)
+            if end < self.most or test.startswith(self.first)
+        ]
+        return sorted(kept, key=lambda test: self.files.index(test.split("::")[0]))
 
-    def _place(self, test: str) -> tuple[int, float]:
-        return self.order.index(test.split("::")[0]), self.seconds[test]
+
+def traced(workspace: Path, files: list[str], jobs: int) -> dict[str, tuple[float, list[str]]]:
+    """Runs the tests of the package as it is, a share of the files in each process."""
+    shares = [files[job::jobs] for job in range(jobs)]
+    children = [Child(workspace, share, None, _tracer) for share in shares if share]
+    found = {}
+    for child in children:
+        child.process.join()
+        if child.process.exitcode:
+            sys.exit("The unchanged package fails:\n" + (child.folder / "log").read_text())
+        found |= json.loads((child.folder / "traced.json").read_text())
+    return found
 
 
-def _tracer(name: str, folder: Path) -> Tracer:
-    return Tracer(folder / "sam_optax", folder / name)
+def _tracer(folder: Path) -> Tracer:
+    return Tracer(folder / "sam_optax", folder / "traced.json")
 
 
-def outcomes(workspace, files, mutants, jobs) -> Iterator[tuple[Mutant, dict[str, Any]]]:
+def outcomes(workspace, lines: Lines, mutants, jobs) -> Iterator[tuple[Mutant, dict[str, Any]]]:
     """Each mutant with what became of it."""
-    started = time.monotonic()
-    lines = Lines(workspace, files, jobs)
-    print(f"The unchanged package passes in {time.monotonic() - started:.0f} s.", flush=True)
     waiting, running = mutants[::-1], {}
     while waiting or running:
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
             tests = lines.of(mutant)
-            own = [file for file in files if any(t.startswith(f"{file}::") for t in tests)]
+            files = list(dict.fromkeys(test.split("::")[0] for test in tests))
             limit = 60 + 3 * jobs * sum(lines.seconds[test] for test in tests)
             choose = functools.partial(_chosen, tests)
-            running[mutant] = Child(workspace, own, mutant, choose), limit
+            running[mutant] = Child(workspace, files, mutant, choose), limit
         sentinels = [child.process.sentinel for child, _ in running.values()]
         connection.wait(sentinels, timeout=1)
         for mutant, (child, limit) in list(running.items()):
@@ -318,6 +322,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--modules", nargs="+", default=MODULES)
     parser.add_argument("--rooms", nargs="+", default=ROOMS, help="whose tests to run, in order")
+    parser.add_argument("--most", type=float, default=60, help="seconds of tests for a mutant")
+    parser.add_argument("--traced", type=Path, help="keeps which tests run which lines, or has it")
     parser.add_argument("--sample", type=int, default=sys.maxsize, help="test so many, at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="FILE:LINE", help="test these, keep the rest")
@@ -340,7 +346,14 @@ def main():
             for r in args.rooms
             for f in sorted((ROOT / "tests" / r).glob("test_*.py"))
         ]
-        tested = outcomes(Path(workspace), files, chosen, args.jobs)
+        if args.traced and args.traced.exists():
+            runs = json.loads(args.traced.read_text())
+        else:
+            runs = traced(Path(workspace), files, args.jobs)
+            if args.traced:
+                args.traced.write_text(json.dumps(runs))
+        lines = Lines(runs, files, args.most)
+        tested = outcomes(Path(workspace), lines, chosen, args.jobs)
         for number, (mutant, result) in enumerate(tested, 1):
             results[mutant[:4]] = dict(zip(mutant._fields, mutant[:4], strict=False)) | result
             records = [results[m[:4]] for m in mutants if m[:4] in results]
