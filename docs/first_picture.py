@@ -45,8 +45,8 @@ def main() -> None:
         axis.text(place, 40, f"{mean:.1f}", ha="center", color="white", weight="bold")
     labels = [f"{SHOWN[name]}\n{gradients:.2g}" for name, (gradients, *_) in shown.items()]
     axis.set_xticks(range(len(shown)), labels)
-    axis.set(ylim=(0, 100), ylabel="accuracy (%)", xlabel="gradients a step")
-    axis.set_title("Test accuracy, 40 % of the training labels wrong (digits, 10 seeds)")
+    axis.set(ylim=(0, 100), ylabel="test accuracy (%)", xlabel="gradients a step")
+    axis.set_title("Some of the methods on digits, 40 % of the training labels wrong (10 seeds)")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURE, dpi=120)
 

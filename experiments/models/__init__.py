@@ -6,9 +6,10 @@ Residual networks return the features in front of the classifier too: `encoder`.
 CPU.
 Parameters and batch statistics are float32 whatever the dtype of the computation.
 
-Beside them are `weights` and `pretrained`, what others trained, and `sizes`, whether a model fits
-into memory. A new model is a module here and a line of MODELS, where to begin. The room may import
-data, results, recipes and system.
+`small`, `resnet`, `wide_resnet`, `pyramidnet` and `vit` are the models, made of `layers`; `weights`
+and `pretrained` are what others trained, and `sizes` tells whether a model fits into memory. The
+room may import data, results, recipes and system. Begin with MODELS below: a new model is a module
+beside these and a line there.
 """
 
 from collections.abc import Callable

@@ -152,7 +152,7 @@ def growth(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None
         axis.yaxis.set_major_locator(mpl.ticker.FixedLocator([0.7, 1, 1.5, 2, 3, 5, 7, 10]))
         axis.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("time / ((1 + ζ) · time of SGD)")
+    np.atleast_1d(axes)[0].set_ylabel("time / ((1 + ζ) · time of SGD), lower is better")
     np.atleast_1d(axes)[0].legend()
     figure.suptitle(f"Time of a step over that of its gradients ({title})")
     save(figure, path)
@@ -177,7 +177,7 @@ def scaling(
         axis.set_xticks(devices, [f"{n:,}" for n in devices])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("time of a step / gradient on one device")
+    np.atleast_1d(axes)[0].set_ylabel("time of a step / gradient on one device,\nlower is better")
     np.atleast_1d(axes)[0].legend(fontsize="small")
     size = f"{found['parameter_bytes'] / 1e6:.0f} MB of parameters"
     figure.suptitle(

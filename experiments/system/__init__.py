@@ -2,5 +2,5 @@
 
 `errors` has what a command tells in one line, `words` what a user types and is told, `output` the
 streams that it is told on, `interrupt` signals, `memory` how much there is, `mesh` the devices, and
-`processes` several that train along. It imports nothing of the other rooms. Begin with `errors`.
+`processes` several that train along. It imports no other room. Begin with `errors`.
 """

@@ -168,3 +168,15 @@ def test_the_figures_of_choosing_are_those_of_the_results():
             if row is not None:
                 expected = f"{row['difference_mean']:+.1f} ± {row['difference_error']:.1f}"
             assert rows[name][column] == expected, (name, result)
+
+
+def test_the_house_is_drawn_as_it_stands():
+    """By its script, with all commands and rooms in the order of the layers that may import."""
+    sys.path.insert(0, str(DOCS))
+    import house
+
+    assert house.PICTURE.read_text() == house.drawn()
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    floors = [set(layer.split(" | ")) for layer in layers["contracts"][0]["layers"]]
+    assert [set(rooms) for rooms in house.FLOORS[1:]] == floors[1:]
+    assert set(house.COMMANDS.split(" · ")) == floors[0]

@@ -1,5 +1,6 @@
 """The package's promises about itself: names, signatures, docstrings, README, citation."""
 
+import ast
 import inspect
 import operator
 from pathlib import Path
@@ -27,7 +28,6 @@ def test_every_method_is_exported():
     """A function of methods.py is public, and has a row in the table of references."""
     defined = public_functions(methods)
     assert defined == set(METHODS)
-    assert len(defined) == 23
     assert defined <= set(sam_optax.__all__)
 
 
@@ -87,11 +87,55 @@ def test_the_readme_tells_each_method_in_six_words():
     assert {name: len(words.split()) for name, words in rows.items()} == dict.fromkeys(rows, 6)
 
 
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+PAGES += [ROOT / "tests" / "README.md", ROOT / "findings" / "README.md"]
+
+
+def anchors(page):
+    """Of its headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {word.strip().replace(" ", "-") for word in words}
+
+
 def test_the_links_inside_the_repository_resolve():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+    found = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, anchor = target.partition("#")
+            if target.startswith(("http", "mailto:")):
+                continue
+            there = page.parent / path if path else page
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor and there.suffix == ".md":
+                found += 1
+                assert anchor in anchors(there), f"{page.name}: {target}"
+    assert found > 20
+
+
+def test_the_files_that_contributors_are_sent_to_are_there():
+    """Those of CONTRIBUTING and tests/README that are written as paths, some from a room on."""
+    for page, above in ((ROOT / "CONTRIBUTING.md", ROOT), (TESTS / "README.md", TESTS)):
+        paths = re.findall(r"`((?:\w+/)+[\w./]*)`", page.read_text())
+        assert len(paths) > 15
+        for path in paths:
+            roots = (above, ROOT, ROOT / "experiments", ROOT / "sam_optax")
+            assert any((root / path).exists() for root in roots), f"{page.name}: {path}"
+
+
+def test_the_package_imports_nothing_but_jax_optax_and_numpy():
+    """And Flax in its module for it."""
+    allowed = {*sys.stdlib_module_names, "jax", "numpy", "optax", "sam_optax"}
+    files = list((ROOT / "sam_optax").rglob("*.py"))
+    assert len(files) > 30
+    for file in files:
+        own = allowed | {"flax"} if file.name == "flax.py" else allowed
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, file
+                names = [node.module]
+            assert {name.split(".")[0] for name in names} <= own, file
 
 
 def test_the_import_brings_in_nothing_that_jax_and_optax_have_not():

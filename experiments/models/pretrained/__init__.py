@@ -13,6 +13,9 @@ A file is told by the names in it:
 The third and fourth are the names of Google's weights too, if timm or Hugging Face gives them out:
 those expect images from −1 to 1, which no name in the file tells. `vit_b16` differs from
 `vit_b16_original` by the GELU alone, so that each takes the files of the other.
+
+`files` reads a file, `layouts` tells how an array becomes a variable, `resnet` and `vit` which of
+them makes which. It may import what its room may. Begin with `load` below.
 """
 
 from collections.abc import Callable, Iterable
