@@ -121,8 +121,8 @@ def mutants_of(module: str) -> Iterator[Mutant]:
         yield Mutant(module, source.count(b"\n", 0, start) + 1, before, after, mutated)
 
 
-def header(source: bytes, line: int) -> range:
-    """The lines of the innermost statement at a line, without those of its body."""
+def header(source: bytes, line: int) -> tuple[ast.stmt, range]:
+    """The innermost statement at a line, and its lines without those of its body."""
     found = [
         node
         for node in ast.walk(ast.parse(source))
@@ -130,7 +130,7 @@ def header(source: bytes, line: int) -> range:
     ]
     node = max(found, key=lambda node: node.lineno)
     body = getattr(node, "body", None)
-    return range(node.lineno, body[0].lineno if body else node.end_lineno + 1)
+    return node, range(node.lineno, body[0].lineno if body else node.end_lineno + 1)
 
 
 class Tracer:
@@ -244,9 +244,15 @@ class Lines:
                 self.tests.setdefault(line, []).append(test)
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests that run the statement that is changed; all where it is run at the import."""
-        lines = header((ROOT / "sam_optax" / mutant.module).read_bytes(), mutant.line)
+        """The tests that run the statement that is changed; all where it is run at the import.
+
+        A default is, and the tests of its function tell little of it; those of signatures do.
+        """
+        source = (ROOT / "sam_optax" / mutant.module).read_bytes()
+        statement, lines = header(source, mutant.line)
         found = {test for n in lines for test in self.tests.get(f"{mutant.module}:{n}", [])}
+        if isinstance(statement, ast.FunctionDef):
+            found |= {test for test in self.seconds if "test_signatures" in test}
         quickest = sorted(found or self.seconds, key=self.seconds.get)
         ends = itertools.accumulate(self.seconds[test] for test in quickest)
         kept = [
