@@ -237,6 +237,7 @@ class Lines:
     def __init__(self, traced: dict[str, tuple[float, list[str]]], files: list[str], most: float):
         """Of each mutant so many seconds of tests are run at most, all of the first room aside."""
         self.files, self.most, self.first = files, most, files[0].rpartition("/")[0]
+        traced = {test: seen for test, seen in traced.items() if test.split("::")[0] in files}
         self.seconds = {test: took for test, (took, _) in traced.items()}
         self.tests: dict[str, list[str]] = {}
         for test, (_, lines) in traced.items():
