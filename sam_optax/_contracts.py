@@ -1,7 +1,9 @@
 """What the parts of a sharpness-aware method look like.
 
 Every function of a part takes `step`, the link's own step count (int32, from 0), which its
-schedules are evaluated at, and accepts the extra arguments of the update.
+schedules are evaluated at, and `slots`, the `SharpnessAwareState` as far as the step has come, so
+that one part can read what another keeps (`slots.start`, ...). It accepts the extra arguments of
+the update.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ class Start(NamedTuple):
     Attributes:
       init: `init(params) -> state`, a NamedTuple with a method `offset(params)`, δ0 from the state
         and the current parameters alone; `offset(params, sample)` where there are several.
-      update: `update(direction, state, params, *, step, **extra) -> state`, called at the end of
-        each step with the direction that is handed on.
+      update: `update(direction, state, params, *, first, step, slots, **extra) -> state`, called at
+        the end of each step with the direction that is handed on; first is the first gradient.
       samples: the number of offsets over which the first gradient is averaged; `perturb` is told
         the first of them.
     """
@@ -52,8 +54,8 @@ class When(NamedTuple):
 
     Attributes:
       init: `init(params) -> state`.
-      update: `update(first, state, params, *, step, **extra) -> (fire, state)`; fire is a boolean
-        scalar, and must be equal on all devices.
+      update: `update(first, state, params, *, step, slots, **extra) -> (fire, state)`; fire is a
+        boolean scalar, and must be equal on all devices.
     """
 
     init: Callable[[optax.Params], Any]
@@ -65,13 +67,17 @@ class Combine(NamedTuple):
 
     Attributes:
       init: `init(params) -> state`.
-      fresh: `fresh(first, second, state, params, *, step, **extra) -> (direction, state)`, at the
-        steps with a second gradient.
-      stale: `stale(first, state, params, *, step, **extra) -> (direction, state)`, at the others.
+      fresh: `fresh(first, second, state, params, *, step, grad_fn, epsilon, second_value, slots,
+        **extra) -> (direction, state)`, at the steps with a second gradient. It may take gradients
+        at further points by grad_fn. epsilon is ε, where fresh has an argument of that name;
+        second_value is L(w + ε), None where the update is not given `value_and_grad_fn`. None for a
+        part that acts on the first gradient alone, in a method without a second.
+      stale: `stale(first, state, params, *, step, slots, **extra) -> (direction, state)`, at the
+        other steps.
     """
 
     init: Callable[[optax.Params], Any]
-    fresh: Callable[..., tuple[optax.Updates, Any]]
+    fresh: Callable[..., tuple[optax.Updates, Any]] | None
     stale: Callable[..., tuple[optax.Updates, Any]]
 
 

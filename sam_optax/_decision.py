@@ -29,9 +29,9 @@ class Repeat(Protocol):
 
 def branch(
     fire: jax.typing.ArrayLike,
-    yes: Callable[[GradFn, Repeat], T],
+    yes: Callable[[Callable[[Tree], Any], Repeat], T],
     no: Callable[[], T],
-    gradient: GradFn,
+    gradient: Callable[[Tree], Any],
     point: Tree,
 ) -> T:
     """yes(gradient, repeat) where fire is true, else no().
@@ -40,8 +40,8 @@ def branch(
       fire: a boolean; traced inside jit.
       yes: what needs the gradient; repeat(n, function, x) applies a function n times.
       no: what does not; its result has the structure and dtypes of the other.
-      gradient: a function of parameters.
-      point: parameters to look inside the gradient with.
+      gradient: a function of parameters, with what a pass returns besides.
+      point: parameters to look inside the gradient with, or their types.
 
     Raises:
       ValueError: fire may differ between devices.
@@ -75,6 +75,13 @@ def branch(
         )
     taken: T = jax.lax.platform_dependent(fire, cpu=select, default=conditional)
     return taken
+
+
+def outline(function: Callable[[], Tree]) -> Tree:
+    """The types of what a function returns, of which nothing is computed."""
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)()
+    types: Tree = jax.tree.unflatten(jax.tree.structure(shapes), jaxpr.out_avals)
+    return types
 
 
 def _of_one_type(yes: Callable[[], T], no: Callable[[], T]) -> list[Callable[[], T]]:

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _callers, _decision, _finite, _first, _fit, _given, _parts, _shards, _tree
+from sam_optax import (
+    _callers,
+    _decision,
+    _finite,
+    _first,
+    _fit,
+    _given,
+    _parts,
+    _second,
+    _shards,
+    _tree,
+)
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
 from sam_optax._pieces import Pieces
 from sam_optax._purity import ours
-from sam_optax._states import REMEDY, States
+from sam_optax._second import Evaluate, Pass, Told
+from sam_optax._states import SharpnessAwareState, States, check_kind
 
 Extra = dict[str, Any]  # the extra arguments of an update
 Flag = Any  # a boolean of NumPy or JAX
-
-
-class SharpnessAwareState(NamedTuple):
-    """State of every sharpness-aware method.
-
-    Attributes:
-      steps: int32, the steps taken.
-      ascents: int32, the second gradients taken; ascents / steps is the share of SAM steps.
-      notfinite: int32, the steps whose own gradients were not finite, and so counted as not taken.
-      start: state of the part that places the first gradient.
-      perturb: state of the part that places the second.
-      when: state of the part that decides.
-      combine: state of the part that combines.
-    """
-
-    steps: jax.Array
-    ascents: jax.Array
-    notfinite: jax.Array
-    start: Any
-    perturb: optax.OptState
-    when: Any
-    combine: Any
 
 
 def sharpness_aware(
@@ -70,6 +62,13 @@ def sharpness_aware(
     dropout key, model state and cross-device means closed over. Without it the gradient of
     `value_fn` is taken, the loss as Optax's line searches have it: a function of the parameters and
     of extra arguments by their names. Extra arguments go on to the parts.
+
+    In place of grad_fn `value_and_grad_fn(params) -> (value, gradient)` may be given, as
+    `jax.value_and_grad(loss)` or, with aux, `jax.value_and_grad(loss, has_aux=True)` is. Together
+    with `value`, the loss at the parameters, it tells what the perturbation costs: the state's
+    `rise` is L(w + ε) − L(w) of the last second gradient, the mean over devices as far as
+    `jax.shard_map` keeps count of losses that differ. It stays where one of the two is not given,
+    and is 0 in a method without a second gradient. Aux is dropped; `keep_aux` keeps it.
 
     A gradient of the link's own that is not finite, as where float16 overflows, counts as not
     taken: the direction is combine(first), the parts' states follow the first gradient alone, and
@@ -141,6 +140,7 @@ def sharpness_aware(
     when = when or deciding.always()
     certain = when == deciding.always()
     combine = combine or combining.perturbed()
+    needs_epsilon = _given.takes(combine.fresh, "epsilon")
 
     piece = Pieces()
     states = States(
@@ -160,6 +160,7 @@ def sharpness_aware(
             steps=jnp.zeros([], jnp.int32),
             ascents=jnp.zeros([], jnp.int32),
             notfinite=jnp.zeros([], jnp.int32),
+            rise=_tree.scalar(0, params),
             start=start.init(params),
             perturb=ascent.init(params),
             when=when.init(params),
@@ -173,51 +174,67 @@ def sharpness_aware(
         grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
     ) -> tuple[jax.typing.ArrayLike, SharpnessAwareState]:
         del grad_fn
-        fire, when_state = when.update(first, state.when, params, **extra)
+        fire, when_state = when.update(first, state.when, params, **extra, slots=state)
         return fire, state._replace(when=when_state)
 
     @piece(ascent, start)
     def ascend(
         grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
-    ) -> tuple[Tree, SharpnessAwareState]:
-        engine = {"grad_fn": grad_fn, "offset": _first.offset(state.start, params)}
+    ) -> tuple[Tree, Tree | None, SharpnessAwareState]:
+        engine = {"grad_fn": grad_fn, "offset": _first.offset(state.start, params), "slots": state}
         epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
         epsilon = _fit.checked_offset(epsilon, perturb_state, first, params)
-        return _tree.add(params, epsilon), state._replace(perturb=perturb_state)
+        point = _tree.add(params, epsilon)
+        return point, epsilon if needs_epsilon else None, state._replace(perturb=perturb_state)
 
     def join(
+        grad_fn: GradFn,
         first: Tree,
-        second: Tree | None,
+        epsilon: Tree | None,
+        second: Pass | None,
         usable: Flag,
         state: SharpnessAwareState,
         params: Tree,
         extra: Extra,
-    ) -> tuple[Tree, Any, Flag]:
-        """The direction, the state of combine, and whether the second gradient has a part in it."""
+    ) -> tuple[Tree, Any, Told, Flag]:
+        """Direction, state of combine, what is told, and whether the second gradient has a part."""
 
-        def stale() -> tuple[Tree, Any]:
-            direction, combine_state = combine.stale(first, state.combine, params, **extra)
-            return _tree.cast_like(direction, first), combine_state
-
-        def fresh() -> tuple[Tree, Any]:
-            joined = combine.fresh(first, second, state.combine, params, **extra)
-            return _tree.cast_like(joined[0], first), joined[1]
+        def stale() -> tuple[Tree, Any, Told]:
+            direction, combine_state = combine.stale(
+                first, state.combine, params, **extra, slots=state
+            )
+            return _tree.cast_like(direction, first), combine_state, Told(state.rise, state.aux)
 
         if second is None:
             return *stale(), jnp.array(False)
-        taken = usable & _finite.is_finite(second, params)
+        gradient, value, _ = second
+        told = functools.partial(_second.told, second, extra.get("value"), state, params)
+
+        def fresh() -> tuple[Tree, Any, Told]:
+            engine = {"grad_fn": grad_fn, "epsilon": epsilon, "slots": state, "second_value": value}
+            assert combine.fresh is not None  # with perturb there is one
+            direction, combine_state = combine.fresh(
+                first, gradient, state.combine, params, **{**extra, **engine}
+            )
+            return _tree.cast_like(direction, first), combine_state, told()
+
+        taken = usable & _finite.is_finite(gradient, params)
         return *_finite.choose(taken, fresh, stale), taken
 
     def finish(
         fire: jax.typing.ArrayLike,
+        first: Tree,
         usable: Flag,
-        joined: tuple[Tree, Any, Flag],
+        joined: tuple[Tree, Any, Told, Flag],
         state: SharpnessAwareState,
         params: Tree,
         extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
-        direction, combine_state, taken = joined
-        start_state = start.update(direction, state.start, params, **extra)
+        direction, combine_state, told, taken = joined
+        state = state._replace(combine=combine_state)
+        start_state = start.update(
+            direction, state.start, params, **{**extra, "first": first, "slots": state}
+        )
         lost = ~usable | (fire & ~taken)
         return direction, state._replace(
             # An array stays one, which Optax does not say.
@@ -225,22 +242,22 @@ def sharpness_aware(
             ascents=_counted(state.ascents, taken),
             notfinite=_counted(state.notfinite, lost),
             start=start_state,
-            combine=combine_state,
+            **told._asdict(),
         )
 
     @piece(combine, start)
     def conclude(
         grad_fn: GradFn,
         first: Tree,
-        second: Tree | None,
+        epsilon: Tree | None,
+        second: Pass | None,
         usable: Flag,
         state: SharpnessAwareState,
         params: Tree,
         extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
-        del grad_fn
-        joined = join(first, second, usable, state, params, extra)
-        return finish(second is not None, usable, joined, state, params, extra)
+        joined = join(grad_fn, first, epsilon, second, usable, state, params, extra)
+        return finish(second is not None, first, usable, joined, state, params, extra)
 
     @piece()
     def settle(
@@ -260,19 +277,21 @@ def sharpness_aware(
         extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
         # On their own where they cannot be compiled as one.
-        _, state = ascend(grad_fn, first, state, params, extra)
-        return conclude(grad_fn, first, None, usable, state, params, extra)
+        if jax.tree.leaves(state.perturb):
+            *_, state = ascend(grad_fn, first, state, params, extra)
+        return conclude(grad_fn, first, None, None, usable, state, params, extra)
 
     def step(
-        gradient: GradFn,
+        evaluate: Evaluate,
         first: Tree,
         usable: Flag,
         state: SharpnessAwareState,
         params: Tree,
         extra: Extra,
     ) -> tuple[Tree, SharpnessAwareState]:
+        gradient = _second.gradient_of(evaluate)
         if perturb is None:
-            return conclude(gradient, first, None, usable, state, params, extra)
+            return conclude(gradient, first, None, None, usable, state, params, extra)
         if certain:
             fire: jax.typing.ArrayLike = True
         else:
@@ -284,25 +303,33 @@ def sharpness_aware(
                 asked.append(p)
                 return gradient(p)
 
-            point, after = ascend(watched, first, state, params, extra)
+            # The point is made where it is needed, so that a step without a second gradient neither
+            # makes nor holds it; unless a state that follows every step took gradients to make it.
+            epsilon, after = None, state
+            if jax.tree.leaves(state.perturb):
+                point, epsilon, after = ascend(watched, first, state, params, extra)
+            else:
+                point = _decision.outline(lambda: ascend(gradient, first, state, params, extra)[0])
 
-            def second(gradient: GradFn) -> Tree:
-                # The point is made again where it is needed, so that a step without a second
-                # gradient neither makes nor holds it; unless it took gradients to make.
-                here = point if asked else ascend(gradient, first, state, params, extra)[0]
-                return gradient(here)
+            def yes(evaluate: Evaluate, _: Any) -> tuple[Tree, Any, Told, Flag]:
+                gradient = _second.gradient_of(evaluate)
+                here, away = point, epsilon
+                if not asked:
+                    here, away, _ = ascend(gradient, first, state, params, extra)
+                return join(gradient, first, away, evaluate(here), usable, after, params, extra)
 
             joined = _decision.branch(
                 fire,
-                lambda gradient, _: join(first, second(gradient), usable, after, params, extra),
-                lambda: join(first, None, usable, after, params, extra),
-                gradient,
+                yes,
+                lambda: join(gradient, first, None, None, usable, after, params, extra),
+                lambda p: _second.wanted(evaluate(p), state),
                 point,
             )
-            return finish(fire, usable, joined, after, params, extra)
+            return finish(fire, first, usable, joined, after, params, extra)
         if fire:
-            point, state = ascend(gradient, first, state, params, extra)
-            return conclude(gradient, first, gradient(point), usable, state, params, extra)
+            point, epsilon, state = ascend(gradient, first, state, params, extra)
+            second = _second.wanted(evaluate(point), state)
+            return conclude(gradient, first, epsilon, second, usable, state, params, extra)
         return skip(gradient, first, usable, state, params, extra)
 
     def update(
@@ -311,6 +338,7 @@ def sharpness_aware(
         params: Tree | None = None,
         *,
         grad_fn: GradFn | None = None,
+        value_and_grad_fn: Callable[[Tree], Any] | None = None,
         param_specs: Any = None,
         **extra: Any,
     ) -> tuple[Tree, SharpnessAwareState]:
@@ -320,27 +348,24 @@ def sharpness_aware(
         own = part.prune(params)
         _fit.check("updates", updates, part, params)
         own_updates = part.prune(updates)
-        _check_state(state)
+        check_kind(state)
         layout = _shards.found(own, own_updates, state.steps, param_specs)
         with _shards.laid_out(layout):
             states.check(state, own)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
-        if grad_fn is None and extra.get("value_fn") is not None:
-            grad_fn = _given.gradient_of(extra["value_fn"], extra)
         own_first = not taken or start.samples > 1
         asks = own_first or perturb is not None
-        if grad_fn is None and asks:
+        given = _second.evaluation(grad_fn, value_and_grad_fn, extra)
+        if given is None and asks:
             raise ValueError(
                 "a sharpness-aware update needs grad_fn, the gradient as a function of the "
                 "parameters: call update(grads, opt_state, params, grad_fn=jax.grad(lambda p: "
                 "loss(p, batch))), or pass the loss as value_fn."
             )
-        # Without a grad_fn it is never called.
-        as_returned = _fit.gradient_within(grad_fn, part, params)  # type: ignore[arg-type]
-
-        def gradient(p: Tree) -> Tree:
-            return _tree.cast_like(as_returned(p), own_updates)
-
+        # Without one it is never called.
+        evaluate = _second.within(given or ("", Pass), part, params)
+        evaluate = _second.like(evaluate, own_updates)
+        gradient = _second.gradient_of(evaluate)
         extra = {**part.prune_alike(params, extra), "step": state.steps}
         if perturb is not None:
             _callers.check_not_accumulated()
@@ -352,7 +377,7 @@ def sharpness_aware(
                 first = own_updates if taken else gradient(_first.point(state.start, own))
                 first = _first.average(first, gradient, start.samples, state.start, own)
                 first, usable = settle(gradient, first, own_updates, own, extra)
-            direction, state = step(gradient, first, usable, state, own, extra)
+            direction, state = step(evaluate, first, usable, state, own, extra)
         return part.merge(direction, updates), state
 
     return transformation(init, update)
@@ -367,13 +392,3 @@ def _keep(direction: Tree, state: Any, params: Tree, **extra: Any) -> Any:
 
 def _counted(count: jax.Array, more: Flag) -> jax.Array:
     return jnp.where(more, optax.safe_increment(count), count)
-
-
-def _check_state(state: object) -> None:
-    """Raises where the state is none of a sharpness-aware method."""
-    if not isinstance(state, SharpnessAwareState):
-        raise ValueError(
-            "a sharpness-aware update needs a sam_optax.SharpnessAwareState, got "
-            f"{type(state).__name__}, which is of another optimizer, or was restored without its "
-            f"types: {REMEDY}"
-        )

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks
+from sam_optax import _checks, _fit, _parts, _second
 from sam_optax._contracts import Tree, transformation
-from sam_optax._engine import SharpnessAwareState
+from sam_optax._states import SharpnessAwareState
 from sam_optax.perturb import EigenBallState
 
 T = TypeVar("T")
@@ -83,33 +83,42 @@ def select_examples(
         params: Tree | None = None,
         *,
         grad_fn: Callable[..., Tree] | None = None,
+        value_and_grad_fn: Callable[..., Any] | None = None,
         example_loss_fn: Callable[..., jax.Array] | None = None,
         example_losses: jax.Array | None = None,
         **extra: Any,
     ) -> tuple[Tree, optax.OptState]:
         if gamma == 1 and example_loss_fn is None:
-            return link.update(updates, state, params, grad_fn=grad_fn, **extra)
-        if grad_fn is None or example_loss_fn is None:
-            missing = "grad_fn" if grad_fn is None else "example_loss_fn"
+            given = {"grad_fn": grad_fn, "value_and_grad_fn": value_and_grad_fn}
+            return link.update(updates, state, params, **given, **extra)
+        both = _second.evaluation(grad_fn, value_and_grad_fn, {})
+        if both is None or example_loss_fn is None:
+            missing = "grad_fn" if both is None else "example_loss_fn"
             raise ValueError(
                 f"selecting examples needs {missing}: call update(grads, opt_state, params, "
                 "grad_fn=lambda params, indices: ..., example_loss_fn=lambda params: ...), the "
                 "gradient of the mean loss over the examples at indices, and the loss of each "
                 "example; gamma=1 takes the whole batch and needs no example_loss_fn."
             )
-        _check_takes_indices(grad_fn)
+        name, evaluate = both
+        _check_takes_indices(name, value_and_grad_fn or grad_fn)
+        if gamma == 1:
+            whole = _checked(jax.eval_shape(example_loss_fn, params)).shape[0]
+            given = {name: lambda point: _as_given(name, evaluate(point, jnp.arange(whole)))}
+            return link.update(updates, state, params, **given, **extra)
 
-        def second(point: Tree) -> Tree:
-            if gamma == 1:
-                losses = _checked(jax.eval_shape(example_loss_fn, params))
-                return grad_fn(point, jnp.arange(losses.shape[0]))
+        def second(point: Tree) -> Any:
             clean = example_loss_fn(params) if example_losses is None else example_losses
-            rise = _replicated(_checked(example_loss_fn(point)) - _checked(clean))
+            losses = _checked(example_loss_fn(point))
+            rise = _replicated(losses - _checked(clean))
             # Rounded first: 0.29 · 100 is 28.999… in floating point.
             kept = max(1, math.floor(round(gamma * rise.shape[0], 6)))
-            return grad_fn(point, jax.lax.top_k(rise, kept)[1])
+            found = evaluate(point, jax.lax.top_k(rise, kept)[1])
+            _fit.check(f"what {name} returns", found.gradient, _parts.trainable(point), point)
+            # The loss of the whole batch is known, whatever part of it the gradient is of.
+            return (jnp.mean(losses), found.aux), found.gradient
 
-        return link.update(updates, state, params, grad_fn=second, **extra)
+        return link.update(updates, state, params, value_and_grad_fn=second, **extra)
 
     return transformation(init, update)
 
@@ -160,13 +169,18 @@ def _replicated(x: jax.Array) -> jax.Array:
     return x
 
 
-def _check_takes_indices(grad_fn: Callable[..., Tree]) -> None:
-    """Raises unless grad_fn(params, indices) is a call that its signature allows."""
+def _as_given(name: str, found: _second.Pass) -> Any:
+    """A pass as the argument of that name returns it."""
+    return found.gradient if name == "grad_fn" else ((found.value, found.aux), found.gradient)
+
+
+def _check_takes_indices(name: str, function: Any) -> None:
+    """Raises unless function(params, indices) is a call that its signature allows."""
     try:
-        inspect.signature(grad_fn).bind(None, None)
+        inspect.signature(function).bind(None, None)
     except TypeError:
         raise TypeError(
-            "grad_fn must take the indices of the examples to keep: grad_fn(params, indices) -> "
+            f"{name} must take the indices of the examples to keep: {name}(params, indices) -> "
             "gradient of the mean loss over them; gamma=1 takes the whole batch, without "
             "example_loss_fn."
         ) from None

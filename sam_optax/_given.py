@@ -6,11 +6,10 @@ from collections.abc import Callable
 import inspect
 from typing import Any
 
-import jax
 import optax
 
 from sam_optax import _checks
-from sam_optax._contracts import Combine, GradFn, Start, Tree, When
+from sam_optax._contracts import Combine, Start, Tree, When
 
 
 def check_parts(
@@ -19,13 +18,19 @@ def check_parts(
     """Raises where a slot holds what does not belong there."""
     _checks.choice("updates_at", updates_at, ("params", "gradient_point"))
     if perturb is None:
-        if when is not None or combine is not None:
+        acts_alone = isinstance(combine, Combine) and combine.fresh is None
+        if when is not None or (combine is not None and not acts_alone):
             raise ValueError(
                 "when and combine act on a second gradient, and without perturb there is none: "
                 "pass perturb, such as sam_optax.perturb.ball(0.05)."
             )
     elif not isinstance(perturb, optax.GradientTransformation):
         raise TypeError(f"perturb must be an Optax transformation, got {perturb!r}.")
+    elif isinstance(combine, Combine) and combine.fresh is None:
+        raise ValueError(
+            "combine acts on the first gradient alone, and with perturb there is a second: leave "
+            "perturb away, or pass another combine, such as sam_optax.combine.perturbed()."
+        )
     for name, part, kind in (
         ("start", start, Start),
         ("when", when, When),
@@ -47,9 +52,6 @@ def checked_params(params: Tree | None) -> Tree:
     return params
 
 
-def gradient_of(value_fn: Callable[..., jax.Array], extra: dict[str, Any]) -> GradFn:
-    """The gradient of a loss, which takes other extra arguments by their names, as in Optax."""
-    asked = list(inspect.signature(value_fn).parameters)[1:]
-    by_name = {name: extra[name] for name in asked if name in extra}
-    gradient: GradFn = jax.grad(lambda p: value_fn(p, **by_name), allow_int=True)
-    return gradient
+def takes(function: Callable[..., Any] | None, name: str) -> bool:
+    """Whether a function of a part has an argument of this name."""
+    return function is not None and name in inspect.signature(function).parameters

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from sam_optax import _fit, _parts
+from sam_optax import _fit, _parts, _second
 from sam_optax._contracts import Tree, transformation
 from sam_optax._parts import MaskedState
 
@@ -82,6 +82,8 @@ def masked(
         extra = part.prune_alike(params, extra)
         if (grad_fn := extra.get("grad_fn")) is not None:
             extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
+        if (both := extra.get("value_and_grad_fn")) is not None:
+            extra["value_and_grad_fn"] = _second.pruned(both, part, params)
         for name in ("example_loss_fn", "value_fn"):
             if (loss_fn := extra.get(name)) is not None:
                 extra[name] = part.within(loss_fn, params)

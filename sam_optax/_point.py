@@ -10,8 +10,8 @@ import optax
 
 from sam_optax import _first, _parts, _shards
 from sam_optax._contracts import Tree
-from sam_optax._engine import SharpnessAwareState
 from sam_optax._parts import MaskedState, Part
+from sam_optax._states import SharpnessAwareState
 
 
 def gradient_point(

@@ -1,13 +1,14 @@
-"""Whether a state is one of this method and of these parameters."""
+"""The state of every method, and whether one is of this method and of these parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sam_optax import _purity, _shards
 from sam_optax._contracts import Tree, answering, some_number
@@ -19,6 +20,33 @@ Signature = tuple[Any, Shapes]  # the structure of a tree, and the shapes
 
 # By what an init is made of: under `optax.inject_hyperparams` it is made anew at each update.
 _known: dict[Hashable, Any] = {}
+
+
+class SharpnessAwareState(NamedTuple):
+    """State of every sharpness-aware method.
+
+    Attributes:
+      steps: int32, the steps taken.
+      ascents: int32, the second gradients taken; ascents / steps is the share of SAM steps.
+      notfinite: int32, the steps whose own gradients were not finite, and so counted as not taken.
+      rise: L(w + ε) − L(w) of the last second gradient that told it, 0 before; float32, or float64
+        for float64 parameters.
+      start: state of the part that places the first gradient.
+      perturb: state of the part that places the second.
+      when: state of the part that decides.
+      combine: state of the part that combines.
+      aux: aux of the last second gradient where `keep_aux` asks for it, else ().
+    """
+
+    steps: jax.Array
+    ascents: jax.Array
+    notfinite: jax.Array
+    rise: jax.Array
+    start: Any
+    perturb: optax.OptState
+    when: Any
+    combine: Any
+    aux: Any = ()
 
 
 class States:
@@ -88,3 +116,13 @@ def _compare(slot: str, expected: Any, got: Any) -> None:
                 f"{jax.tree_util.keystr(path)} has shape {list(jnp.shape(other))}, and these "
                 f"parameters take {list(jnp.shape(leaf))}: {REMEDY}"
             )
+
+
+def check_kind(state: object) -> None:
+    """Raises where the state is none of a sharpness-aware method."""
+    if not isinstance(state, SharpnessAwareState):
+        raise ValueError(
+            "a sharpness-aware update needs a sam_optax.SharpnessAwareState, got "
+            f"{type(state).__name__}, which is of another optimizer, or was restored without its "
+            f"types: {REMEDY}"
+        )

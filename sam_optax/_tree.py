@@ -82,6 +82,28 @@ def towards(a: Tree, length: jax.typing.ArrayLike) -> Tree:
     return combine(lambda x: scale * _where_long(x, size), a)
 
 
+def norms(a: Tree) -> Tree:
+    """‖a_l‖ of each leaf l, over all its parts where it is divided."""
+
+    def of(path: _shards.Path, leaf: jax.Array) -> jax.Array:
+        squared = jnp.sum(jnp.square(widen(leaf)))
+        if names := _shards.over(path, range(leaf.ndim)):
+            squared = jax.lax.psum(squared, names)
+        return root(squared)
+
+    found: Tree = jax.tree.map_with_path(of, a)
+    return found
+
+
+def each_towards(a: Tree, lengths: Tree) -> Tree:
+    """length_l · unit(a_l) of each leaf l."""
+
+    def towards(x: jax.Array, size: jax.Array, length: jax.Array) -> jax.Array:
+        return 1 / jnp.maximum(size, TINY) * length * _where_long(x, size)
+
+    return combine(towards, a, norms(a), lengths)
+
+
 def along(a: Tree, b: Tree) -> jax.Array:
     """⟨a, unit(b)⟩ / ‖b‖, the share c with which c b is the part of `a` along b; 0 where b = 0.
 

@@ -16,6 +16,7 @@ from sam_optax._purity import is_pure, ours
 __all__ = [
     "budget_annealing",
     "linear_threshold",
+    "ramp",
     "rho_from_learning_rate",
 ]
 
@@ -200,3 +201,32 @@ def linear_threshold(lambda_1: float, lambda_2: float, total_steps: int) -> opta
         return last + first
 
     return schedule
+
+
+def ramp(value: float, steps: int, *, begin: int = 0, initial: float = 0.0) -> optax.Schedule:
+    """From `initial` to `value` in a line over so many steps, and constant before and after.
+
+    Args:
+      value: the radius, budget or weight behind the ramp, ≥ 0.
+      steps: the length of the ramp, ≥ 1; at step begin + steps it is `value`.
+      begin: the step at which it leaves `initial`, ≥ 0.
+      initial: the value before, ≥ 0. The value itself is the neutral setting, a constant.
+
+    Returns:
+      A schedule over steps, Optax's `linear_schedule`.
+
+    Raises:
+      ValueError: a value is negative, or a count out of range.
+      TypeError: a value is no number, or a count no integer.
+
+    Example:
+      >>> import sam_optax
+      >>> rho = sam_optax.schedules.ramp(0.2, 100, begin=50)
+      >>> print([f"{rho(step):.2f}" for step in (0, 50, 100, 150, 500)])
+      ['0.00', '0.00', '0.10', '0.20', '0.20']
+    """
+    _checks.interval("value", value, "[0, inf)", schedule=False)
+    _checks.interval("initial", initial, "[0, inf)", schedule=False)
+    _checks.whole("steps", steps, 1)
+    _checks.whole("begin", begin, 0)
+    return optax.linear_schedule(initial, value, steps, begin)

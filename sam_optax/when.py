@@ -6,8 +6,11 @@ that was averaged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import functools
 import math
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +25,13 @@ from sam_optax._random import Key
 __all__ = [
     "AdaptiveState",
     "BernoulliState",
+    "SeveralState",
     "adaptive",
+    "all_of",
     "always",
+    "any_of",
     "bernoulli",
+    "between",
     "every",
 ]
 
@@ -71,6 +78,131 @@ def every(period: int) -> When:
         return step % period == 0, state
 
     return When(optax.init_empty_state, update)
+
+
+def between(start: int, stop: int | None = None, *, total_steps: int | None = None) -> When:
+    """A second gradient at the steps start, start + 1, … up to, and without, stop: a window.
+
+    Args:
+      start: the first step of the window, ≥ 0.
+      stop: the step behind its last, > start; None for a window that stays open. `between(0)` is
+        the neutral setting, a second gradient at every step.
+      total_steps: the number of steps of the training, for a warning where it ends before the
+        window opens; None where it is not known.
+
+    Returns:
+      A stateless `When`.
+
+    Raises:
+      ValueError: start is negative, stop does not lie behind it, or total_steps is less than 1.
+      TypeError: one of them is no integer.
+
+    References:
+      Zhou et al., Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training,
+      2024: SAM in the last epochs alone, or in the first.
+    """
+    _checks.whole("start", start, 0)
+    if stop is not None:
+        _checks.whole("stop", stop, 1)
+        if isinstance(start, int) and isinstance(stop, int) and stop <= start:
+            raise ValueError(
+                f"stop must lie behind start, got between({start}, {stop}): pass a larger stop, or "
+                "None for a window that stays open."
+            )
+    if total_steps is not None:
+        _checks.whole("total_steps", total_steps, 1)
+        if isinstance(start, int) and start >= total_steps:
+            warnings.warn(
+                f"the window between({start}, {stop}) never opens within total_steps="
+                f"{total_steps}: no second gradient will be taken. Pass an earlier start.",
+                stacklevel=2,
+            )
+
+    @ours()
+    def update(
+        first: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[jax.Array, State]:
+        del first, params, extra
+        is_open = step >= start
+        return is_open if stop is None else is_open & (step < stop), state
+
+    return When(optax.init_empty_state, update)
+
+
+class SeveralState(NamedTuple):
+    """State of `all_of` and `any_of`.
+
+    Attributes:
+      policies: the states of the policies, in their order.
+    """
+
+    policies: tuple[Any, ...]
+
+
+def all_of(*policies: When) -> When:
+    """A second gradient where all policies ask for one, as for an adaptive one inside a window.
+
+    Each of them sees every step, whatever the others say.
+
+    Args:
+      *policies: one or more `When`.
+
+    Returns:
+      A `When` with state `SeveralState`.
+
+    Raises:
+      ValueError: there is no policy.
+      TypeError: one is no `When`.
+    """
+    return _several("all_of", jnp.logical_and, policies)
+
+
+def any_of(*policies: When) -> When:
+    """A second gradient where one policy or more asks for one, as for two windows.
+
+    Each of them sees every step, whatever the others say.
+
+    Args:
+      *policies: one or more `When`.
+
+    Returns:
+      A `When` with state `SeveralState`.
+
+    Raises:
+      ValueError: there is no policy.
+      TypeError: one is no `When`.
+    """
+    return _several("any_of", jnp.logical_or, policies)
+
+
+def _several(name: str, meet: Callable[..., jax.Array], policies: tuple[When, ...]) -> When:
+    if not policies:
+        raise ValueError(
+            f"{name} needs a policy at least, such as {name}(every(5), between(0, 9))."
+        )
+    for policy in policies:
+        if not isinstance(policy, When):
+            raise TypeError(
+                f"the policies of {name} must be When, such as sam_optax.when makes, got "
+                f"{policy!r}: pass each as an argument of its own."
+            )
+
+    @ours(policies)
+    def init(params: Tree) -> SeveralState:
+        return SeveralState(tuple([policy.init(params) for policy in policies]))
+
+    @ours(policies, meet)
+    def update(
+        first: Tree, state: SeveralState, params: Tree, **extra: Any
+    ) -> tuple[jax.typing.ArrayLike, SeveralState]:
+        asked = [
+            policy.update(first, own, params, **extra)
+            for policy, own in zip(policies, state.policies, strict=True)
+        ]
+        fire = functools.reduce(meet, [fire for fire, _ in asked])
+        return fire, SeveralState(tuple([own for _, own in asked]))
+
+    return When(init, update)
 
 
 class BernoulliState(NamedTuple):

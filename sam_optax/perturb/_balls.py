@@ -42,6 +42,40 @@ def ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
     return transformation(optax.init_empty_state, update)
 
 
+def layer_ball(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
+    """ε_l = ρ ‖w_l‖ g_l / ‖g_l‖ for each leaf l: a ball a layer, relative to the layer's norm.
+
+    Where w_l or g_l is 0, ε_l = 0. To leave biases and normalisation out, put it into `only`.
+
+    Args:
+      rho: the radius ρ ≥ 0, relative to the norm of each leaf, or a schedule of it. 0 is the
+        neutral setting.
+
+    Returns:
+      A stateless transformation.
+
+    Raises:
+      ValueError: rho is negative.
+      TypeError: rho is neither a number nor a schedule.
+
+    References:
+      Wu et al., Adversarial Weight Perturbation Helps Robust Generalization (AWP), 2020, Section
+      4.2, with a leaf for a layer.
+    """
+    rho = _checks.interval("rho", rho, "[0, inf)")
+
+    @ours()
+    def update(
+        first: Tree, state: State, params: Tree, *, step: jax.Array, **extra: Any
+    ) -> tuple[Tree, State]:
+        del extra
+        radius = value_at(rho, step)
+        lengths = jax.tree.map(lambda norm: radius * norm, _tree.norms(params))
+        return _tree.each_towards(first, lengths), state
+
+    return transformation(optax.init_empty_state, update)
+
+
 class LossBallState(NamedTuple):
     """State of `loss_ball`.
 

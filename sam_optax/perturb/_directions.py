@@ -10,8 +10,10 @@ import optax
 
 from sam_optax import _checks, _random, _tree
 from sam_optax._contracts import Schedulable, Tree, transformation, value_at
+from sam_optax._kernels import Kernels
 from sam_optax._purity import ours
 from sam_optax._random import Key
+from sam_optax.start import noise as start_noise
 
 
 class EmaState(NamedTuple):
@@ -105,6 +107,72 @@ def subtract_ema(
         return noise, EmaState(_tree.placed_like(_moved(m, after, share, step), state.m))
 
     return transformation(_init_ema, update)
+
+
+class PreviousState(NamedTuple):
+    """State of `previous`.
+
+    Attributes:
+      previous: the first gradient of the step before, 0 before the first step; shaped and typed
+        like the parameters.
+    """
+
+    previous: optax.Updates
+
+
+def previous() -> optax.GradientTransformationExtraArgs:
+    """g_t ↦ g_{t−1}, and 0 at step 0: the second gradient need not wait for the first.
+
+    Returns:
+      A transformation with state `PreviousState`, one copy of the parameters. It sees every step.
+    """
+
+    @ours()
+    def init(params: Tree) -> PreviousState:
+        return PreviousState(optax.tree.zeros_like(params))
+
+    @ours()
+    def update(
+        first: Tree, state: PreviousState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, PreviousState]:
+        del params, extra
+        before = _tree.placed_like(state.previous, first)
+        return before, PreviousState(_tree.cast_like(first, state.previous))
+
+    return transformation(init, update)
+
+
+def noise(
+    gamma: Schedulable, *, key: Key = 0, power: float = 1.0, kernels: Kernels = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""ε ~ N(0, σ_j²) in each kernel j, with σ_j = γ ‖w_j‖^power, whatever the gradient is.
+
+    The second gradient need not wait for the first.
+
+    Args:
+      gamma: as `sam_optax.start.noise` takes it; 0 is the neutral setting.
+      key: an int or a `jax.random.key`; step t draws as number t of `sam_optax.start.noise`.
+      power: as there.
+      kernels: as there.
+
+    Returns:
+      A transformation with the state of `sam_optax.start.noise`.
+
+    Raises:
+      ValueError: as there.
+      TypeError: as there.
+
+    References:
+      Li et al., Efficient Generalization Improvement Guided by Random Weight Perturbation (RWP),
+      2022, Section 3.
+    """
+    start = start_noise(gamma, key=key, power=power, kernels=kernels)
+
+    @ours(start)
+    def update(first: Tree, state: Any, params: Tree, **extra: Any) -> tuple[Tree, Any]:
+        return state.offset(params), start.update(first, state, params, **extra)
+
+    return transformation(start.init, update)
 
 
 class RandomCoordinatesState(NamedTuple):

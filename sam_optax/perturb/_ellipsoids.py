@@ -168,3 +168,39 @@ def _ellipsoid(first: Tree, axes: Tree, rho: jax.typing.ArrayLike) -> Tree:
     """ρ axes² g / ‖axes g‖: the steepest ascent where ‖ε / axes‖ ≤ ρ."""
     ascent = _tree.combine(jnp.multiply, axes, first)
     return _tree.combine(jnp.multiply, axes, _tree.towards(ascent, rho))
+
+
+def over_precision(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
+    """ε = ρ g / s, s the precision that `sam_optax.start.precision` keeps.
+
+    Args:
+      rho: ρ ≥ 0, or a schedule of it. 0 is the neutral setting.
+
+    Returns:
+      A stateless transformation, for a method with that start.
+
+    Raises:
+      ValueError: rho is negative.
+      TypeError: rho is neither a number nor a schedule.
+
+    References:
+      Möllenhoff and Khan, SAM as an Optimal Relaxation of Bayes (bSAM), 2023, Algorithm 1.
+    """
+    rho = _checks.interval("rho", rho, "[0, inf)")
+
+    @ours()
+    def update(
+        first: Tree,
+        state: State,
+        params: Tree | None = None,
+        *,
+        step: jax.Array,
+        slots: Any,
+        **extra: Any,
+    ) -> tuple[Tree, State]:
+        del params, extra
+        radius = value_at(rho, step)
+        s = _tree.placed_like(slots.start.s, first)
+        return _tree.combine(lambda g, s: radius * g / s, first, s), state
+
+    return transformation(optax.init_empty_state, update)

@@ -1,0 +1,153 @@
+"""The pass at the second point: its gradient, and loss and aux where the caller hands them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sam_optax import _axes, _fit, _tree
+from sam_optax._contracts import GradFn, Tree
+from sam_optax._parts import Part
+from sam_optax._promotion import callers
+from sam_optax._states import SharpnessAwareState
+
+
+class Pass(NamedTuple):
+    """What a pass at a point comes to.
+
+    Attributes:
+      gradient: at the point.
+      value: the loss there, None where it is not known.
+      aux: what the loss function returns besides, None where it is nothing.
+    """
+
+    gradient: Tree
+    value: Any = None
+    aux: Any = None
+
+
+Evaluate = Callable[..., Pass]
+
+
+class Told(NamedTuple):
+    """What a step tells of the second point: two fields of the method's state."""
+
+    rise: jax.Array
+    aux: Any
+
+
+def evaluation(
+    grad_fn: GradFn | None, value_and_grad_fn: Callable[..., Any] | None, extra: dict[str, Any]
+) -> tuple[str, Evaluate] | None:
+    """The pass by the name of the argument that it is taken from; None where there is none.
+
+    A loss as value_fn takes other extra arguments by their names, as in Optax.
+    """
+    if value_and_grad_fn is not None:
+        both = value_and_grad_fn
+        return "value_and_grad_fn", lambda *args, **kwargs: _unpacked(both(*args, **kwargs))
+    if grad_fn is not None:
+        alone = grad_fn
+        return "grad_fn", lambda *args, **kwargs: Pass(alone(*args, **kwargs))
+    if (value_fn := extra.get("value_fn")) is not None:
+        asked = list(inspect.signature(value_fn).parameters)[1:]
+        by_name = {name: extra[name] for name in asked if name in extra}
+        of_loss = jax.value_and_grad(lambda p: value_fn(p, **by_name), allow_int=True)
+        return "value_fn", lambda p: _unpacked(of_loss(p))
+    return None
+
+
+def _unpacked(found: Any) -> Pass:
+    """(value, gradient) or ((value, aux), gradient), as `jax.value_and_grad` returns them."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise ValueError(
+            "value_and_grad_fn must return (value, gradient), or ((value, aux), gradient), as "
+            f"jax.value_and_grad(loss) does, got {type(found).__name__}: pass a function that "
+            "returns the gradient alone as grad_fn."
+        )
+    value, gradient = found
+    value, aux = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    is_real = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+    if jnp.shape(value) != () or not (is_real or isinstance(value, float)):
+        raise ValueError(
+            "the value of value_and_grad_fn must be one real number, got "
+            f"{getattr(value, 'dtype', type(value).__name__)}{list(jnp.shape(value))}: take the "
+            "mean over the examples, and hand over anything else as aux."
+        )
+    return Pass(gradient, value, aux)
+
+
+def within(given: tuple[str, Evaluate], part: Part, params: Tree) -> Evaluate:
+    """The pass as one over a part, the rest closed over."""
+    name, evaluate = given
+
+    def of_part(pruned: Tree, *args: Any, **kwargs: Any) -> Pass:
+        with callers():
+            found = evaluate(part.merge(pruned, params), *args, **kwargs)
+        _fit.check(f"what {name} returns", found.gradient, part, params)
+        return found._replace(gradient=part.prune(found.gradient))
+
+    return of_part
+
+
+def like(evaluate: Evaluate, updates: Tree) -> Evaluate:
+    """The pass with its gradient in the dtypes of the updates."""
+
+    def cast(*args: Any, **kwargs: Any) -> Pass:
+        found = evaluate(*args, **kwargs)
+        return found._replace(gradient=_tree.cast_like(found.gradient, updates))
+
+    return cast
+
+
+def gradient_of(evaluate: Evaluate) -> GradFn:
+    """The gradient of a pass alone."""
+    return lambda *args, **kwargs: evaluate(*args, **kwargs).gradient
+
+
+def wanted(second: Pass, state: SharpnessAwareState) -> Pass:
+    """The pass without aux that is not kept, which may be anything."""
+    return second if jax.tree.leaves(state.aux) else second._replace(aux=None)
+
+
+def pruned(both: Callable[..., Any], part: Part, params: Tree) -> Callable[..., Any]:
+    """value_and_grad_fn as that of a part with respect to a part, the rest closed over."""
+    given = "value_and_grad_fn", lambda *args, **kwargs: _unpacked(both(*args, **kwargs))
+
+    def of_part(tree: Tree, *args: Any, **kwargs: Any) -> Any:
+        found = within(given, part, params)(tree, *args, **kwargs)
+        return (found.value, found.aux), found.gradient
+
+    return of_part
+
+
+def told(second: Pass, value: Any, state: SharpnessAwareState, params: Tree) -> Told:
+    """Rise and aux after a second pass; as they were, where it does not tell them."""
+    rise, aux = state.rise, state.aux
+    if second.value is not None and value is not None:
+        rise = _tree.scalar(_tree.widen(second.value) - _tree.widen(value), params)
+        # The mean over devices that each have a loss of their own, and one state.
+        if axes := _axes.varying(rise) - _axes.varying(state.rise):
+            rise = jax.lax.pmean(rise, _axes.ordered(axes))
+    if jax.tree.leaves(aux):
+        aux = _checked(second.aux, aux)
+    return Told(rise, aux)
+
+
+def _checked(found: Any, kept: Any) -> Any:
+    """The aux of this step, if it is like what the state keeps."""
+    if _described(found) != _described(kept):
+        raise ValueError(
+            "keep_aux keeps the aux of value_and_grad_fn, which must be as it was told: expected "
+            f"{_described(kept)}, got {_described(found)}. Pass value_and_grad_fn="
+            "jax.value_and_grad(loss, has_aux=True) with that aux, or tell keep_aux another."
+        )
+    return found
+
+
+def _described(aux: Any) -> Any:
+    return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", aux)

@@ -1,0 +1,228 @@
+"""Draws from a Gaussian posterior that is learned along the way: bSAM's and IVON's.
+
+The start keeps its precision; perturbation and direction are divided by it, and read it there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_optax import _checks, _random, _shards, _tree
+from sam_optax._contracts import Start, Tree
+from sam_optax._promotion import standard
+from sam_optax._purity import ours
+from sam_optax._random import Key
+
+
+def _draw(key_data: jax.Array, draw: jax.Array, precision: Tree, params: Tree) -> Tree:
+    """z / √precision, redrawn from the counter, in float32 at least."""
+    normal = _random.draw_like(jax.random.normal, key_data, draw, params)
+    return _tree.combine(lambda z, p: z / jnp.sqrt(p), normal, precision)
+
+
+def _full_like(value: float, params: Tree) -> Tree:
+    return _tree.combine(lambda x: jnp.full_like(x, value), _tree.zeros_like(params))
+
+
+class PrecisionState(NamedTuple):
+    """State of `precision`.
+
+    Attributes:
+      s: the precision of one example's loss, shaped like the parameters, in float32 at least.
+      ess: N, the number of examples; float32, or float64 for float64 parameters.
+      least: δ + γ, to which s goes where gradients are 0, of the same dtype.
+      decay: β₂, of the same dtype.
+      key_data: uint32[2], the key of the stream of draws.
+      draw: int32, the number of the coming draw.
+    """
+
+    s: optax.Updates
+    ess: jax.Array
+    least: jax.Array
+    decay: jax.Array
+    key_data: jax.Array
+    draw: jax.Array
+
+    @standard
+    @_shards.compiled
+    def offset(self, params: optax.Params) -> optax.Updates:
+        """δ0 = z / √(N s), in float32 at least; redrawn from the counter, never stored."""
+        precision = _tree.combine(lambda s: self.ess * s, _tree.placed_like(self.s, params))
+        return _draw(self.key_data, self.draw, precision, params)
+
+    def following(self, first: Tree) -> Tree:
+        """s at the coming step, from the first gradient of this one."""
+
+        def move(s: jax.Array, g: jax.Array) -> jax.Array:
+            moved = self.decay * s + (1 - self.decay) * (jnp.sqrt(s) * jnp.abs(g) + self.least)
+            # One overflow would stay in a moving average for ever.
+            return jnp.where(jnp.isfinite(moved), moved, s)
+
+        placed = _tree.placed_like(first, self.s)
+        return _tree.cast_like(_tree.combine(move, self.s, placed), self.s)
+
+
+def precision(
+    ess: float,
+    *,
+    beta_2: float = 0.999,
+    weight_decay: float = 5e-4,
+    damping: float = 0.1,
+    initial_precision: float = 1.0,
+    key: Key = 0,
+) -> Start:
+    """δ0 ~ N(0, 1 / (N s)), s ← β₂ s + (1 − β₂)(√s abs(g) + δ + γ), g the first gradient.
+
+    Args:
+      ess: N > 0, the effective sample size: the number of examples to train on.
+      beta_2: β₂ in [0, 1).
+      weight_decay: δ ≥ 0, the precision of the prior over N.
+      damping: γ ≥ 0, at least one of δ and γ above 0.
+      initial_precision: s before the first step, > 0.
+      key: an int or a `jax.random.key`; draw number t is split over the leaves as in `noise`.
+
+    Returns:
+      A `Start` with state `PrecisionState`, one copy of the parameters in float32 at least.
+
+    Raises:
+      ValueError: an argument is out of its range.
+      TypeError: an argument is no number, or key no int or key.
+
+    References:
+      Möllenhoff and Khan, SAM as an Optimal Relaxation of Bayes (bSAM), 2023, Algorithm 1.
+    """
+    _checks.interval("ess", ess, "(0, inf)", schedule=False)
+    _checks.interval("beta_2", beta_2, "[0, 1)", schedule=False)
+    _checks.interval("weight_decay", weight_decay, "[0, inf)", schedule=False)
+    _checks.interval("damping", damping, "[0, inf)", schedule=False)
+    _checks.interval("initial_precision", initial_precision, "(0, inf)", schedule=False)
+    _random.check(key)
+    numbers = isinstance(weight_decay, int | float) and isinstance(damping, int | float)
+    if numbers and weight_decay + damping == 0:
+        raise ValueError(
+            "weight_decay and damping must not both be 0, got 0 and 0: where a gradient is 0 the "
+            "precision would go to 0, and the noise beyond all bounds. Pass damping=0.1."
+        )
+
+    @ours()
+    def init(params: Tree) -> PrecisionState:
+        return PrecisionState(
+            s=_full_like(initial_precision, params),
+            ess=_tree.scalar(ess, params),
+            least=_tree.scalar(weight_decay + damping, params),
+            decay=_tree.scalar(beta_2, params),
+            key_data=_random.key_data(key),
+            draw=jnp.zeros([], jnp.int32),
+        )
+
+    @ours()
+    def update(
+        direction: Tree, state: PrecisionState, params: Tree, *, first: Tree, **extra: Any
+    ) -> PrecisionState:
+        del direction, params, extra
+        return state._replace(s=state.following(first), draw=state.draw + 1)
+
+    return Start(init, update)
+
+
+class HessianState(NamedTuple):
+    """State of `hessian`.
+
+    Attributes:
+      h: the diagonal of the Hessian, shaped like the parameters, in float32 at least.
+      ess: λ, the effective sample size; float32, or float64 for float64 parameters.
+      weight_decay: δ, of the same dtype.
+      decay: β₂, of the same dtype.
+      key_data: uint32[2], the key of the stream of draws.
+      draw: int32, the number of the coming draw.
+    """
+
+    h: optax.Updates
+    ess: jax.Array
+    weight_decay: jax.Array
+    decay: jax.Array
+    key_data: jax.Array
+    draw: jax.Array
+
+    @standard
+    @_shards.compiled
+    def offset(self, params: optax.Params) -> optax.Updates:
+        """δ0 = z / √(λ (h + δ)), in float32 at least; redrawn from the counter, never stored."""
+        h = _tree.placed_like(self.h, params)
+        precision = _tree.combine(lambda h: self.ess * (h + self.weight_decay), h)
+        return _draw(self.key_data, self.draw, precision, params)
+
+    def following(self, first: Tree, params: Tree) -> Tree:
+        """h at the coming step, from the first gradient of this one."""
+        share, delta = 1 - self.decay, self.weight_decay
+
+        def move(h: jax.Array, g: jax.Array, noise: jax.Array) -> jax.Array:
+            seen = self.ess * (h + delta) * noise * g
+            corrected = share**2 / 2 * jnp.square(h - seen) / (h + delta)
+            moved = self.decay * h + share * seen + corrected
+            # One overflow would stay in a moving average for ever.
+            return jnp.where(jnp.isfinite(moved), moved, h)
+
+        placed = [_tree.placed_like(tree, self.h) for tree in (first, self.offset(params))]
+        return _tree.cast_like(_tree.combine(move, self.h, *placed), self.h)
+
+
+def hessian(
+    ess: float,
+    *,
+    beta_2: float = 0.99999,
+    weight_decay: float = 1e-4,
+    initial_hessian: float = 1.0,
+    key: Key = 0,
+) -> Start:
+    """δ0 ~ N(0, 1 / (λ(h + δ))), h led by f = λ(h + δ) δ0 g, the Hessian's diagonal in expectation.
+
+    h ← β₂ h + (1 − β₂) f + ½ (1 − β₂)² (h − f)² / (h + δ), so that h + δ > 0 always.
+
+    Args:
+      ess: λ > 0, the effective sample size: the number of examples to train on.
+      beta_2: β₂ in [0, 1).
+      weight_decay: δ ≥ 0, the precision of the prior over λ.
+      initial_hessian: h before the first step, > 0.
+      key: an int or a `jax.random.key`; draw number t is split over the leaves as in `noise`.
+
+    Returns:
+      A `Start` with state `HessianState`, one copy of the parameters in float32 at least.
+
+    Raises:
+      ValueError: an argument is out of its range.
+      TypeError: an argument is no number, or key no int or key.
+
+    References:
+      Shen et al., Variational Learning is Effective for Large Deep Networks (IVON), 2024,
+      Algorithm 1.
+    """
+    _checks.interval("ess", ess, "(0, inf)", schedule=False)
+    _checks.interval("beta_2", beta_2, "[0, 1)", schedule=False)
+    _checks.interval("weight_decay", weight_decay, "[0, inf)", schedule=False)
+    _checks.interval("initial_hessian", initial_hessian, "(0, inf)", schedule=False)
+    _random.check(key)
+
+    @ours()
+    def init(params: Tree) -> HessianState:
+        return HessianState(
+            h=_full_like(initial_hessian, params),
+            ess=_tree.scalar(ess, params),
+            weight_decay=_tree.scalar(weight_decay, params),
+            decay=_tree.scalar(beta_2, params),
+            key_data=_random.key_data(key),
+            draw=jnp.zeros([], jnp.int32),
+        )
+
+    @ours()
+    def update(
+        direction: Tree, state: HessianState, params: Tree, *, first: Tree, **extra: Any
+    ) -> HessianState:
+        del direction, extra
+        return state._replace(h=state.following(first, params), draw=state.draw + 1)
+
+    return Start(init, update)
