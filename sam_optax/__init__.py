@@ -1,24 +1,30 @@
 """Sharpness-aware optimization for JAX: each method one link of an Optax chain."""
 
 from sam_optax import combine, perturb, schedules, start, when
+from sam_optax._aux import keep_aux
 from sam_optax._average import average
 from sam_optax._contracts import Combine, Start, When
-from sam_optax._engine import SharpnessAwareState, sharpness_aware
+from sam_optax._engine import sharpness_aware
 from sam_optax._examples import select_examples
+from sam_optax._functional import functional_grad_fn
 from sam_optax._masked import masked
 from sam_optax._parts import MaskedState
 from sam_optax._point import gradient_point
 from sam_optax._read import read
+from sam_optax._sample import posterior_sample
+from sam_optax._states import SharpnessAwareState
 from sam_optax.methods import (
     ae_looksam,
     ae_sam,
     asam,
+    bsam,
     coupled_wsam,
     eigen_sam,
     esam,
     fisher_sam,
     friendly_sam,
     gsam,
+    ivon,
     le_sam,
     le_sam_plus,
     looksam,
@@ -47,14 +53,18 @@ __all__ = [
     "ae_sam",
     "asam",
     "average",
+    "bsam",
     "combine",
     "coupled_wsam",
     "eigen_sam",
     "esam",
     "fisher_sam",
     "friendly_sam",
+    "functional_grad_fn",
     "gradient_point",
     "gsam",
+    "ivon",
+    "keep_aux",
     "le_sam",
     "le_sam_plus",
     "looksam",
@@ -62,6 +72,7 @@ __all__ = [
     "masked",
     "msam",
     "perturb",
+    "posterior_sample",
     "r_gsam",
     "r_sam",
     "read",

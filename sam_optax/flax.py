@@ -18,10 +18,12 @@ import jax
 import optax
 
 from sam_optax._contracts import Tree
+from sam_optax._functional import functional_grad_fn
 from sam_optax._point import gradient_point
 
 __all__ = [
     "TrainState",
+    "nnx_functional_grad_fn",
     "nnx_grad_fn",
     "nnx_pure_fn",
 ]
@@ -71,7 +73,7 @@ class TrainState(train_state.TrainState):
                     "Arguments for the optimizer must not look so much like a field."
                 )
         if OVERWRITE_WITH_GRADIENT in self.params:
-            for name in ("grad_fn", "example_loss_fn", "value_fn"):
+            for name in ("grad_fn", "value_and_grad_fn", "example_loss_fn", "value_fn"):
                 if extra.get(name) is not None:
                     extra[name] = _of_params(extra[name], self.params)
             if "param_specs" in extra:
@@ -112,10 +114,17 @@ def _of_params(function: Callable[..., Any], variables: Any) -> Callable[..., An
     @functools.wraps(function)
     def of_params(params: Tree, *args: Any, **kwargs: Any) -> Any:
         result = function({**variables, "params": params}, *args, **kwargs)
-        is_gradient = isinstance(result, Mapping) and OVERWRITE_WITH_GRADIENT in result
-        return result["params"] if is_gradient else result
+        if isinstance(result, tuple) and len(result) == 2:  # with the value of the loss
+            return result[0], _without_scales(result[1])
+        return _without_scales(result)
 
     return of_params
+
+
+def _without_scales(gradient: Any) -> Any:
+    """Of the gradient of variables that of what is trained among them; a loss as it is."""
+    is_gradient = isinstance(gradient, Mapping) and OVERWRITE_WITH_GRADIENT in gradient
+    return gradient["params"] if is_gradient else gradient
 
 
 def nnx_pure_fn(
@@ -220,3 +229,34 @@ def nnx_grad_fn(
         return value
 
     return jax.grad(loss)
+
+
+def nnx_functional_grad_fn(
+    model_fn: Callable[..., Any],
+    loss_fn: Callable[[Any], jax.Array],
+    model: nnx.Module,
+    *args: Any,
+    wrt: nnx.filterlib.Filter = nnx.Param,
+    **kwargs: Any,
+) -> Callable[[Any], Any]:
+    """`sam_optax.functional_grad_fn` of an NNX model: Functional SAM, with any method.
+
+    As `nnx_grad_fn` it fixes all that is no parameter, so make it before the first gradient::
+
+        grad_fn = sam_optax.flax.nnx_functional_grad_fn(
+            lambda model, x: model(x), lambda logits: loss(logits, labels), model, images)
+
+    Args:
+      model_fn: `model_fn(model, *args, **kwargs)` -> outputs.
+      loss_fn: outputs ↦ loss.
+      model: the model; it is read, and never changed.
+      *args: what model_fn takes besides.
+      wrt: the variables that are trained, the filter of the `nnx.Optimizer`.
+      **kwargs: keyword arguments of model_fn.
+
+    Returns:
+      `grad_fn(params)` for an `nnx.State` of pure arrays, such as `nnx.Optimizer` passes to Optax.
+    """
+    pure_fn = nnx_pure_fn(model_fn, model, *args, wrt=wrt, **kwargs)
+    params = nnx.as_pure(nnx.state(model, wrt))
+    return functional_grad_fn(pure_fn, loss_fn, params)

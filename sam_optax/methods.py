@@ -27,7 +27,16 @@ from sam_optax._examples import select_examples
 from sam_optax._kernels import Kernels
 from sam_optax._purity import ours
 from sam_optax._random import Key
-from sam_optax.combine import extrapolate, mix, renormalize, reuse, surrogate_gap, weigh
+from sam_optax.combine import (
+    extrapolate,
+    mix,
+    newton_hessian,
+    newton_precision,
+    renormalize,
+    reuse,
+    surrogate_gap,
+    weigh,
+)
 from sam_optax.perturb import (
     adaptive_ball,
     ball,
@@ -36,22 +45,25 @@ from sam_optax.perturb import (
     fisher_ball,
     loss_ball,
     noisy_ball,
+    over_precision,
     random_coordinates,
     subtract_ema,
 )
-from sam_optax.start import momentum, noise, previous
+from sam_optax.start import hessian, momentum, noise, precision, previous
 from sam_optax.when import adaptive, bernoulli, every
 
 __all__ = [
     "ae_looksam",
     "ae_sam",
     "asam",
+    "bsam",
     "coupled_wsam",
     "eigen_sam",
     "esam",
     "fisher_sam",
     "friendly_sam",
     "gsam",
+    "ivon",
     "le_sam",
     "le_sam_plus",
     "looksam",
@@ -1141,3 +1153,149 @@ def _kernel_power(noise_scale: str) -> float:
     """The exponent of the kernel norm in the standard deviation."""
     _checks.choice("noise_scale", noise_scale, ("std", "variance"))
     return 1.0 if noise_scale == "std" else 0.5
+
+
+def bsam(
+    rho: Schedulable = 0.1,
+    *,
+    ess: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    weight_decay: float = 5e-4,
+    damping: float = 0.1,
+    initial_precision: float = 1.0,
+    precision_at: str = "updated",
+    key: Key = 0,
+    updates_at: str = "params",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bayesian SAM: SAM as the relaxation of a Gaussian posterior, whose precision s it learns.
+
+    .. math::
+      g = \nabla L(w + \delta_0), \quad \delta_0 \sim \mathcal{N}(0, 1 / (N s)), \qquad
+      \epsilon = \rho \, g / s, \qquad g' = \nabla L(w + \epsilon)
+
+      m \leftarrow \beta_1 m + (1 - \beta_1)(g' + \delta w), \qquad
+      s \leftarrow \beta_2 s + (1 - \beta_2)(\sqrt{s} \, |g| + \delta + \gamma), \qquad
+      d = m / s
+
+    It is an optimizer but for the learning rate: `optax.chain(bsam(ess=n), optax.sgd(lr))`, without
+    momentum or weight decay behind it. Two gradients a step with updates_at="gradient_point", as in
+    `r_sam`. State: `s` and `m`, two copies of the parameters in float32 at least. Predictions are
+    those at w, or their mean over `posterior_sample`. Everything is for each coordinate, without a
+    norm.
+
+    Args:
+      rho: ρ ≥ 0. 0 takes g' at w itself.
+      ess: N > 0, the number of examples to train on, times a factor where they are augmented.
+      beta_1: β₁ in [0, 1), of the momentum.
+      beta_2: β₂ in [0, 1), of the precision.
+      weight_decay: δ ≥ 0, the precision of the prior over N.
+      damping: γ ≥ 0. With 0, δ has to be above 0.
+      initial_precision: s before the first step, > 0.
+      precision_at: "updated" divides by the s of the coming step, as the paper's algorithm does,
+        "previous" by that of this step, as the authors' code does.
+      key: an int or a `jax.random.key`.
+      updates_at: "params" or "gradient_point".
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: an argument is out of its range, or none of the named.
+      TypeError: an argument is no number, or key no int or key.
+
+    Example:
+      >>> import optax, sam_optax
+      >>> tx = optax.chain(sam_optax.bsam(0.01, ess=50_000), optax.sgd(0.5))
+
+    References:
+      Möllenhoff and Khan, `SAM as an Optimal Relaxation of Bayes
+      <https://arxiv.org/abs/2210.01620>`_, 2023, Algorithm 1. Deviation: one sub-batch, where the
+      authors' code averages g' and the size of g over eight; no bias correction, as there.
+    """
+    return sharpness_aware(
+        over_precision(rho),
+        start=precision(
+            ess,
+            beta_2=beta_2,
+            weight_decay=weight_decay,
+            damping=damping,
+            initial_precision=initial_precision,
+            key=key,
+        ),
+        combine=newton_precision(beta_1, weight_decay=weight_decay, precision_at=precision_at),
+        updates_at=updates_at,
+    )
+
+
+def ivon(
+    ess: float,
+    *,
+    beta_1: float = 0.9,
+    beta_2: float = 0.99999,
+    weight_decay: float = 1e-4,
+    initial_hessian: float = 1.0,
+    clip: float = math.inf,
+    rescale: bool = True,
+    key: Key = 0,
+    updates_at: str = "params",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Improved variational online Newton: a Gaussian posterior at the cost of Adam.
+
+    .. math::
+      g = \nabla L(w + \delta_0), \quad \delta_0 \sim \mathcal{N}(0, 1 / (\lambda (h + \delta))),
+      \qquad f = \lambda (h + \delta) \, \delta_0 \, g
+
+      m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad h \leftarrow \beta_2 h + (1 - \beta_2) f
+      + \tfrac{1}{2} (1 - \beta_2)^2 (h - f)^2 / (h + \delta)
+
+      d = (h_0 + \delta) \, \mathrm{clip}\left(\frac{m / (1 - \beta_1^t) + \delta w}
+      {h + \delta}\right)
+
+    It is an optimizer but for the learning rate: `optax.chain(ivon(n), optax.sgd(lr))`, without
+    momentum or weight decay behind it. One gradient a step with updates_at="gradient_point", as in
+    `lpf_sgd`. State: `h` and `m`, two copies of the parameters in float32 at least. Predictions are
+    those at w, or their mean over `posterior_sample`.
+
+    Args:
+      ess: λ > 0, the effective sample size: the number of examples to train on. It has no neutral
+        setting; the larger it is, the smaller the noise.
+      beta_1: β₁ in [0, 1), of the momentum, whose bias is corrected.
+      beta_2: β₂ in [0, 1), of the Hessian.
+      weight_decay: δ ≥ 0, the precision of the prior over λ.
+      initial_hessian: h₀, h before the first step, > 0.
+      clip: the largest size of a number of the direction, before it is rescaled.
+      rescale: whether the direction is multiplied by h₀ + δ, as in the authors' code, so that the
+        learning rates of SGD are a beginning.
+      key: an int or a `jax.random.key`.
+      updates_at: "params" or "gradient_point".
+
+    Returns:
+      A link of an Optax chain.
+
+    Raises:
+      ValueError: an argument is out of its range, or none of the named.
+      TypeError: an argument is no number, key no int or key, or rescale no boolean.
+
+    Example:
+      >>> import optax, sam_optax
+      >>> tx = optax.chain(sam_optax.ivon(50_000, initial_hessian=0.5), optax.sgd(0.2))
+
+    References:
+      Shen et al., `Variational Learning is Effective for Large Deep Networks
+      <https://arxiv.org/abs/2402.17641>`_, 2024, Algorithm 1. Deviation: one sample a step.
+    """
+    _checks.flag("rescale", rescale)
+    return sharpness_aware(
+        start=hessian(
+            ess,
+            beta_2=beta_2,
+            weight_decay=weight_decay,
+            initial_hessian=initial_hessian,
+            key=key,
+        ),
+        combine=newton_hessian(
+            beta_1, clip=clip, rescale=initial_hessian + weight_decay if rescale else 1.0
+        ),
+        updates_at=updates_at,
+    )
