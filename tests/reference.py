@@ -64,12 +64,18 @@ def loss(params, batch):
     return jnp.mean(losses(params, batch))
 
 
-def loss_gradient(flat, batch):
-    """The gradient of `loss`, by hand."""
+def output_error(flat, batch):
+    """The outputs less the targets."""
     (x, y), p = batch, unravel(flat)
+    hidden = np.tanh(p["scale"] * (x @ p["conv"].reshape(4, 3)))
+    return hidden @ p["dense_kernel"] + p["dense_bias"] - y
+
+
+def pull_back(flat, x, d_out):
+    """The Jacobian of the outputs, transposed, times d_out."""
+    p = unravel(flat)
     linear = x @ p["conv"].reshape(4, 3)
     hidden = np.tanh(p["scale"] * linear)
-    d_out = (hidden @ p["dense_kernel"] + p["dense_bias"] - y) / len(x)
     d_linear = (d_out @ p["dense_kernel"].T) * (1 - hidden**2)
     d_conv = p["scale"] * x.T @ d_linear
     return np.concatenate(
@@ -80,6 +86,11 @@ def loss_gradient(flat, batch):
             [np.sum(d_linear * linear)],
         ]
     )
+
+
+def loss_gradient(flat, batch):
+    """The gradient of `loss`, by hand."""
+    return pull_back(flat, batch[0], output_error(flat, batch) / len(batch[0]))
 
 
 # One layer with two leaves: a quarter of the time to compile, for what does not need the network.
@@ -103,10 +114,11 @@ class Gradient:
     """The gradient of the loss on one batch, counted; its Hessian; the losses of the examples."""
 
     def __init__(self, batch):
-        self.batch, self.calls = batch, 0
+        self.batch, self.calls, self.last = batch, 0, None
 
     def __call__(self, w, indices=slice(None)):
         self.calls += 1
+        self.last = w
         x, y = self.batch
         return loss_gradient(w, (x[indices], y[indices]))
 
@@ -119,9 +131,7 @@ class Gradient:
         return value
 
     def losses(self, w):
-        (x, y), p = self.batch, unravel(w)
-        hidden = np.tanh(p["scale"] * (x @ p["conv"].reshape(4, 3)))
-        return 0.5 * np.sum((hidden @ p["dense_kernel"] + p["dense_bias"] - y) ** 2, axis=1)
+        return 0.5 * np.sum(output_error(w, self.batch) ** 2, axis=1)
 
 
 # The formulas.
@@ -435,6 +445,61 @@ def wsam(decay, rho, gamma):
 # The table.
 
 
+def noise_over(precision, key, t, w):
+    """Normal numbers of this precision."""
+    return ravel(draw(jax.random.normal, key, t, unravel(w))) / np.sqrt(precision)
+
+
+def bsam(
+    rho,
+    ess,
+    beta_1=0.9,
+    beta_2=0.999,
+    weight_decay=5e-4,
+    damping=0.1,
+    initial_precision=1.0,
+    precision_at="updated",
+    key=0,
+    updates_at="params",
+):
+    def step(w, gradient, t, state):
+        s, m = state.get("s", initial_precision + 0 * w), state.get("m", 0 * w)
+        g = gradient(w + noise_over(ess * s, key, t, w))
+        h = gradient(w + at(rho, t) * g / s)
+        m = beta_1 * m + (1 - beta_1) * (h + weight_decay * w)
+        after = beta_2 * s + (1 - beta_2) * (np.sqrt(s) * np.abs(g) + weight_decay + damping)
+        return m / (s if precision_at == "previous" else after), {"s": after, "m": m}
+
+    return step
+
+
+def ivon(
+    ess,
+    beta_1=0.9,
+    beta_2=0.99999,
+    weight_decay=1e-4,
+    initial_hessian=1.0,
+    clip=math.inf,
+    rescale=True,
+    key=0,
+    updates_at="params",
+):
+    def step(w, gradient, t, state):
+        h, m = state.get("h", initial_hessian + 0 * w), state.get("m", 0 * w)
+        precision = ess * (h + weight_decay)
+        noise = noise_over(precision, key, t, w)
+        g = gradient(w + noise)
+        seen = precision * noise * g
+        m = beta_1 * m + (1 - beta_1) * g
+        correction = 0.5 * (1 - beta_2) ** 2 * (h - seen) ** 2 / (h + weight_decay)
+        h = beta_2 * h + (1 - beta_2) * seen + correction
+        d = (m / (1 - beta_1 ** (t + 1)) + weight_decay * w) / (h + weight_decay)
+        scale = initial_hessian + weight_decay if rescale else 1
+        return scale * np.clip(d, -clip, clip), {"h": h, "m": m}
+
+    return step
+
+
 class Row(NamedTuple):
     """One method with settings away from neutral: in the library, and as a reference.
 
@@ -525,6 +590,8 @@ def annealed_budget(t):
     return 0.4 if t < 5 else 0.1 + 0.5 * (0.4 - 0.1) * (1 + math.cos(math.pi * tau))
 
 
+POSTERIOR = {"ess": 30.0, "beta_1": 0.8, "beta_2": 0.9, "weight_decay": 0.05, "key": 3}
+
 # Each method once, for properties that settings do not change.
 METHODS = {
     "sam": row("sam", rho=0.4),
@@ -557,10 +624,18 @@ METHODS = {
     ),
 }
 
+METHODS |= {
+    name: row(name, **settings)._replace(momentum=None)
+    for name, settings in {
+        "bsam": {"rho": 0.2, "damping": 0.2, "initial_precision": 0.8, **POSTERIOR},
+        "ivon": {"initial_hessian": 0.7, **POSTERIOR},
+    }.items()
+}
+
 NAMES = list(METHODS)
 
 # One method for each kind of state and of call, where a test of all would take long.
-KINDS = ["gsam", "ae_looksam", "le_sam", "esam", "eigen_sam", "msam", "wsam"]
+KINDS = ["gsam", "ae_looksam", "le_sam", "esam", "eigen_sam", "msam", "wsam", "bsam"]
 
 
 def few(*kept, names=NAMES):
@@ -617,6 +692,10 @@ VARIANTS = {
     "lpf_sgd_samples_point": row("lpf_sgd", gamma=0.3, key=3, samples=2, **POINT),
     "msam_point": row("msam", rho=0.3, decay=0.9, **POINT),
     "msam_schedule": row("msam", rho=lambda t: 0.25 * (t + 1), decay=0.7),
+    "bsam_previous": row(
+        "bsam", rho=lambda t: 0.125 * t, precision_at="previous", **POSTERIOR, **POINT
+    )._replace(momentum=None),
+    "ivon_clip": row("ivon", clip=0.5, rescale=False, **POSTERIOR, **POINT)._replace(momentum=None),
     "s2_sam_point": row("s2_sam", rho=0.3, **POINT),
     "s2_sam_schedule": row("s2_sam", rho=lambda t: 0.25 * (t + 1)),
 }
@@ -629,30 +708,52 @@ ROWS = METHODS | VARIANTS
 
 def run_reference(row):
     """(w, state) after each step of SGD, with or without momentum, on the reference directions."""
-    w, state, trace, ascents = ravel(initial_params()), {}, 0.0, 0
+    w, state, trace, ascents, rise = ravel(initial_params()), {}, 0.0, 0, 0.0
     for t in range(STEPS):
         gradient = Gradient(make_batch(t))
         direction, state = row.step(w, gradient, t, state)
+        if gradient.calls > row.firsts:
+            rise = float(np.mean(gradient.losses(gradient.last) - gradient.losses(w)))
         trace = direction + (row.momentum or 0.0) * trace
         w = w - LEARNING_RATE * trace
         ascents += gradient.calls - row.firsts
-        yield w, {**state, "ascents": ascents, "steps": t + 1}
+        yield w, {**state, "ascents": ascents, "steps": t + 1, "rise": rise}
 
 
 def make_step(
-    tx, *, at_point=False, examples=False, compiled=True, grad_loss=None, gradient=lambda f: f
+    tx,
+    *,
+    at_point=False,
+    examples=False,
+    valued=False,
+    compiled=True,
+    grad_loss=None,
+    gradient=lambda f: f,
 ):
-    """step(params, opt_state, batch), with `gradient` around each gradient function."""
+    """step(params, opt_state, batch), with `gradient` around each gradient function.
+
+    The loss at the parameters, and at the second point, is handed over where valued is true.
+    """
     grad_loss = grad_loss or jax.grad(loss)
 
     def step(params, opt_state, batch):
-        def on(p, indices=slice(None)):
-            return grad_loss(p, jax.tree.map(lambda x: x[indices], batch))
+        def kept(indices=slice(None)):
+            return jax.tree.map(lambda x: x[indices], batch)
+
+        def on(p, *indices):
+            return grad_loss(p, kept(*indices))
+
+        def both(p, *indices):
+            return loss(p, kept(*indices)), grad_fn(p, *indices)
 
         extra = {"example_loss_fn": lambda p: losses(p, batch)} if examples else {}
         grad_fn = gradient(on)
+        if valued:
+            extra |= {"value": loss(params, batch), "value_and_grad_fn": both}
+        else:
+            extra |= {"grad_fn": grad_fn}
         point = sam_optax.gradient_point(opt_state, params) if at_point else params
-        updates, opt_state = tx.update(grad_fn(point), opt_state, params, grad_fn=grad_fn, **extra)
+        updates, opt_state = tx.update(grad_fn(point), opt_state, params, **extra)
         return optax.apply_updates(params, updates), opt_state
 
     return jax.jit(step) if compiled else step
