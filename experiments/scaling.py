@@ -98,11 +98,12 @@ def formula(method: str, *, parameters: int, later: int, kept: int, apart: bool)
     first = parameters + metrics
     if method == SGD or method in ONE_GRADIENT:
         return Sent(first, 0)
+    second = parameters + NUMBER  # and its loss
     if method in SKIPPING:
-        return Sent(first, parameters)
+        return Sent(first, second)
     chosen = kept if method == "esam" else 0
     product = parameters + later if method == "eigen_sam" else 0
-    return Sent(first + parameters + chosen, product)
+    return Sent(first + second + chosen, product)
 
 
 def _arguments(method):

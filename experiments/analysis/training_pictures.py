@@ -132,6 +132,7 @@ _COURSES = {
     "train_loss": ("training loss", 1),
     "sam_fraction": ("share of SAM steps (%)", 100),
     "gradient_norm": ("‖g‖, mean", 1),
+    "rise": ("L(w + ε) − L(w), mean", 1),
     "rho": ("ρ_t", 1),
     "lambda_k": ("λ_k", 1),
 }

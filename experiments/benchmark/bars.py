@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
 
-ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam")
+ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam", "ivon")
 SKIPPING = ("ss_sam", "looksam", "ae_sam", "ae_looksam")
-# Beside gradients they take what no bar is for: a choice of examples, products with the Hessian.
-OTHER = ("esam", "eigen_sam")
+# Beside gradients they take what no bar is for: a choice of examples, products with the Hessian,
+# the arithmetic of a posterior.
+OTHER = ("esam", "eigen_sam", "bsam")
 FEW_BYTES = ("sam", "asam", "gsam", "le_sam", "wsam", "ssam", "samar", "ae_sam")
 ONE_COPY = ("looksam", "vasso", "friendly_sam", "msam", "s2_sam", "ae_looksam")
 

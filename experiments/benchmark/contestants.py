@@ -55,7 +55,12 @@ def link(name: str) -> optax.GradientTransformationExtraArgs:
     if name == SGD:
         return optax.with_extra_args_support(optax.identity())
     function = getattr(sam_optax, name)
-    offered = {"base": optax.trace(MOMENTUM), "total_steps": 10_000, "updates_at": "gradient_point"}
+    offered = {
+        "base": optax.trace(MOMENTUM),
+        "total_steps": 10_000,
+        "ess": 50_000.0,
+        "updates_at": "gradient_point",
+    }
     offered |= {"lambda_1": 0.0, "lambda_2": 0.0}  # about every other gradient is above the mean
     asked = inspect.signature(function).parameters
     return function(**{name: value for name, value in offered.items() if name in asked})

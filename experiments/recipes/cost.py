@@ -86,7 +86,7 @@ def gradients_per_step(recipe: Recipe, method: str) -> float:
     """
     settings = {**DEFAULTS.get(method, {}), **recipe.settings.get(method, {})}
     match method:
-        case "sgd" | "msam" | "s2_sam":
+        case "sgd" | "msam" | "s2_sam" | "ivon":
             return 1.0
         case "lpf_sgd":
             return float(settings["samples"])

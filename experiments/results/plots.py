@@ -17,12 +17,14 @@ from experiments.results.files import replacing
 
 # Counters and settings that a method's state holds beside the paper's quantities.
 _PLAIN = {"epoch", "steps", "ascents", "notfinite", "draw", "gamma", "power"}
+_PLAIN |= {"ess", "least", "decay", "weight_decay"}
 _SPLITS = {"train": "train", "test": "test", "validation": "held-out"}
 _TITLES = {
     "learning_rate": "learning rate",
     "gradient_norm": "‖g‖, mean",
     "direction_norm": "‖direction‖, mean",
     "sam_fraction": "share of SAM steps",
+    "rise": "L(w + ε) − L(w), mean",
     "rho": "ρ",
     "lambda_k": "λ",
     "mean": "μ of ‖g‖²",

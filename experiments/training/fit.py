@@ -67,7 +67,7 @@ def fit(
 
 
 def means(state: TrainState, steps: int) -> dict[str, float]:
-    """The means of the metrics over the steps of an epoch.
+    """The means of the metrics over the steps of an epoch; that of `rise` over its SAM steps.
 
     Raises:
       DivergedError: the loss or a parameter is not finite.
@@ -79,7 +79,8 @@ def means(state: TrainState, steps: int) -> dict[str, float]:
                 f"the {name} is {float(value)} at step {int(state.step)}: lower the learning rate "
                 "or the perturbation, and begin again with --overwrite or another --name."
             )
-    return found
+    rise, share = found.pop("rise"), found["sam_fraction"]
+    return found | {"rise": rise / share} if share else found
 
 
 _norm = jax.jit(optax.tree.norm)
@@ -87,6 +88,8 @@ _norm = jax.jit(optax.tree.norm)
 
 def quantities(method_state: Any, *, apart: bool = False) -> dict[str, float]:
     """The scalars of a method's state by their names: ascents, rho, lambda_k, mean and more.
+
+    But `rise`, whose mean over an epoch is told by `means`.
 
     Args:
       method_state: the state.
@@ -98,6 +101,7 @@ def quantities(method_state: Any, *, apart: bool = False) -> dict[str, float]:
         for path, leaf in leaves
         if np.ndim(leaf) == int(apart)
     }
+    scalars.pop("rise", None)
     return {name: leaf.item() for name, leaf in (_mean(scalars) if apart else scalars).items()}
 
 

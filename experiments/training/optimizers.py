@@ -35,7 +35,8 @@ def optimizer(
     """The recipe's base optimizer behind a method of `sam_optax`.
 
     What a method asks for by the names of its arguments it gets: `total_steps`, `key`, the
-    `base` of a decoupled one, first gradients at the gradient point, and `axis_name`.
+    `base` of a decoupled one, first gradients at the gradient point, and `axis_name`; one that
+    learns a posterior the examples of an epoch as `ess`, and the recipe's `weight_decay`.
 
     Args:
       recipe: what to train.
@@ -67,6 +68,8 @@ def optimizer(
         "total_steps": epochs * steps_per_epoch,
         "updates_at": "gradient_point",
         "axis_name": axis_name,
+        "ess": float(steps_per_epoch * recipe.batch_size),
+        "weight_decay": recipe.weight_decay,
     }
     run = {"steps_per_epoch": steps_per_epoch, "total": recipe.epochs, "learning_rate": rate}
     first_step = first_epoch * steps_per_epoch
@@ -77,8 +80,10 @@ def optimizer(
 
 
 def is_decoupled(method: str) -> bool:
-    """Whether a method holds the base optimizer inside."""
-    return method != SGD and "base" in inspect.signature(getattr(sam_optax, method)).parameters
+    """Whether a method holds the base optimizer inside, or a momentum and a decay of its own."""
+    if method == SGD:
+        return False
+    return bool({"base", "ess"} & set(inspect.signature(getattr(sam_optax, method)).parameters))
 
 
 def _resolve(value, run, first_step):

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-METRICS = ("loss", "accuracy", "gradient_norm", "direction_norm", "sam_fraction")
+METRICS = ("loss", "accuracy", "gradient_norm", "direction_norm", "sam_fraction", "rise")
 
 
 class TrainState(NamedTuple):
@@ -33,3 +33,8 @@ class TrainState(NamedTuple):
 def ascents(method_state: Any) -> jax.typing.ArrayLike:
     """The second gradients that a method has taken."""
     return getattr(method_state, "ascents", 0)
+
+
+def rise(method_state: Any) -> jax.typing.ArrayLike:
+    """The loss at the last second point over that of the first pass."""
+    return getattr(method_state, "rise", 0.0)

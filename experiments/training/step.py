@@ -21,7 +21,7 @@ from experiments.system.mesh import DATA, Layout
 from experiments.training.glmc import Glmc
 from experiments.training.objectives import CrossEntropy
 from experiments.training.optimizers import Optimizer
-from experiments.training.state import TrainState, ascents
+from experiments.training.state import TrainState, ascents, rise
 import sam_optax
 
 # A random stream of the seed; the orders of the epochs have the streams 0, 1, 2, …
@@ -133,14 +133,16 @@ class Step:
 
     def second(
         self, model_state: Any, batch: Any, params: Any, kept: jax.Array | None = None
-    ) -> Any:
-        """The gradient alone, on the examples kept; its batch statistics are dropped."""
+    ) -> tuple[jax.Array, Any]:
+        """Loss and gradient, on the examples kept; the batch statistics are dropped."""
         if kept is not None:
             batch = jax.tree.map(lambda a: a[kept], batch)
             if not self._apart:
                 # Divided again: else every device would take the gradient on all examples kept.
                 batch = self._divided(batch)
-        return jax.grad(self.loss, has_aux=True)(params, model_state, batch)[0]
+        value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
+        (loss, _), gradient = value_and_grad(params, model_state, batch)
+        return loss, gradient
 
     def update(
         self,
@@ -161,7 +163,7 @@ class Step:
         """
         grads, model_state, example_losses, metrics = first(state, batch)
         fixed = state.model_state, batch
-        extra = {"grad_fn": functools.partial(second, *fixed)}
+        extra = {"value": metrics["loss"], "value_and_grad_fn": functools.partial(second, *fixed)}
         if self._selects_examples:
             extra["example_loss_fn"] = functools.partial(losses, *fixed)
             extra["example_losses"] = example_losses
@@ -169,7 +171,8 @@ class Step:
         updates, method_state = self._optimizer.method.update(
             grads, state.method_state, state.params, **extra
         )
-        metrics["sam_fraction"] = ascents(method_state) - before
+        fired = ascents(method_state) - before
+        metrics |= {"sam_fraction": fired, "rise": fired * rise(method_state)}
         state = state._replace(model_state=model_state, method_state=method_state)
         return updates, state, metrics
 
