@@ -655,4 +655,4 @@ def test_the_methods_of_the_commands_are_those_of_the_library():
     assert "sgd" in METHODS
     assert {"sam", "wsam", "r_gsam"} < set(METHODS) - {"sharpness_aware", "average"}
     assert all(callable(getattr(sam_optax, m)) for m in METHODS if m != "sgd")
-    assert len(METHODS) == 24
+    assert len(METHODS) == 26

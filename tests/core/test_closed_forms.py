@@ -640,6 +640,34 @@ def test_r_gsam_rejects_the_smoothed_gradient():
     assert_pairs(directions(link, G)[0], expected)
 
 
+@pytest.mark.parametrize("precision_at", ["updated", "previous"])
+def test_bsam_perturbs_and_descends_by_the_precision(precision_at):
+    """With next to no noise g = (3, 4), ε = g / s = g, g' = (6, 12)."""
+    settings = {"beta_1": 0.5, "beta_2": 0.5, "weight_decay": 0.2, "damping": 0.1}
+    link = sam_optax.bsam(1.0, ess=1e30, precision_at=precision_at, **settings)
+    actual, state = directions(link, G)
+    s = 0.5 + 0.5 * (np.array([3, 4]) + 0.3)
+    m = 0.5 * (np.array([6, 12]) + 0.2 * np.array([3, 2]))
+    assert_pairs([sam_optax.read(state, "s")], s)
+    assert_pairs(actual, m / (s if precision_at == "updated" else 1))
+
+
+def test_ivon_learns_the_hessian_from_its_noise():
+    """The first step, with δ0 read from `gradient_point`."""
+    settings = {"beta_2": 0.75, "weight_decay": 0.2, "initial_hessian": 0.8}
+    link = sam_optax.ivon(50.0, **settings)
+    w = np.array([3, 2])
+    point = sam_optax.gradient_point(link.init(W), W)
+    noise = np.array([float(point["a"][0]), float(point["b"][0, 0])]) - w
+    assert (np.abs(noise) > 1e-3).all()
+    g = np.array([1, 2]) * (w + noise)
+    seen = 50 * noise * g  # λ (h + δ) δ0 g, with h + δ = 1
+    h = 0.75 * 0.8 + 0.25 * seen + 0.5 * 0.25**2 * (0.8 - seen) ** 2
+    actual, state = directions(link, G)
+    assert_pairs([sam_optax.read(state, "h")], h)
+    assert_pairs(actual, (g + 0.2 * w) / (h + 0.2))  # times h₀ + δ = 1
+
+
 def test_a_noise_start_alone_hands_on_the_gradient_at_the_noisy_point():
     link = sam_optax.sharpness_aware(start=start.noise(0.5))
     point = sam_optax.gradient_point(link.init(W), W)

@@ -158,6 +158,8 @@ REQUIRED = {
     "ae_sam": {"total_steps": 10},
     "ae_looksam": {"total_steps": 10},
     "wsam": {"base": optax.trace(0.9)},
+    "bsam": {"ess": 50.0},
+    "ivon": {"ess": 50.0},
 }
 
 
@@ -165,7 +167,7 @@ def construct(name, **settings):
     return getattr(sam_optax, name)(**REQUIRED.get(name, {}), **settings)
 
 
-WITH_RHO = [name for name in NAMES if not name.startswith(("le_sam", "lpf_sgd"))]
+WITH_RHO = [name for name in NAMES if not name.startswith(("le_sam", "lpf_sgd", "ivon"))]
 NEGATIVE = [
     *((name, "rho") for name in WITH_RHO),
     *((name, "budget") for name in ("le_sam", "le_sam_plus")),

@@ -34,7 +34,7 @@ LIKE_OTHERS = ("r_sam_variance", "r_sam_normalized", "r_sam_point", "lpf_sgd_sam
 def test_ten_steps_equal_the_reference(name):
     """Parameters and the papers' state quantities agree after each of ten steps."""
     row = ROWS[name]
-    library = run(row.optimizer(), **row.call)
+    library = run(row.optimizer(), **row.call, valued=True)
     for t, ((params, opt_state), (w, state)) in enumerate(
         zip(library, run_reference(row), strict=True)
     ):

@@ -41,6 +41,10 @@ SIGNATURES = {
     "msam": "(rho=0.3, decay=0.9, *, updates_at='params')",
     "s2_sam": "(rho=0.05, *, updates_at='params')",
     "coupled_wsam": "(rho=0.05, gamma=0.9)",
+    "bsam": "(rho=0.1, *, ess, beta_1=0.9, beta_2=0.999, weight_decay=0.0005, damping=0.1, "
+    "initial_precision=1.0, precision_at='updated', key=0, updates_at='params')",
+    "ivon": "(ess, *, beta_1=0.9, beta_2=0.99999, weight_decay=0.0001, initial_hessian=1.0, "
+    "clip=inf, rescale=True, key=0, updates_at='params')",
     "wsam": "(base, rho=0.05, gamma=0.9, *, perturb=None)",
 }
 PARTS = {
@@ -49,11 +53,17 @@ PARTS = {
     "masked": "(link, mask)",
     "select_examples": "(link, gamma)",
     "gradient_point": "(opt_state, params, *, param_specs=None)",
+    "keep_aux": "(link, like)",
+    "functional_grad_fn": "(function, loss_fn, params)",
+    "posterior_sample": "(key, opt_state, params)",
     "read": "(opt_state, name)",
     "average": "(axis_name)",
     "start.kernel_axes": "(out_axis=-1, batch_axis=())",
     "start.momentum": "(rho, decay=0.9)",
     "start.noise": "(gamma, *, key=0, power=1.0, samples=1, kernels=None)",
+    "start.hessian": "(ess, *, beta_2=0.99999, weight_decay=0.0001, initial_hessian=1.0, key=0)",
+    "start.precision": "(ess, *, beta_2=0.999, weight_decay=0.0005, damping=0.1, "
+    "initial_precision=1.0, key=0)",
     "start.previous": "(rho)",
     "perturb.adaptive_ball": "(rho, eta=0.01, weights=None)",
     "perturb.ball": "(rho)",
@@ -61,30 +71,45 @@ PARTS = {
     "perturb.ema": "(theta)",
     "perturb.fisher_ball": "(rho, eta=1.0)",
     "perturb.loss_ball": "(budget, rho_max=None)",
+    "perturb.layer_ball": "(rho)",
+    "perturb.noise": "(gamma, *, key=0, power=1.0, kernels=None)",
     "perturb.noisy_ball": "(rho, lambda_=1.0, *, normalize_gradient=False)",
     "perturb.only": "(mask, perturb)",
+    "perturb.over_precision": "(rho)",
+    "perturb.previous": "()",
     "perturb.random_coordinates": "(beta, *, key=0, mask='coordinate')",
     "perturb.subtract_ema": "(sigma, decay=0.9)",
     "when.adaptive": "(threshold, *, decay=0.9, initial_variance=4.5399929762484854e-05, "
     "axis_name=None)",
+    "when.all_of": "(*policies)",
     "when.always": "()",
+    "when.any_of": "(*policies)",
     "when.bernoulli": "(probability, *, key=0)",
+    "when.between": "(start, stop=None, *, total_steps=None)",
     "when.every": "(period)",
     "combine.extrapolate": "(alpha)",
+    "combine.interpolate": "(alpha)",
     "combine.mix": "(gamma=1.4, chi=1.05, lambda_0=1.0, delta=0.01, *, ratio='clean', "
     "axis_name=None)",
+    "combine.newton_hessian": "(beta_1=0.9, *, clip=inf, rescale=1.0)",
+    "combine.newton_precision": "(beta_1=0.9, *, weight_decay=0.0005, precision_at='updated')",
     "combine.perturbed": "()",
     "combine.renormalize": "()",
     "combine.reuse": "(alpha)",
+    "combine.slerp": "(alpha)",
+    "combine.stateless": "(function)",
     "combine.surrogate_gap": "(alpha)",
     "combine.weigh": "(gamma, base=None)",
     "schedules.budget_annealing": "(budget, anneal_from, total, final=0.0, warmup=0, *, "
     "steps_per_epoch=1)",
     "schedules.linear_threshold": "(lambda_1, lambda_2, total_steps)",
+    "schedules.ramp": "(value, steps, *, begin=0, initial=0.0)",
     "schedules.rho_from_learning_rate": "(learning_rate, *, rho_max, rho_min, lr_max, lr_min, "
     "clamp=True)",
 }
 FLAX = {
+    "flax.nnx_functional_grad_fn": "(model_fn, loss_fn, model, *args, "
+    "wrt=<class 'flax.nnx.variablelib.Param'>, **kwargs)",
     "flax.TrainState.apply_gradients": "(self, *, grads, **kwargs)",
     "flax.TrainState.gradient_point": "(self, *, param_specs=None)",
     "flax.nnx_grad_fn": "(loss_fn, model, *args, wrt=<class 'flax.nnx.variablelib.Param'>, "
@@ -93,7 +118,7 @@ FLAX = {
     "**kwargs)",
 }
 FIELDS = {
-    "SharpnessAwareState": "steps ascents notfinite start perturb when combine",
+    "SharpnessAwareState": "steps ascents notfinite rise start perturb when combine aux",
     "Start": "init update samples",
     "When": "init update",
     "Combine": "init fresh stale",
@@ -102,6 +127,11 @@ FIELDS = {
     "start.KernelNoiseState": "noise kernels",
     "start.MomentumState": "velocity rho",
     "start.PreviousState": "previous rho",
+    "start.PrecisionState": "s ess least decay key_data draw",
+    "start.HessianState": "h ess weight_decay decay key_data draw",
+    "perturb.PreviousState": "previous",
+    "when.SeveralState": "policies",
+    "combine.MomentState": "m",
     "perturb.LossBallState": "rho",
     "perturb.EigenBallState": "key_data v",
     "perturb.EmaState": "m",

@@ -30,7 +30,11 @@ GENTLE = {
     "s2_sam": {"rho": 1e-4},
     "wsam": {"base": optax.trace(0.9), "rho": 1e-3, "gamma": 0.6},
     "coupled_wsam": {"rho": 1e-3, "gamma": 0.6},
+    "bsam": {"rho": 1e-4, "ess": 1e8, "weight_decay": 0.0, "damping": 1.0},
+    "ivon": {"ess": 1e4, "weight_decay": 0.0, "rescale": False},
 }
+# Their steps are divided by a precision.
+RATES = {"bsam": 0.01, "ivon": 0.02}
 
 # Each method, and in every run one for each kind of state.
 KINDS = ("gsam", "ae_looksam", "msam", "wsam")
@@ -54,7 +58,7 @@ def each(values, first):
 def gentle(name):
     link = getattr(sam_optax, name)(**GENTLE.get(name, {"rho": 1e-3}))
     link = whole_batch(link) if name == "esam" else link
-    return optax.chain(link, optax.sgd(1e-3, momentum=METHODS[name].momentum))
+    return optax.chain(link, optax.sgd(RATES.get(name, 1e-3), momentum=METHODS[name].momentum))
 
 
 def parabola():
@@ -179,7 +183,7 @@ def test_dtypes_are_kept(name, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(dtype)}
 
 
-ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam")
+ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam", "ivon")
 
 
 @pytest.mark.parametrize("dtype", some(["float32", "bfloat16"], "float32"))

@@ -1,6 +1,7 @@
 """No gradient is evaluated that the formula does not need: by counting calls, and in FLOPs."""
 
 import math
+import re
 import warnings
 
 from flax import linen as nn
@@ -13,7 +14,7 @@ from reference import NAMES, ROWS, few, make_step, run, sgd, small_loss, small_p
 from test_modes import two_step_ball
 
 import sam_optax
-from sam_optax import when
+from sam_optax import combine, perturb, when
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the rule is for CPU")
 
@@ -29,6 +30,10 @@ COUNTS = {
     "lpf_sgd": 20,
     "msam": 20,
     "s2_sam": 20,
+    "bsam": 30,
+    "bsam_previous": 20,
+    "ivon": 20,
+    "ivon_clip": 10,
     "lpf_sgd_point": 10,
     "msam_point": 10,
     "s2_sam_point": 10,
@@ -37,7 +42,7 @@ COUNTS = {
 }
 REPEATED = ("r_sam", "r_sam_point", "lpf_sgd_samples", "lpf_sgd_point")  # parts of the others
 DECIDES = ("ss_sam", "ae_sam", "ae_looksam")
-ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam")
+ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam", "ivon")
 
 
 class Counter:
@@ -87,15 +92,35 @@ def test_ten_steps_evaluate_the_promised_number_of_gradients(name, compiled):
         assert ascents == expected
 
 
+def followed(rho):
+    """The same with a state, of Optax's moving average behind it."""
+    return optax.chain(two_step_ball(rho), optax.ema(0.9))
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("compiled", [False, True], ids=["host", "jit"])
-def test_a_perturb_part_with_gradients_of_its_own_takes_them_once_a_step(compiled):
-    """Inside jit too, where a point that takes none is made anew behind the decision."""
+@pytest.mark.parametrize(("part", "own"), [(two_step_ball, 2), (followed, 4)])
+def test_a_perturb_part_takes_gradients_of_its_own_where_its_state_asks_for_them(
+    part, own, compiled
+):
+    """At the steps with a second gradient alone; at all, where it has a state that follows them."""
     counter = Counter()
-    tx = optax.chain(sam_optax.sharpness_aware(two_step_ball(0.4), when=when.every(2)), sgd())
+    tx = optax.chain(sam_optax.sharpness_aware(part(0.4), when=when.every(2)), sgd())
     for _ in run(tx, make_step(tx, compiled=compiled, gradient=counter), steps=4):
         jax.effects_barrier()
-    assert counter.calls == 4 + 4 + 2
+    assert counter.calls == 4 + own + 2
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("compiled", [False, True], ids=["host", "jit"])
+def test_a_combination_takes_gradients_of_its_own_where_it_is_asked(compiled):
+    counter = Counter()
+    three = combine.stateless(lambda g, h, w, *, grad_fn, **extra: grad_fn(h))
+    link = sam_optax.sharpness_aware(perturb.ball(0.4), when=when.every(2), combine=three)
+    tx = optax.chain(link, sgd())
+    for _ in run(tx, make_step(tx, compiled=compiled, gradient=counter), steps=4):
+        jax.effects_barrier()
+    assert counter.calls == 4 + 2 + 2
 
 
 # Compiled FLOPs, on an MLP with batch norm so large that the link's own work is below 1 %.
@@ -171,6 +196,76 @@ MULTIPLES = {
 def test_a_compiled_training_step_costs_a_whole_multiple_of_sgd(name, sgd_flops):
     """The loss and the statistics of batch norm included."""
     assert flops_ratio(name, sgd_flops) == pytest.approx(MULTIPLES[name], rel=0.01)
+
+
+@pytest.mark.parametrize("gradients", [3, 4])
+def test_further_points_cost_a_gradient_each(gradients, sgd_flops):
+    def further(g, h, w, *, grad_fn, epsilon, **extra):
+        for _ in range(gradients - 2):
+            h = grad_fn(optax.tree.add_scale(optax.tree.sub(w, epsilon), 0.1, h))
+        return h
+
+    link = sam_optax.sharpness_aware(perturb.ball(0.1), combine=combine.stateless(further))
+    ratio = flops(optax.chain(link, sgd())) / sgd_flops
+    assert ratio == pytest.approx(gradients, rel=0.01)
+
+
+def independent(link):
+    """Whether its second gradient is taken at a point that the first has no part in."""
+    params = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
+    state = link.init(params)
+
+    def point(grads):
+        seen = []
+
+        def grad_fn(p):
+            seen.append(p)
+            return jax.tree.map(jnp.cos, p)
+
+        link.update(grads, state, params, grad_fn=grad_fn)
+        return seen[-1]
+
+    derivative = jax.jacobian(point)(jax.tree.map(jnp.sin, params))
+    return not any(leaf.any() for leaf in jax.tree.leaves(derivative))
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (lambda: perturb.ball(0.1), False),
+        (lambda: perturb.noise(0.1), True),
+        (lambda: optax.chain(perturb.previous(), perturb.ball(0.1)), True),
+    ],
+)
+def test_gradients_that_need_not_wait_do_not(part, expected):
+    """In the values, and in the compiled program, where one is no operand of the other."""
+    link = sam_optax.sharpness_aware(part(), combine=combine.interpolate(0.5))
+    assert independent(link) == expected
+    w = jnp.ones((64, 64))
+
+    def step(w, x, state):
+        def grad_fn(p):
+            return jax.grad(lambda p: jnp.sum(jnp.sin(x @ p)))(p)
+
+        return link.update(grad_fn(w), state, w, grad_fn=grad_fn)[0]
+
+    def depth(function, *args):
+        return depth_of_products(jax.jit(function).lower(*args).compile().as_text())
+
+    x = jnp.ones((64, 64))
+    alone = depth(jax.grad(lambda p: jnp.sum(jnp.sin(x @ p))), w)
+    assert depth(step, w, x, link.init(w)) == (alone if expected else 2 * alone)
+
+
+def depth_of_products(hlo):
+    """The longest chain of matrix products in a compiled program."""
+    depths, longest = {}, 0
+    entry = hlo[hlo.index("ENTRY") :]
+    for name, body in re.findall(r"%([\w.-]+) = (.*)", entry):
+        before = [depths.get(used, 0) for used in re.findall(r"%([\w.-]+)", body)]
+        depths[name] = max(before, default=0) + (" dot(" in body)
+        longest = max(longest, depths[name])
+    return longest
 
 
 @pytest.mark.parametrize(("name", "gradients"), [("r_sam", 3), ("msam", 2), ("s2_sam", 2)])

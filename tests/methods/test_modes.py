@@ -159,9 +159,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_by_apply_if_finite():
     assert float(optax.tree.get(state, "mean")) == 0
 
 
-COPIES = {
-    *("looksam", "ae_looksam", "wsam", "vasso", "friendly_sam", "eigen_sam", "msam", "s2_sam")
-}
+ONE = ("looksam", "ae_looksam", "wsam", "vasso", "friendly_sam", "eigen_sam", "msam", "s2_sam")
+COPIES = dict.fromkeys(ONE, 1) | {"bsam": 2, "ivon": 2}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,8 +170,7 @@ def test_map_params_finds_what_is_shaped_like_parameters(name):
     params, state = start(link)
     mapped = optax.tree.map_params(link, lambda leaf: "params", state, transform_non_params=type)
     leaves = jax.tree.leaves(mapped)
-    copies = 1 if name in COPIES else 0
-    assert leaves.count("params") == copies * len(params)
+    assert leaves.count("params") == COPIES.get(name, 0) * len(params)
     assert len(leaves) == len(jax.tree.leaves(state))
 
 
@@ -323,10 +321,10 @@ def test_a_piece_that_asks_for_the_gradient_is_tried_compiled_once(monkeypatch):
 # gradient_point.
 
 
-STARTS = ("r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam")
+STARTS = ("r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam", "bsam", "ivon")
 
 
-@pytest.mark.parametrize("name", few("r_sam", "msam", "s2_sam", names=STARTS))
+@pytest.mark.parametrize("name", few("r_sam", "msam", "s2_sam", "ivon", names=STARTS))
 def test_the_gradient_point_is_elsewhere_for_methods_with_a_start(name):
     """After one step: before it, the momentum and the previous gradient are 0."""
     row = METHODS[name]

@@ -54,6 +54,12 @@ ODD = {
 
 REQUIRED = {
     "total_steps": 10,
+    "ess": 50.0,
+    "start": 3,
+    "value": 0.1,
+    "steps": 5,
+    "function": lambda first, second, params, **extra: second,
+    "like": {"a": np.zeros(2)},
     "base": optax.trace(0.9),
     "rho": 0.1,
     "alpha": 0.1,
@@ -79,12 +85,14 @@ REQUIRED = {
     "lambda_1": 0.0,
     "lambda_2": 1.0,
 }
+# What constructs nothing, and what takes parts alone.
+OTHERS = ("gradient_point", "read", "functional_grad_fn", "posterior_sample", "all_of", "any_of")
 PLACES = [sam_optax, combine, perturb, schedules, start, when]
 CONSTRUCTORS = {
     f"{place.__name__}.{name}": getattr(place, name)
     for place in PLACES
     for name in place.__all__
-    if inspect.isfunction(getattr(place, name)) and name not in ("gradient_point", "read")
+    if inspect.isfunction(getattr(place, name)) and name not in OTHERS
 }
 ARGUMENTS = [(c, a) for c, f in CONSTRUCTORS.items() for a in inspect.signature(f).parameters]
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import sam_optax
-from sam_optax import _tree, combine, perturb, schedules, start, when
+from sam_optax import _tree, combine, perturb, schedules, when
 
 W = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
 LENGTH = 5.0
@@ -146,12 +146,16 @@ def test_a_weight_of_one_divides_by_zero_nowhere_but_in_its_own_step():
 STRANGE = [{"verbose": True}, {"name": "a string"}, {"nothing": None}, {"thing": object()}]
 
 
+# What the engine hands to parts besides.
+ENGINE = ("grad_fn", "offset", "epsilon", "second_value", "slots", "first")
+
+
 def foreign_parts(note):
     """A method of four parts of the caller's, each of which tells what it got."""
 
     def seen(result):
         def call(*args, step, **extra):
-            extra.pop("grad_fn", None), extra.pop("offset", None)
+            extra = {name: value for name, value in extra.items() if name not in ENGINE}
             if "verbose" in extra:
                 assert extra["verbose"]
             note(bool(step >= 0), extra)
@@ -161,7 +165,7 @@ def foreign_parts(note):
 
     return sam_optax.sharpness_aware(
         optax.GradientTransformationExtraArgs(optax.init_empty_state, seen(lambda g, s, p: (g, s))),
-        start=start.Start(optax.init_empty_state, seen(lambda d, s, p: s)),
+        start=sam_optax.Start(optax.init_empty_state, seen(lambda d, s, p: s)),
         when=sam_optax.When(optax.init_empty_state, seen(lambda g, s, p: (True, s))),
         combine=sam_optax.Combine(optax.init_empty_state, seen(lambda g, h, s, p: (h, s)), None),
     )

@@ -28,7 +28,8 @@ import sam_optax
 # The steps at which the method's own gradients are not finite: the first, and some of each period.
 BAD = {0: np.inf, 3: np.nan, 4: -np.inf, 6: np.nan, 9: np.inf}
 POINTS = ("r_sam_point", "r_gsam_point", "msam_point", "lpf_sgd_samples", "lpf_sgd_samples_point")
-STARTS = (sam_optax.r_sam, sam_optax.r_gsam, sam_optax.lpf_sgd, sam_optax.msam, sam_optax.s2_sam)
+STARTS = [getattr(sam_optax, name) for name in ("r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam")]
+STARTS += [sam_optax.bsam, sam_optax.ivon]
 
 
 class Seen(Gradient):
@@ -64,6 +65,8 @@ def without(row, w, t, state):
     if factory is sam_optax.samar:
         before = {"lambda_k": settings["lambda_0"], "previous_norm": 1e-300}
         return g, before | state, True
+    if factory in (sam_optax.bsam, sam_optax.ivon):
+        return *row.step(w, lambda *_: g, t, state), True
     if factory is sam_optax.wsam:
         return after["trace"], after, True
     if factory is sam_optax.msam:

@@ -23,6 +23,7 @@ LOSSES = ["neither", "second", "second", "both"]  # of the gradients of a step
 DTYPES = {"float64": 1e-9, "float32": 2e-3, "bfloat16": None, "float16": None}
 # Rounding may turn their decisions and signs, and a dtype has its own random numbers.
 TURNING = ("ae_sam", "ae_looksam", "samar", "eigen_sam", "esam", "r_sam", "r_gsam", "lpf_sgd")
+TURNING += ("bsam", "ivon")
 
 
 def selected(tx):

@@ -85,6 +85,21 @@ def test_wsam_with_a_zero_radius_is_its_base():
     assert_steps(wsam(optax.trace(0.9), rho=0.0, gamma=0.8), base_trajectory())
 
 
+def test_bsam_with_a_precision_of_one_is_the_base_optimizer_on_a_moving_average():
+    link = sam_optax.bsam(0.0, ess=1e30, beta_1=0.8, beta_2=1 - 1e-13, weight_decay=0.0)
+    tail = optax.scale_by_learning_rate(LEARNING_RATE)
+    average = optax.ema(0.8, debias=False)
+    assert_steps(optax.chain(link, tail), trajectory(optax.chain(average, tail)))
+
+
+def test_ivon_with_a_small_clip_is_the_sign_of_a_moving_average():
+    settings = {"beta_1": 0.8, "beta_2": 1 - 1e-15, "weight_decay": 0.0, "rescale": False}
+    link = sam_optax.ivon(1e20, clip=1e-4, **settings)
+    tail = optax.scale_by_learning_rate(LEARNING_RATE)
+    sign = optax.chain(optax.ema(0.8, debias=False), optax.scale_by_sign(), optax.scale(1e-4))
+    assert_steps(optax.chain(link, tail), trajectory(optax.chain(sign, tail)))
+
+
 def test_le_sam_plus_with_a_zero_budget_is_the_base_optimizer_at_a_smaller_learning_rate():
     link = sam_optax.le_sam_plus(budget=0.0, alpha=0.25)
     assert_steps(with_sgd(link), trajectory(optax.chain(optax.scale(0.75), sgd())))

@@ -21,6 +21,7 @@ PACKAGE = Path(sam_optax.__file__).parent
 W = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([1.0, 2.0])}
 MASK = {"kernel": True, "bias": False}
 SAM = sam_optax.sam(0.1)
+KEPT = sam_optax.keep_aux(SAM, jnp.ones(2))
 
 
 def same(p):
@@ -489,6 +490,41 @@ REMEDIES = {
         lambda: update(SAM, param_specs=SPEC("batch")), lambda: update(SAM)),
     "no axis": (lambda: start.kernel_axes("out"), lambda: start.kernel_axes(-1)),
     "no axis of several": (lambda: start.kernel_axes((0, "in")), lambda: start.kernel_axes((0, 1))),
+    "no value beside the gradient": (
+        lambda: update(SAM, value_and_grad_fn=same), lambda: update(SAM, grad_fn=same)),
+    "a value for each example": (
+        lambda: update(SAM, value_and_grad_fn=lambda p: (p["bias"], p)),
+        lambda: update(SAM, value_and_grad_fn=lambda p: ((jnp.mean(p["bias"]), p["bias"]), p))),
+    "no aux to keep": (
+        lambda: update(KEPT, value_and_grad_fn=lambda p: (jnp.ones(()), p)),
+        lambda: update(KEPT, value_and_grad_fn=lambda p: ((jnp.ones(()), jnp.ones(2)), p))),
+    "aux of no link": (
+        lambda: sam_optax.keep_aux("sam", jnp.ones(2)),
+        lambda: sam_optax.keep_aux(sam_optax.sam(), jnp.ones(2))),
+    "aux of nothing": (
+        lambda: sam_optax.keep_aux(SAM, ()),
+        lambda: sam_optax.keep_aux(SAM, jax.eval_shape(lambda: jnp.ones(2)))),
+    "aux of a chain": (
+        lambda: sam_optax.keep_aux(optax.chain(SAM), jnp.ones(2)).init(W),
+        lambda: (optax.chain(KEPT, optax.sgd(0.1)).init(W), sam_optax.masked(KEPT, MASK).init(W))),
+    "a combination that is none": (
+        lambda: combine.stateless(0.5), lambda: combine.stateless(lambda first, second, w, **x: w)),
+    "a combination of one gradient": (
+        lambda: sharpness_aware(perturb.ball(0.1), combine=combine.newton_hessian()),
+        lambda: (sharpness_aware(start=start.hessian(9.0), combine=combine.newton_hessian()),
+                 sharpness_aware(perturb.ball(0.1), combine=combine.perturbed()))),
+    "a window that ends before it begins": (
+        lambda: when.between(5, 5), lambda: (when.between(5, 6), when.between(5, None))),
+    "no policy": (when.all_of, lambda: when.all_of(when.every(5), when.between(0, 900))),
+    "policies in a list": (
+        lambda: when.any_of([when.every(5), when.between(0, 9)]),
+        lambda: when.any_of(when.every(5), when.between(0, 9))),
+    "no precision at all": (
+        lambda: start.precision(9.0, weight_decay=0, damping=0),
+        lambda: start.precision(9.0, weight_decay=0, damping=0.1)),
+    "no posterior": (
+        lambda: sam_optax.posterior_sample(0, SAM.init(W), W),
+        lambda: sam_optax.posterior_sample(0, sam_optax.ivon(9.0).init(W), W)),
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def test_a_public_docstring_is_complete(function):
     """It explains each argument, what is returned, and the source of a formula."""
     doc = inspect.getdoc(function)
     for argument in inspect.signature(function).parameters:
-        assert re.search(rf"^  {argument}: ", doc, re.MULTILINE), argument
+        assert re.search(rf"^  \*?{argument}: ", doc, re.MULTILINE), argument
     assert "Returns:" in doc
     if function.__module__ == methods.__name__:
         assert "References:" in doc
