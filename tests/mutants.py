@@ -31,10 +31,12 @@ import optax  # noqa: F401
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["start.py", "perturb/_balls.py", "perturb/_ellipsoids.py", "perturb/_eigen.py"]
-MODULES += ["perturb/_directions.py", "perturb/_only.py", "when.py", "combine.py"]
-MODULES += ["_engine.py", "_first.py", "_given.py", "_decision.py", "_examples.py", "_tree.py"]
-MODULES += ["_average.py", "_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
+MODULES = [f"start/_{name}.py" for name in ("kernel_axes", "noise", "moved", "posterior")]
+MODULES += [f"perturb/_{n}.py" for n in ("balls", "ellipsoids", "eigen", "directions", "only")]
+MODULES += [f"combine/_{n}.py" for n in ("plain", "projected", "mix", "weigh", "newton")]
+MODULES += ["when.py", "_engine.py", "_first.py", "_second.py", "_given.py", "_decision.py"]
+MODULES += ["_examples.py", "_tree.py", "_average.py", "_aux.py", "_functional.py", "_sample.py"]
+MODULES += ["_fit.py", "_kernels.py", "_masked.py", "_parts.py", "_point.py"]
 # Those of the first room come first, as `killed_by` tells whether it suffices.
 ROOMS = ["core", "methods", "loops"]
 
