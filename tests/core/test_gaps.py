@@ -249,3 +249,21 @@ def test_an_offset_may_be_a_number():
     w = jnp.array(2.0)
     updates, _ = link.update(w, link.init(w), w, grad_fn=lambda p: p)
     np.testing.assert_allclose(updates, 2.5)
+
+
+def said(gradient):
+    """What is told of a gradient of two numbers that is none."""
+    w, link = {"a": jnp.ones(2)}, sam_optax.sam()
+    with pytest.raises(ValueError, match=r"^updates\['a'\] is ") as raised:
+        link.update({"a": gradient}, link.init(w), w, grad_fn=lambda p: p)
+    return str(raised.value)
+
+
+def test_a_number_is_the_gradient_of_a_scalar_alone():
+    assert "it must be an array of that shape" in said(0.5)
+
+
+@pytest.mark.parametrize(("examples", "forgot"), [(1, False), (2, True), (3, True)])
+def test_several_examples_are_taken_for_a_forgotten_mean(examples, forgot):
+    message = f"did the loss forget the mean over {examples} examples?"
+    assert (message in said(jnp.ones((examples, 2)))) == forgot

@@ -259,3 +259,8 @@ def test_under_inject_hyperparams_kernels_are_static():
     point = sam_optax.gradient_point(state, w)
     np.testing.assert_allclose(point, w + expected, rtol=1e-6)
     link.update(w, state, w, grad_fn=lambda p: p)
+
+
+@pytest.mark.parametrize(("batch", "inside"), [(0, (1,)), (-3, (1,)), (1, (0,)), (-2, (0,))])
+def test_an_axis_of_layers_is_told_from_either_end(batch, inside):
+    assert start.kernel_axes(batch_axis=batch)(("kernel",), jnp.ones((3, 4, 5))) == inside

@@ -618,3 +618,12 @@ def test_a_ball_on_a_part_needs_no_gradient_function():
     w = {"a": jnp.array([3.0, 4.0]), "b": jnp.ones(2)}
     epsilon, _ = geometry.update(w, geometry.init(w), w, step=0)
     np.testing.assert_allclose(epsilon["a"], [0.3, 0.4], rtol=1e-6)
+
+
+def test_the_gradient_point_of_a_part_of_a_part_is_that_of_the_inner_one():
+    w = {"a": jnp.ones(2), "b": jnp.ones((2, 2)), "c": jnp.ones(3)}
+    inner = sam_optax.masked(sam_optax.r_sam(gamma=0.5), {"a": True, "b": False, "c": None})
+    link = sam_optax.masked(inner, {"a": True, "b": True, "c": False})
+    point = sam_optax.gradient_point(link.init(w), w)
+    moved = {name: bool((point[name] != w[name]).any()) for name in w}
+    assert moved == {"a": True, "b": False, "c": False}
