@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +10,6 @@ import optax
 
 from sam_optax._contracts import Tree
 from sam_optax._parts import Part, at, is_inexact, is_masked, is_none, trainable
-from sam_optax._promotion import callers
 
 Path = tuple[Any, ...]
 
@@ -69,19 +66,6 @@ def _has_mask(state: Any) -> bool:
         return isinstance(node, optax.MaskedState)
 
     return any(map(is_mask, jax.tree.leaves(state, is_leaf=is_mask)))
-
-
-def gradient_within(grad_fn: Callable[..., Tree], part: Part, params: Tree) -> Callable[..., Tree]:
-    """grad_fn as the gradient of a part with respect to a part, the rest closed over."""
-
-    @functools.wraps(grad_fn)
-    def of_part(pruned: Tree, *args: Any, **kwargs: Any) -> Tree:
-        with callers():
-            gradient = grad_fn(part.merge(pruned, params), *args, **kwargs)
-        check("what grad_fn returns", gradient, part, params)
-        return part.prune(gradient)
-
-    return of_part
 
 
 def _fits(leaf: Any, param: Any) -> bool:

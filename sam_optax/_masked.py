@@ -81,9 +81,9 @@ def masked(
         _fit.check("updates", updates, part, params)
         extra = part.prune_alike(params, extra)
         if (grad_fn := extra.get("grad_fn")) is not None:
-            extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
+            extra["grad_fn"] = _second.gradient_within(grad_fn, part, params)
         if (both := extra.get("value_and_grad_fn")) is not None:
-            extra["value_and_grad_fn"] = _second.pruned(both, part, params)
+            extra["value_and_grad_fn"] = _second.both_within(both, part, params)
         for name in ("example_loss_fn", "value_fn"):
             if (loss_fn := extra.get(name)) is not None:
                 extra[name] = part.within(loss_fn, params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -48,17 +49,23 @@ def evaluation(
     A loss as value_fn takes other extra arguments by their names, as in Optax.
     """
     if value_and_grad_fn is not None:
-        both = value_and_grad_fn
-        return "value_and_grad_fn", lambda *args, **kwargs: _unpacked(both(*args, **kwargs))
+        return _together(value_and_grad_fn)
     if grad_fn is not None:
-        alone = grad_fn
-        return "grad_fn", lambda *args, **kwargs: Pass(alone(*args, **kwargs))
+        return _alone(grad_fn)
     if (value_fn := extra.get("value_fn")) is not None:
         asked = list(inspect.signature(value_fn).parameters)[1:]
         by_name = {name: extra[name] for name in asked if name in extra}
         of_loss = jax.value_and_grad(lambda p: value_fn(p, **by_name), allow_int=True)
         return "value_fn", lambda p: _unpacked(of_loss(p))
     return None
+
+
+def _together(both: Callable[..., Any]) -> tuple[str, Evaluate]:
+    return "value_and_grad_fn", lambda *args, **kwargs: _unpacked(both(*args, **kwargs))
+
+
+def _alone(grad_fn: Callable[..., Tree]) -> tuple[str, Evaluate]:
+    return "grad_fn", lambda *args, **kwargs: Pass(grad_fn(*args, **kwargs))
 
 
 def _unpacked(found: Any) -> Pass:
@@ -114,12 +121,19 @@ def wanted(second: Pass, state: SharpnessAwareState) -> Pass:
     return second if jax.tree.leaves(state.aux) else second._replace(aux=None)
 
 
-def pruned(both: Callable[..., Any], part: Part, params: Tree) -> Callable[..., Any]:
-    """value_and_grad_fn as that of a part with respect to a part, the rest closed over."""
-    given = "value_and_grad_fn", lambda *args, **kwargs: _unpacked(both(*args, **kwargs))
+def gradient_within(grad_fn: GradFn, part: Part, params: Tree) -> GradFn:
+    """grad_fn as the gradient of a part with respect to a part, the rest closed over."""
+    evaluate = within(_alone(grad_fn), part, params)
+    return functools.wraps(grad_fn)(gradient_of(evaluate))
 
-    def of_part(tree: Tree, *args: Any, **kwargs: Any) -> Any:
-        found = within(given, part, params)(tree, *args, **kwargs)
+
+def both_within(both: Callable[..., Any], part: Part, params: Tree) -> Callable[..., Any]:
+    """value_and_grad_fn likewise."""
+    evaluate = within(_together(both), part, params)
+
+    @functools.wraps(both)
+    def of_part(*args: Any, **kwargs: Any) -> Any:
+        found = evaluate(*args, **kwargs)
         return (found.value, found.aux), found.gradient
 
     return of_part
@@ -146,7 +160,8 @@ def _checked(found: Any, kept: Any) -> Any:
             f"{_described(kept)}, got {_described(found)}. Pass value_and_grad_fn="
             "jax.value_and_grad(loss, has_aux=True) with that aux, or tell keep_aux another."
         )
-    return found
+    # Of the very types that the state keeps, whatever numbers of Python are among them.
+    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), found, kept)
 
 
 def _described(aux: Any) -> Any:

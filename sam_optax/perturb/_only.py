@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _fit, _parts, _tree
+from sam_optax import _parts, _second, _tree
 from sam_optax._contracts import GradFn, Tree, transformation
 from sam_optax._promotion import callers
 from sam_optax._purity import ours
@@ -76,7 +76,7 @@ def only(
         extra = part.prune_alike(params, extra)
         extra["offset"] = None if offset is None else part.prune(offset)
         if grad_fn is not None:  # a ball on its own needs none
-            extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)
+            extra["grad_fn"] = _second.gradient_within(grad_fn, part, params)
         with callers():
             epsilon, state = perturb.update(part.prune(first), state, part.prune(params), **extra)
         return part.merge(epsilon, _tree.combine(jnp.zeros_like, first)), state

@@ -78,7 +78,8 @@ def precision(
     """δ0 ~ N(0, 1 / (N s)), s ← β₂ s + (1 − β₂)(√s abs(g) + δ + γ), g the first gradient.
 
     Args:
-      ess: N > 0, the effective sample size: the number of examples to train on.
+      ess: N > 0, the effective sample size: the number of examples to train on. Under
+        `optax.inject_hyperparams` it and the others take effect one step later.
       beta_2: β₂ in [0, 1).
       weight_decay: δ ≥ 0, the precision of the prior over N.
       damping: γ ≥ 0, at least one of δ and γ above 0.
@@ -108,23 +109,29 @@ def precision(
             "precision would go to 0, and the noise beyond all bounds. Pass damping=0.1."
         )
 
+    def numbers_of(params: Tree) -> dict[str, jax.Array]:
+        return {
+            "ess": _tree.scalar(ess, params),
+            "least": _tree.scalar(weight_decay + damping, params),
+            "decay": _tree.scalar(beta_2, params),
+        }
+
     @ours()
     def init(params: Tree) -> PrecisionState:
         return PrecisionState(
             s=_full_like(initial_precision, params),
-            ess=_tree.scalar(ess, params),
-            least=_tree.scalar(weight_decay + damping, params),
-            decay=_tree.scalar(beta_2, params),
             key_data=_random.key_data(key),
             draw=jnp.zeros([], jnp.int32),
+            **numbers_of(params),
         )
 
     @ours()
     def update(
         direction: Tree, state: PrecisionState, params: Tree, *, first: Tree, **extra: Any
     ) -> PrecisionState:
-        del direction, params, extra
-        return state._replace(s=state.following(first), draw=state.draw + 1)
+        del direction, extra
+        s = state.following(first)
+        return state._replace(s=s, draw=state.draw + 1, **numbers_of(params))
 
     return Start(init, update)
 
@@ -184,7 +191,8 @@ def hessian(
     h ← β₂ h + (1 − β₂) f + ½ (1 − β₂)² (h − f)² / (h + δ), so that h + δ > 0 always.
 
     Args:
-      ess: λ > 0, the effective sample size: the number of examples to train on.
+      ess: λ > 0, the effective sample size: the number of examples to train on. Under
+        `optax.inject_hyperparams` it and the others take effect one step later.
       beta_2: β₂ in [0, 1).
       weight_decay: δ ≥ 0, the precision of the prior over λ.
       initial_hessian: h before the first step, > 0.
@@ -207,15 +215,20 @@ def hessian(
     _checks.interval("initial_hessian", initial_hessian, "(0, inf)", schedule=False)
     _random.check(key)
 
+    def numbers_of(params: Tree) -> dict[str, jax.Array]:
+        return {
+            "ess": _tree.scalar(ess, params),
+            "weight_decay": _tree.scalar(weight_decay, params),
+            "decay": _tree.scalar(beta_2, params),
+        }
+
     @ours()
     def init(params: Tree) -> HessianState:
         return HessianState(
             h=_full_like(initial_hessian, params),
-            ess=_tree.scalar(ess, params),
-            weight_decay=_tree.scalar(weight_decay, params),
-            decay=_tree.scalar(beta_2, params),
             key_data=_random.key_data(key),
             draw=jnp.zeros([], jnp.int32),
+            **numbers_of(params),
         )
 
     @ours()
@@ -223,6 +236,7 @@ def hessian(
         direction: Tree, state: HessianState, params: Tree, *, first: Tree, **extra: Any
     ) -> HessianState:
         del direction, extra
-        return state._replace(h=state.following(first, params), draw=state.draw + 1)
+        h = state.following(first, params)
+        return state._replace(h=h, draw=state.draw + 1, **numbers_of(params))
 
     return Start(init, update)
