@@ -580,3 +580,39 @@ def test_asam_finds_the_weights_of_nnx_and_equinox_by_their_names():
         for path, leaf in jax.tree_util.tree_leaves_with_path(epsilon):
             name = getattr(path[-1], "key", getattr(path[-1], "name", None))
             np.testing.assert_allclose(leaf / shortest, 9 if name in names else 1, rtol=1e-5)
+
+
+def test_a_functional_gradient_of_nnx_is_that_of_the_outputs():
+    """d = J(w + ε)ᵀ ∂L/∂F(w), by hand."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    x, y = jnp.arange(12.0).reshape(4, 3) / 10, jnp.ones((4, 2))
+
+    def loss(outputs):
+        return jnp.mean((jnp.tanh(outputs) - y) ** 2)
+
+    grad_fn = sam_optax.flax.nnx_functional_grad_fn(lambda m, x: m(x) ** 2, loss, model, x)
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    grads = nnx.as_pure(nnx.grad(lambda m: loss(m(x) ** 2))(model))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), grad_fn(params), grads)
+    link = sam_optax.sam(0.5)
+    direction, _ = link.update(grads, link.init(params), params, grad_fn=grad_fn)
+    w, b = params["kernel"], params["bias"]
+    scale = 0.5 / optax.tree.norm(grads)
+    outputs = (x @ w + b) ** 2
+    error = 2 * (jnp.tanh(outputs) - y) * (1 - jnp.tanh(outputs) ** 2) / y.size
+    linear = x @ (w + scale * grads["kernel"]) + b + scale * grads["bias"]
+    np.testing.assert_allclose(direction["kernel"], x.T @ (error * 2 * linear), rtol=1e-4)
+
+
+def test_a_train_state_of_float8_tells_the_rise():
+    """What is overwritten is left out of the gradient beside the value, too."""
+    scales = {"scale": jnp.ones(1)}
+    variables = {"params": {"w": jnp.array([3.0, 4.0])}, SCALES: scales}
+    tx = optax.chain(sam_optax.sam(5.0), optax.sgd(0.1))
+    state = TrainState.create(apply_fn=None, params=variables, tx=tx)
+    both = jax.value_and_grad(lambda v: jnp.sum(v["params"]["w"] ** 2) / 2)
+    value, grads = both(state.params)
+    grads = {**grads, SCALES: scales}
+    state = state.apply_gradients(grads=grads, value=value, value_and_grad_fn=both)
+    rise = sam_optax.read(state.opt_state, "rise")
+    np.testing.assert_allclose(rise, (10**2 - 5**2) / 2, rtol=1e-6)
