@@ -558,7 +558,7 @@ MUTATIONS = {
     ),
     "a mask in the slot hides the Hessian's part": Mutation(
         "perturb/_only.py",
-        'extra["grad_fn"] = _fit.gradient_within(grad_fn, part, params)',
+        'extra["grad_fn"] = _second.gradient_within(grad_fn, part, params)',
         'extra["grad_fn"] = grad_fn',
         "masked",
         "held_fixed and eigen",
