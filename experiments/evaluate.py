@@ -7,27 +7,27 @@ is a set of TFDS such as imagenet2012_real, imagenet_v2/matched-frequency or ima
 benchmark of corruptions, such as imagenet2012_corrupted, all that is prepared. Its classes must be
 among those trained on: they are found by name, and predictions are chosen among them alone.
 
-Writes <out>/<name>/: evaluation.md with a table, evaluation.json with all numbers, and runs.jsonl
-with each set as it ends, so that the same command goes on where it was stopped, with more runs and
-more sets too. Runs that differ in their seeds alone are one row, mean ± deviation.
+Writes <out>/<name>/: evaluation.md with the accuracies and with likelihood and calibration of the
+probabilities, evaluation.json with all numbers, and runs.jsonl with each set as it ends, so that
+the same command goes on where it was stopped, with more runs and more sets too. Runs that differ in
+their seeds alone are one row, mean ± deviation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import statistics
 from typing import Annotated, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import rich
 import tyro
 
 from experiments.analysis import kept, pictures, table
+from experiments.analysis.calibration import BINS
+from experiments.analysis.evaluated import Model, Reading
 from experiments.analysis.trained import Trained
 from experiments.cli import command
-from experiments.data import augment, disk, feeds, streams
+from experiments.data import disk, streams
 from experiments.data.othersets import OtherSet, benchmark, expanded
 from experiments.recipes.r_sam import ELSEWHERE
 from experiments.results import files, folders, numerics, provenance
@@ -45,10 +45,10 @@ class Options(kept.Options):
         tuple[str, ...],
         tyro.conf.arg(metavar="SET", help="Sets of TFDS, each prepared under --data-dir."),
     ]
-    examples: int | None = None
-    """The first images of each set, for a quick look; all where left out."""
-    batch_size: int = 500
-    """Images at a time; the figures do not depend on it."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = dataclasses.field(default_factory=Reading)
+    posterior_samples: int | None = None
+    """Average the probabilities over so many draws of the posterior of bsam and ivon; left out
+    they are those at its mean."""
     name: str = "evaluation"
     """The folder of the table inside --out."""
 
@@ -60,7 +60,7 @@ def main(options: Options) -> None:
     asked = _asked(options, trained)
     path = folders.path_of(options.out, options.name)
     folders.check(path, COMMAND)
-    config = {"examples": options.examples}
+    config = {"examples": options.reading.examples, "posterior_samples": options.posterior_samples}
     about = [{**kept.about(run), "paper": paper(run), "evaluated": {}} for run in trained]
     with folders.held(path, COMMAND) as folder:
         folder.open({**config, "jax": numerics.recorded()}, overwrite=options.overwrite)
@@ -75,6 +75,7 @@ def main(options: Options) -> None:
         files.write_json(folder.file("evaluation.json"), found)
         folder.done()
     rich.print(table.shown(*_cells(found)))
+    rich.print(table.shown(*_calibration(found)))
     print(f"written to {path}/")
     if failed:
         raise UserError("not everything could be measured: " + " ".join(failed))
@@ -127,7 +128,9 @@ def _measure(options, trained, asked, about, kept_in):
     with kept.progress("batches") as tell:
         lines = kept.Kept(kept_in, tell)
         for run, said in zip(trained, about, strict=True):
-            model = functools.cache(functools.partial(Model, run, options, tell))
+            samples = options.posterior_samples
+            opened = functools.partial(Model, run, options.reading, tell, posterior_samples=samples)
+            model = functools.cache(opened)
             for one, places in asked[run]:
                 measure = functools.partial(_of, model, one, places)
                 key = (*kept.marks(said), one.full_name, one.digest)
@@ -145,110 +148,6 @@ def _of(model, one, places):
     return model().measure(one, places)
 
 
-class Model:
-    """The last checkpoint of a run, in evaluation mode."""
-
-    def __init__(self, trained: Trained, options: Options, on_batch: Callable[[], None]):
-        """Reads the checkpoint.
-
-        Raises:
-          AnalysisError: its parameters are not finite.
-          UserError: it cannot be read, or the set that it was trained on.
-        """
-        self._trained, self._options, self._on_batch = trained, options, on_batch
-        # Of a streamed set no more is used than the number of its classes.
-        recipe, found = trained.recipe, trained.found if trained.is_streamed else trained.data
-        params, model_state = trained.last_weights()
-        model = trained.model(recipe.dtype)
-        variables = {"params": params, **model_state}
-        scale = (jnp.asarray(found.mean), jnp.asarray(found.std))
-        self._classes = found.classes
-        self._predict = functools.partial(_predict(model, recipe.image_size), variables, scale)
-
-    def measure(self, one: OtherSet, places: np.ndarray) -> dict[str, Any]:
-        """The accuracy on a set.
-
-        Args:
-          one: the set.
-          places: of its classes among those of the model.
-
-        Returns:
-          The accuracy; the examples that it is the share of; how many had no right class and were
-          left_out; the names of those that were corrupt; how many of the classes predictions were
-          chosen among.
-
-        Raises:
-          UserError: an image cannot be read, or none counts.
-        """
-        options = self._options
-        among = np.isin(np.arange(self._classes), places[one.among])
-        right, count = 0, 0
-        try:
-            split = self._read(one)
-            size = min(options.batch_size, split.examples)
-            for images, labels, valid in feeds.evaluated(split, size):
-                predicted = np.asarray(self._predict(among, images))
-                good = right_classes(np.asarray(labels), places, self._classes)
-                valid = np.asarray(valid)
-                right += int(good[np.arange(len(good)), predicted][valid].sum())
-                count += int(valid.sum())
-                self._on_batch()
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
-        if not count:
-            raise UserError(
-                "no image has a right class and can be decoded: evaluate on more --examples, or "
-                "prepare the set again."
-            )
-        corrupt = list(getattr(split, "corrupt", ()))
-        return {
-            "accuracy": right / count,
-            "examples": count,
-            "left_out": split.examples - count - len(corrupt),
-            "corrupt": corrupt,
-            "among": int(among.sum()),
-            "classes": self._classes,
-        }
-
-    def _read(self, one):
-        """The images, in the way in which the run reads its own."""
-        options = self._options
-        if not self._trained.is_streamed:
-            return one.split(options.examples)
-        return one.stream(
-            self._trained.recipe.image_size,
-            options.examples,
-            workers=options.workers,
-            skip_corrupt=options.skip_corrupt,
-        )
-
-
-@functools.cache
-def _predict(model, size):
-    """The most likely class of each image, int [B], among some of the classes."""
-
-    def predict(variables, scale, among, images):
-        seen = augment.augment(None, images, *scale, (), size=size)
-        logits = model.apply(variables, seen, train=False)
-        return jnp.where(among, logits, -jnp.inf).argmax(-1)
-
-    return jax.jit(predict)
-
-
-def right_classes(labels: np.ndarray, places: np.ndarray, classes: int) -> np.ndarray:
-    """Which classes of a model are right for each image, bool [B, classes].
-
-    Args:
-      labels: int [B], or [B, K] with ones for several right classes, of the K classes of a set.
-      places: of these among the classes of the model, int [K].
-      classes: of the model.
-    """
-    of_set = labels == 1 if labels.ndim > 1 else labels[:, None] == np.arange(len(places))
-    right = np.zeros((len(labels), classes), bool)
-    right[:, places] = of_set
-    return right
-
-
 class Group(NamedTuple):
     """What one column of the table is the mean of.
 
@@ -264,12 +163,16 @@ class Group(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """Of the column."""
-        return f"{self.name}{f', {len(self.sets)} of {self.of}' if self.of > 1 else ''} (%)"
+        """Of the columns."""
+        return f"{self.name}{f', {len(self.sets)} of {self.of}' if self.of > 1 else ''}"
 
-    def accuracy(self, run: Mapping[str, Any]) -> float:
-        """The mean in percent; KeyError where a set is missing."""
-        return 100 * statistics.fmean(run["evaluated"][name]["accuracy"] for name in self.sets)
+    def mean(self, quantity: str, run: Mapping[str, Any]) -> float:
+        """Of a figure of the run over the sets; KeyError where one is missing."""
+        return statistics.fmean(run["evaluated"][name][quantity] for name in self.sets)
+
+    def percent(self, quantity: str, run: Mapping[str, Any]) -> float:
+        """The same of a share, in percent."""
+        return 100 * self.mean(quantity, run)
 
 
 def grouped(names: Sequence[str]) -> list[Group]:
@@ -290,23 +193,35 @@ def _cells(found):
     groups = grouped(found["sets"])
     columns = [
         ("own test set (%)", lambda run: 100 * run["figures"]["test_accuracy"], ".2f"),
-        *((group.heading, group.accuracy, ".2f") for group in groups),
+        *((f"{g.heading} (%)", functools.partial(g.percent, "accuracy"), ".2f") for g in groups),
     ]
     headings, body = table.cells(table.summarize(found["runs"], columns), columns)
     papers = [run["paper"] for run in pictures.first_of_each(found["runs"])]
     for group in groups:
         figures = [figures.get(group.name) for figures in papers]
-        if group.heading not in headings or len(group.sets) < group.of or not any(figures):
+        heading = f"{group.heading} (%)"
+        if heading not in headings or len(group.sets) < group.of or not any(figures):
             continue
-        beside = headings.index(group.heading) + 1
+        beside = headings.index(heading) + 1
         headings.insert(beside, "in the paper")
         for row, figure in zip(body, figures, strict=True):
             row.insert(beside, "" if figure is None else f"{figure:.1f}")
     return headings, body
 
 
+def _calibration(found):
+    """Headings and rows of the table of likelihood and calibration."""
+    columns = []
+    for group in grouped(found["sets"]):
+        columns += [
+            (f"NLL, {group.heading}", functools.partial(group.mean, "nll"), ".4f"),
+            (f"ECE (%), {group.heading}", functools.partial(group.percent, "ece"), ".2f"),
+        ]
+    return table.cells(table.summarize(found["runs"], columns), columns)
+
+
 def markdown(found: Mapping[str, Any]) -> str:
-    """The table, and what its columns mean."""
+    """The tables, and what their columns mean."""
     which = ""
     if found["config"]["examples"] is not None:
         which = f" on the first {found['config']['examples']:,} images of each set"
@@ -318,8 +233,35 @@ def markdown(found: Mapping[str, Any]) -> str:
             "",
             *_notes(found),
             "",
+            *table.markdown(*_calibration(found)),
+            "",
+            "NLL: the mean of -log of the probability of what is right, in nats. ECE: the expected "
+            f"calibration error, abs(accuracy - confidence) over {BINS} bins of equal width.",
+            *_sampled(found),
+            "",
         ]
     )
+
+
+def _sampled(found):
+    """Whose probabilities are means over samples."""
+    samples = found["config"]["posterior_samples"]
+    if samples is None:
+        return
+    of = {
+        one["label"]
+        for one in found["runs"]
+        if any(figures["samples"] for figures in one["evaluated"].values())
+    }
+    yield ""
+    if of:
+        yield (
+            f"Of {', '.join(map(escaped, sorted(of)))} all figures are those of the mean of the "
+            f"probabilities at {samples} samples of the posterior; of the others, of its mean or "
+            "of the parameters."
+        )
+    else:
+        yield "No method here has learned a posterior: all figures are of the parameters."
 
 
 def _notes(found):

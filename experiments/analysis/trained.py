@@ -23,6 +23,7 @@ from experiments.results import files, folders
 from experiments.system.errors import UserError
 from experiments.training import objectives
 from experiments.training.checkpoints import CheckpointError, Checkpoints
+from experiments.training.optimizers import learns_posterior, optimizer
 
 # Of all images of a streamed set, where no number of them is asked for.
 MOST_BYTES = 2 * 10**9
@@ -38,6 +39,7 @@ class Trained:
       rows: the figures of its epochs so far.
       summary: its results; empty where it is not finished.
       seed: what its random numbers follow from.
+      how: the workers that decode a streamed set, and skip_corrupt, as they were asked for.
       checkpoints: its checkpoints.
       steps: of these, ascending.
       corrupt: training images of a streamed set that could not be decoded to look at them.
@@ -70,7 +72,7 @@ class Trained:
                 f"the path {str(path)!r} is no UTF-8, as checkpoints need it: move the folder."
             ) from error
         self.path, self._data_dir = path, data_dir
-        self._how = {"workers": workers, "skip_corrupt": skip_corrupt}
+        self.how: dict[str, Any] = {"workers": workers, "skip_corrupt": skip_corrupt}
         self.corrupt: list[str] = []
         self._decoded: dict[int | None, Split] = {}
         try:
@@ -174,7 +176,7 @@ class Trained:
     @functools.cached_property
     def found(self) -> Data:
         """What there is of its data set, for what does not depend on the images themselves."""
-        return loading.load(self.recipe, self.seed, self._data_dir, **self._how)
+        return loading.load(self.recipe, self.seed, self._data_dir, **self.how)
 
     def forget(self) -> None:
         """Lets go of the data, which are read again where they are needed."""
@@ -222,6 +224,31 @@ class Trained:
                 "nothing to look at."
             )
         return params, model_state
+
+    def posterior(self, params: optax.Params) -> optax.OptState | None:
+        """The state of the method at the last checkpoint, if it has learned a posterior.
+
+        Args:
+          params: the parameters there, or their shapes and dtypes.
+
+        Raises:
+          UserError: it cannot be read, or each device has learned one of its own.
+        """
+        # Nothing switches to such a method or from it.
+        method, settings = self.config["method"], self.config["method_kwargs"]
+        if not learns_posterior(method):
+            return None
+        if self.config.get("perturbation") == "device":
+            raise UserError(
+                f"each device of {self.path} has learned a posterior of its own: evaluate it "
+                "without --posterior-samples."
+            )
+        link = optimizer(self.recipe, method, settings, epochs=1, steps_per_epoch=1).method
+        like = {"method_state": jax.eval_shape(link.init, params)}
+        try:
+            return self.checkpoints.restore_part(self.steps[-1], like)["method_state"]
+        except CheckpointError as error:
+            raise UserError(str(error)) from error
 
     def objective(
         self,

@@ -31,6 +31,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "m": (1, 2**20),
     "memory_images": (1, 10**8),
     "parts_of_m": (2, 10**6),
+    "posterior_samples": (1, 10**4),
     "probes": (1, 10**6),
     "randaugment": (1, 100),
     "restarts": (1, 10**4),

@@ -81,9 +81,16 @@ def optimizer(
 
 def is_decoupled(method: str) -> bool:
     """Whether a method holds the base optimizer inside, or a momentum and a decay of its own."""
-    if method == SGD:
-        return False
-    return bool({"base", "ess"} & set(inspect.signature(getattr(sam_optax, method)).parameters))
+    return learns_posterior(method) or "base" in _parameters(method)
+
+
+def learns_posterior(method: str) -> bool:
+    """Whether a method keeps a posterior that can be drawn from."""
+    return "ess" in _parameters(method)
+
+
+def _parameters(method):
+    return inspect.signature(getattr(sam_optax, method)).parameters if method != SGD else ()
 
 
 def _resolve(value, run, first_step):

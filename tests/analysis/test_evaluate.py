@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import math
 import re
 import sys
 from types import SimpleNamespace
@@ -16,13 +17,16 @@ import pytest
 import tensorflow_datasets as tfds
 
 from experiments import evaluate, models, recipes, train
+from experiments.analysis.calibration import expected_calibration_error, judged
+from experiments.analysis.evaluated import Model, Reading, right_classes
 from experiments.analysis.trained import Trained
 from experiments.data import othersets
 from experiments.data.othersets import CORRUPTIONS, OtherSet, benchmark, expanded
 from experiments.data.pipeline import transforms
 from experiments.data.sets import load
-from experiments.evaluate import Model, grouped, right_classes
+from experiments.evaluate import grouped
 from experiments.recipes import RECIPES, Recipe, r_sam
+import sam_optax
 
 SIZE = 16
 NAMES = ("n1", "n2", "n3", "n4", "n5", "n6")
@@ -150,6 +154,26 @@ def run(world, monkeypatch, tmp_path):
     return run
 
 
+def probabilities(logits, names, among):
+    """Of the classes, in float64, among some."""
+    shown = np.where(np.isin(names, among), logits.astype(float), -np.inf)
+    powers = np.exp(shown - shown.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def calibrated(p, right):
+    """NLL and ECE of probabilities [N, classes] with the right classes, bool, image by image."""
+    nll = -np.mean([math.log(row[good].sum()) for row, good in zip(p, right, strict=True)])
+    ece = 0.0
+    for i in range(15):
+        inside = [(good[row.argmax()], row.max()) for row, good in zip(p, right, strict=True)]
+        inside = [pair for pair in inside if i / 15 < pair[1] <= (i + 1) / 15]
+        if inside:
+            hits, confidences = np.transpose(inside)
+            ece += len(inside) / len(p) * abs(hits.mean() - confidences.mean())
+    return nll, ece
+
+
 def by_hand(world, name, one, *, restricted=True):
     """Which images of a set a run is right on, of those with a right class, in plain NumPy."""
     sets, out, held = world
@@ -246,7 +270,7 @@ def test_the_model_computes_in_the_dtype_of_the_run(dtype, world, monkeypatch):
     monkeypatch.setattr(
         models, "make", lambda *a, **kw: made_with.append(kw["dtype"]) or make(*a, **kw)
     )
-    Model(trained, None, None)
+    Model(trained, Reading(), None)
     assert made_with[-1] == dtype
 
 
@@ -260,6 +284,111 @@ def test_a_test_split_without_labels_is_passed_over(tmp_path):
     made.set_of_tfds(tmp_path, "imagenet_a", {"train": splits["test"]}, made.features(6))
     with pytest.raises(ValueError, match="no test or validation split, but train"):
         OtherSet("imagenet_a", tmp_path)
+
+
+# How good the probabilities are
+
+
+def test_likelihood_and_calibration_are_those_of_the_probabilities(world, run):
+    """Of several right classes the probabilities add up; classes that are no answer have none."""
+    sets, out, held = world
+    path = run(("sgd-0",), "--on", V2, REAL, R, "--batch-size", 5)
+    for one, measured in figures_of(path, "sgd-0").items():
+        images, right = held[one]
+        among = [*set.union(*right)] if one == R else NAMES
+        p = probabilities(logits_of(out / "sgd-0", sets, images), NAMES, among)
+        good = np.array([[name in names for name in NAMES] for names in right])
+        counted = good.any(1)
+        nll, ece = calibrated(p[counted], good[counted])
+        assert measured["nll"] == pytest.approx(nll, rel=1e-5)
+        assert measured["ece"] == pytest.approx(ece, rel=1e-5)
+        assert measured["samples"] == 0
+
+
+def test_calibration_by_bins():
+    """A confidence on an edge is of the bin below; two that err to two sides may cancel in one."""
+    hit = np.array([True, False, True, True])
+    confidence = np.array([0.5, 0.52, 1 / 15, 1.0])
+    # In the eighth bin, (7/15, 8/15], one hit of two and confidences .5 and .52.
+    expected = 2 / 4 * (0.51 - 0.5) + 1 / 4 * (1 - 1 / 15) + 0
+    assert expected_calibration_error(hit, confidence) == pytest.approx(expected)
+    assert expected_calibration_error(hit[:1], np.array([1.0])) == 0
+    edge = np.array([1 / 15, 1.5 / 15])
+    apart = (abs(1 - edge[0]) + abs(0 - edge[1])) / 2
+    assert expected_calibration_error(np.array([True, False]), edge) == pytest.approx(apart)
+
+
+def test_the_probability_of_what_is_right_does_not_underflow():
+    logits = np.array([[0.0, -200.0, -300.0]], np.float32)
+    said = judged(jax.nn.log_softmax(logits), np.array([[False, True, False]]))
+    assert not said.hit[0]
+    assert said.right[0] == -200
+
+
+@pytest.fixture(scope="module")
+def posteriors(world):
+    """Runs of methods that learn a posterior."""
+    sets, out, _ = world
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(recipes.RECIPES, "made", SMALL)
+        undrawn(patch)
+        more = ("--data-dir", sets, "--out", out, "--workers", 0, "--learning-rate", 0.01)
+        # So few examples that the posterior is wide.
+        for name in ("bsam", "ivon"):
+            given = ("--method", name, "--set", "ess=5")
+            command(patch, train, "made", *given, "--name", name, *more)
+
+
+@pytest.mark.parametrize("name", ["bsam", "ivon"])
+def test_probabilities_are_averaged_over_samples_of_the_posterior(name, posteriors, world, run):
+    sets, out, held = world
+    path = run((name, "sam"), "--on", V2, "--posterior-samples", 3, "--batch-size", 5)
+    trained = Trained(out / name, sets)
+    params, state = trained.weights()
+    learned, model = trained.posterior(params), trained.model()
+    images, right = held[V2]
+    seen = (images.astype(np.float32) - trained.data.mean) / trained.data.std
+    p = 0
+    for i in range(3):
+        key = jax.random.fold_in(jax.random.key(0), i)
+        drawn = sam_optax.posterior_sample(key, learned, params)
+        logits = model.apply({"params": drawn, **state}, seen, train=False)
+        p = p + probabilities(np.asarray(logits), NAMES, NAMES) / 3
+    good = np.array([[name in names for name in NAMES] for names in right])
+    nll, ece = calibrated(p, good)
+    measured = figures_of(path, name)[V2]
+    assert measured["samples"] == 3
+    assert measured["nll"] == pytest.approx(nll, rel=1e-4)
+    assert measured["ece"] == pytest.approx(ece, rel=1e-4)
+    at_mean = probabilities(logits_of(out / name, sets, images), NAMES, NAMES)
+    assert calibrated(at_mean, good)[0] != pytest.approx(nll, rel=1e-2)
+    without = figures_of(path, "sam")[V2]
+    at_weights = probabilities(logits_of(out / "sam", sets, images), NAMES, NAMES)
+    assert without["samples"] == 0
+    assert without["nll"] == pytest.approx(calibrated(at_weights, good)[0], rel=1e-5)
+    label = trained.label
+    said = (path / "evaluation.md").read_text()
+    assert f"Of {label.replace('_', chr(92) + '_')} all figures are those of the mean" in said
+
+
+def test_samples_without_a_posterior_are_told(world, run):
+    said = (run(("sam",), "--on", V2, "--posterior-samples", 2) / "evaluation.md").read_text()
+    assert "No method here has learned a posterior" in said
+
+
+def test_posteriors_of_each_device_are_refused(posteriors, world, run, refused, monkeypatch):
+    read_config = Trained.__init__
+
+    def apart(self, *arguments, **kwargs):
+        read_config(self, *arguments, **kwargs)
+        self.config["perturbation"] = "device"
+
+    monkeypatch.setattr(Trained, "__init__", apart)
+    given = (("bsam",), "--on", V2)
+    assert "a posterior of its own: evaluate it without" in refused(
+        *given, "--posterior-samples", 2
+    )
+    run(*given, "--name", "other", "--overwrite")
 
 
 # Classes by name
@@ -364,11 +493,12 @@ def test_the_table_has_mean_and_deviation_and_the_papers_figure(world, run, monk
     assert found["sets"] == [REAL, NOISE, FOG]
     assert {"device", "versions", "commit"} <= set(found)
     text = (path / "evaluation.md").read_text()
-    heading, _, sgd, sam = (
+    rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.splitlines()
         if line.startswith("|")
-    )
+    ]
+    heading, _, sgd, sam, *calibration = rows
     corrupted = "imagenet2012_corrupted, 2 of 75 (%)"
     assert heading == [
         *("method", "seeds", "own test set (%)", f"{REAL} (%)", "in the paper", corrupted)
@@ -382,6 +512,18 @@ def test_the_table_has_mean_and_deviation_and_the_papers_figure(world, run, monk
         for seed in (0, 1)
     ]
     assert sgd[5] == f"{np.mean(means):.2f} ± {np.std(means, ddof=1):.2g}"
+    heading, _, *rows = calibration
+    assert heading[2:] == [
+        *(
+            f"NLL, {REAL}",
+            f"ECE (%), {REAL}",
+            f"NLL, {corrupted[:-4]}",
+            f"ECE (%), {corrupted[:-4]}",
+        )
+    ]
+    assert rows[1][2] == f"{figures_of(path, 'sam')[REAL]['nll']:.4f}"
+    eces = [figures_of(path, "sam")[one]["ece"] for one in (NOISE, FOG)]
+    assert rows[1][5] == f"{100 * np.mean(eces):.2f}"
     own = read(world[1] / "sam" / "summary.json")["test_accuracy"]
     assert sam[2] == f"{100 * own:.2f}"
     assert f"- {REAL}: 8 images; 4 without a right class left out" in text
@@ -414,7 +556,8 @@ def test_the_papers_figure_of_a_benchmark_is_beside_all_of_it():
             name: {**measured, "accuracy": i / 100} for i, name in enumerate([*names, R])
         },
     }
-    found = {"config": {"examples": None}, "sets": [*names, R], "runs": [run]}
+    config = {"examples": None, "posterior_samples": None}
+    found = {"config": config, "sets": [*names, R], "runs": [run]}
     whole = evaluate.markdown(found).splitlines()
     assert "| imagenet2012_corrupted, 75 of 75 (%) | in the paper | imagenet_r (%) |" in whole[0]
     assert whole[2] == "| sam | 1 | 37.00 | 56.5 | 75.00 | 26.4 |"
@@ -535,6 +678,11 @@ def test_a_run_that_has_diverged_is_told_once(run, refused, monkeypatch, tmp_pat
         (("sam",), ("--on", V2, OTHERS), "2 of 3 classes that the model was not trained on"),
         (("sam",), ("--on", V2, "--examples", 0), "--examples must be at least 1, got 0"),
         (("sam",), ("--on", V2, "--batch-size", 0), "--batch-size must be at least 1, got 0"),
+        (
+            ("sam",),
+            ("--on", V2, "--posterior-samples", 0),
+            "--posterior-samples must be at least 1",
+        ),
         (("sam",), ("--on", V2, "--workers", -1), "--workers must be at least 0, got -1"),
         (("sam",), ("--on", V2, "--name", "a/b"), "must be a plain name"),
     ],
