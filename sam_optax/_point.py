@@ -40,16 +40,16 @@ def gradient_point(
         known how the parameters are divided, or param_specs does not fit.
       TypeError: param_specs holds what is no PartitionSpec.
     """
-    found = list(_methods(opt_state))
+    found = list(methods(opt_state))
     if len(found) > 1:
         raise ValueError(
             f"gradient_point found {len(found)} sharpness-aware methods in opt_state; pass the "
             "state of one."
         )
-    return _gradient_point(*found[0], params, param_specs) if found else params
+    return of(*found[0], params, param_specs) if found else params
 
 
-def _methods(
+def methods(
     opt_state: optax.OptState, *parts: Part
 ) -> Iterator[tuple[tuple[Part, ...], SharpnessAwareState]]:
     """The states of sharpness-aware methods, with the parts of the tree around each."""
@@ -59,18 +59,19 @@ def _methods(
 
     for node in jax.tree.leaves(opt_state, is_leaf=is_ours):
         if isinstance(node, MaskedState):
-            yield from _methods(node.inner_state, *parts, _parts.marked(node.part))
+            yield from methods(node.inner_state, *parts, _parts.marked(node.part))
         elif isinstance(node, SharpnessAwareState):
             yield parts, node
 
 
-def _gradient_point(
+def of(
     parts: Sequence[Part], state: SharpnessAwareState, params: Tree, param_specs: Any
 ) -> optax.Params:
+    """w + δ0 for one method, with the parts of the tree around it."""
     if not parts:
         part = _parts.trainable(params)
         own = part.prune(params)
         with _shards.laid_out(_shards.found(own, None, state.steps, param_specs)):
             return part.merge(_first.point(state.start, own), params)
-    inner = _gradient_point(parts[1:], state, parts[0].prune(params), param_specs)
+    inner = of(parts[1:], state, parts[0].prune(params), param_specs)
     return parts[0].merge(inner, params)

@@ -55,7 +55,7 @@ PARTS = {
     "gradient_point": "(opt_state, params, *, param_specs=None)",
     "keep_aux": "(link, like)",
     "functional_grad_fn": "(function, loss_fn, params)",
-    "posterior_sample": "(key, opt_state, params)",
+    "posterior_sample": "(key, opt_state, params, *, param_specs=None)",
     "read": "(opt_state, name)",
     "average": "(axis_name)",
     "start.kernel_axes": "(out_axis=-1, batch_axis=())",

@@ -218,6 +218,24 @@ def test_the_gradient_point_is_that_of_the_undivided_model(name, monkeypatch):
     np.testing.assert_allclose(actual, ravel(jax.jit(steps)(PARAMS)), **CLOSE)
 
 
+def test_a_sample_of_a_posterior_is_that_of_the_undivided_model(monkeypatch):
+    """Without the specs each part of a leaf would have the same noise."""
+    link = sam_optax.ivon(30.0)
+
+    def sample(params, **told):
+        return sam_optax.posterior_sample(5, link.init(params), params, **told)
+
+    mapped = jax.shard_map(
+        functools.partial(sample, param_specs=SPECS),
+        mesh=mesh_of(model=4), in_specs=(SPECS,), out_specs=SPECS,
+    )  # fmt: skip
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    actual = ravel(jax.jit(mapped)(params))
+    monkeypatch.setattr(_random, "draw_like", in_parts)
+    np.testing.assert_allclose(actual, ravel(sample(params)), **CLOSE)
+    assert np.abs(actual - ravel(PARAMS)).min() > 0
+
+
 @pytest.mark.parametrize("how", ["pmap", "vmap"])
 def test_other_maps_are_told(how):
     """They keep no count: without the specs each device takes its own norm."""

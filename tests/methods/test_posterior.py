@@ -1,5 +1,6 @@
 """What bsam and ivon have learned, and draws from it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,3 +53,17 @@ def test_an_overflow_leaves_what_was_learned():
         found = np.asarray(sam_optax.read(after, quantity))
         assert np.isfinite(found).all()
         assert found[1] != 4
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_what_a_mask_leaves_out_is_not_drawn(name):
+    """The rest is drawn as if it were alone."""
+    make, _ = LINKS[name]
+    params = {"frozen": jnp.ones(3), "trained": W, "steps": jnp.array(3)}
+    mask = {"frozen": False, "trained": True, "steps": False}
+    tx = optax.chain(sam_optax.masked(make(), mask), optax.sgd(0.1))
+    sample = sam_optax.posterior_sample(4, tx.init(params), params)
+    alone = sam_optax.posterior_sample(4, make().init(W), W)
+    chex.assert_trees_all_equal(sample, {**params, "trained": alone})
+    both = optax.chain(sam_optax.masked(make(), mask), sam_optax.sam(0.1), optax.sgd(0.1))
+    chex.assert_trees_all_equal(sam_optax.posterior_sample(4, both.init(params), params), sample)
