@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,7 +12,6 @@ import optax
 from sam_optax import (
     _callers,
     _decision,
-    _finite,
     _first,
     _fit,
     _given,
@@ -26,13 +23,10 @@ from sam_optax import (
 from sam_optax import combine as combining
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When, transformation
-from sam_optax._pieces import Pieces
 from sam_optax._purity import ours
-from sam_optax._second import Evaluate, Pass, Told
+from sam_optax._second import Pass
 from sam_optax._states import SharpnessAwareState, States, check_kind
-
-Extra = dict[str, Any]  # the extra arguments of an update
-Flag = Any  # a boolean of NumPy or JAX
+from sam_optax._step import Slots, Step
 
 
 def sharpness_aware(
@@ -136,24 +130,17 @@ def sharpness_aware(
     """
     _given.check_parts(perturb, start, when, combine, updates_at)
     ascent = optax.with_extra_args_support(perturb or optax.identity())
-    start = start or Start(optax.init_empty_state, _keep)
-    when = when or deciding.always()
-    certain = when == deciding.always()
-    combine = combine or combining.perturbed()
-    needs_epsilon = _given.takes(combine.fresh, "epsilon")
-
-    piece = Pieces()
-    states = States(
-        {
-            "start": (start, start.init),
-            "perturb": (ascent, ascent.init),
-            "when": (when, when.init),
-            "combine": (combine, combine.init),
-        }
+    slots = Slots(
+        start or Start(optax.init_empty_state, _keep),
+        ascent,
+        when or deciding.always(),
+        combine or combining.perturbed(),
     )
+    step = Step(slots, ascends=perturb is not None)
+    states = States(slots._asdict())
 
     def init(params: Tree) -> SharpnessAwareState:
-        piece.see()
+        step.pieces.see()
         part = _parts.trainable(_given.checked_params(params))
         params = part.prune(params)
         return SharpnessAwareState(
@@ -161,176 +148,8 @@ def sharpness_aware(
             ascents=jnp.zeros([], jnp.int32),
             notfinite=jnp.zeros([], jnp.int32),
             rise=_tree.scalar(0, params),
-            start=start.init(params),
-            perturb=ascent.init(params),
-            when=when.init(params),
-            combine=combine.init(params),
+            **{name: part.init(params) for name, part in slots._asdict().items()},
         )
-
-    # The pieces of a step. Outside jit each is compiled on its own.
-
-    @piece(when)
-    def decide(
-        grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
-    ) -> tuple[jax.typing.ArrayLike, SharpnessAwareState]:
-        del grad_fn
-        fire, when_state = when.update(first, state.when, params, **extra, slots=state)
-        return fire, state._replace(when=when_state)
-
-    @piece(ascent, start)
-    def ascend(
-        grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
-    ) -> tuple[Tree, Tree | None, SharpnessAwareState]:
-        engine = {"grad_fn": grad_fn, "offset": _first.offset(state.start, params), "slots": state}
-        epsilon, perturb_state = ascent.update(first, state.perturb, params, **{**extra, **engine})
-        epsilon = _fit.checked_offset(epsilon, perturb_state, first, params)
-        point = _tree.add(params, epsilon)
-        return point, epsilon if needs_epsilon else None, state._replace(perturb=perturb_state)
-
-    def join(
-        grad_fn: GradFn,
-        first: Tree,
-        epsilon: Tree | None,
-        second: Pass | None,
-        usable: Flag,
-        state: SharpnessAwareState,
-        params: Tree,
-        extra: Extra,
-    ) -> tuple[Tree, Any, Told, Flag]:
-        """Direction, state of combine, what is told, and whether the second gradient has a part."""
-
-        def stale() -> tuple[Tree, Any, Told]:
-            direction, combine_state = combine.stale(
-                first, state.combine, params, **extra, slots=state
-            )
-            return _tree.cast_like(direction, first), combine_state, Told(state.rise, state.aux)
-
-        if second is None:
-            return *stale(), jnp.array(False)
-        gradient, value, _ = second
-        told = functools.partial(_second.told, second, extra.get("value"), state, params)
-
-        def fresh() -> tuple[Tree, Any, Told]:
-            engine = {"grad_fn": grad_fn, "epsilon": epsilon, "slots": state, "second_value": value}
-            assert combine.fresh is not None  # with perturb there is one
-            direction, combine_state = combine.fresh(
-                first, gradient, state.combine, params, **{**extra, **engine}
-            )
-            return _tree.cast_like(direction, first), combine_state, told()
-
-        taken = usable & _finite.is_finite(gradient, params)
-        return *_finite.choose(taken, fresh, stale), taken
-
-    def finish(
-        fire: jax.typing.ArrayLike,
-        first: Tree,
-        usable: Flag,
-        joined: tuple[Tree, Any, Told, Flag],
-        state: SharpnessAwareState,
-        params: Tree,
-        extra: Extra,
-    ) -> tuple[Tree, SharpnessAwareState]:
-        direction, combine_state, told, taken = joined
-        state = state._replace(combine=combine_state)
-        start_state = start.update(
-            direction, state.start, params, **{**extra, "first": first, "slots": state}
-        )
-        lost = ~usable | (fire & ~taken)
-        return direction, state._replace(
-            # An array stays one, which Optax does not say.
-            steps=optax.safe_increment(state.steps),  # type: ignore[arg-type]
-            ascents=_counted(state.ascents, taken),
-            notfinite=_counted(state.notfinite, lost),
-            start=start_state,
-            **told._asdict(),
-        )
-
-    @piece(combine, start)
-    def conclude(
-        grad_fn: GradFn,
-        first: Tree,
-        epsilon: Tree | None,
-        second: Pass | None,
-        usable: Flag,
-        state: SharpnessAwareState,
-        params: Tree,
-        extra: Extra,
-    ) -> tuple[Tree, SharpnessAwareState]:
-        joined = join(grad_fn, first, epsilon, second, usable, state, params, extra)
-        return finish(second is not None, first, usable, joined, state, params, extra)
-
-    @piece()
-    def settle(
-        grad_fn: GradFn, first: Tree, given: Tree, params: Tree, extra: Extra
-    ) -> tuple[Tree, Flag]:
-        del grad_fn, extra
-        usable = _finite.is_finite(first, params)
-        return _finite.choose(usable, lambda: first, lambda: given), usable
-
-    @piece(ascent, combine, start)
-    def skip(
-        grad_fn: GradFn,
-        first: Tree,
-        usable: Flag,
-        state: SharpnessAwareState,
-        params: Tree,
-        extra: Extra,
-    ) -> tuple[Tree, SharpnessAwareState]:
-        # On their own where they cannot be compiled as one.
-        if jax.tree.leaves(state.perturb):
-            *_, state = ascend(grad_fn, first, state, params, extra)
-        return conclude(grad_fn, first, None, None, usable, state, params, extra)
-
-    def step(
-        evaluate: Evaluate,
-        first: Tree,
-        usable: Flag,
-        state: SharpnessAwareState,
-        params: Tree,
-        extra: Extra,
-    ) -> tuple[Tree, SharpnessAwareState]:
-        gradient = _second.gradient_of(evaluate)
-        if perturb is None:
-            return conclude(gradient, first, None, None, usable, state, params, extra)
-        if certain:
-            fire: jax.typing.ArrayLike = True
-        else:
-            fire, state = decide(gradient, first, state, params, extra)
-        if isinstance(fire, jax.core.Tracer):
-            asked: list[Tree] = []
-
-            def watched(p: Tree) -> Tree:
-                asked.append(p)
-                return gradient(p)
-
-            # The point is made where it is needed, so that a step without a second gradient neither
-            # makes nor holds it; unless a state that follows every step took gradients to make it.
-            epsilon, after = None, state
-            if jax.tree.leaves(state.perturb):
-                point, epsilon, after = ascend(watched, first, state, params, extra)
-            else:
-                point = _decision.outline(lambda: ascend(gradient, first, state, params, extra)[0])
-
-            def yes(evaluate: Evaluate, _: Any) -> tuple[Tree, Any, Told, Flag]:
-                gradient = _second.gradient_of(evaluate)
-                here, away = point, epsilon
-                if not asked:
-                    here, away, _ = ascend(gradient, first, state, params, extra)
-                return join(gradient, first, away, evaluate(here), usable, after, params, extra)
-
-            joined = _decision.branch(
-                fire,
-                yes,
-                lambda: join(gradient, first, None, None, usable, after, params, extra),
-                lambda p: _second.wanted(evaluate(p), state),
-                point,
-            )
-            return finish(fire, first, usable, joined, after, params, extra)
-        if fire:
-            point, epsilon, state = ascend(gradient, first, state, params, extra)
-            second = _second.wanted(evaluate(point), state)
-            return conclude(gradient, first, epsilon, second, usable, state, params, extra)
-        return skip(gradient, first, usable, state, params, extra)
 
     def update(
         updates: Tree,
@@ -342,7 +161,7 @@ def sharpness_aware(
         param_specs: Any = None,
         **extra: Any,
     ) -> tuple[Tree, SharpnessAwareState]:
-        piece.see()
+        step.pieces.see()
         params = _given.checked_params(params)
         part = _parts.trainable(params)
         own = part.prune(params)
@@ -353,7 +172,7 @@ def sharpness_aware(
         with _shards.laid_out(layout):
             states.check(state, own)
         taken = updates_at == "gradient_point" or not hasattr(state.start, "offset")
-        own_first = not taken or start.samples > 1
+        own_first = not taken or slots.start.samples > 1
         asks = own_first or perturb is not None
         given = _second.evaluation(grad_fn, value_and_grad_fn, extra)
         if given is None and asks:
@@ -375,8 +194,8 @@ def sharpness_aware(
         with _shards.laid_out(layout):
             if own_first:
                 first = own_updates if taken else gradient(_first.point(state.start, own))
-                first = _first.average(first, gradient, start.samples, state.start, own)
-                first, usable = settle(gradient, first, own_updates, own, extra)
+                first = _first.average(first, gradient, slots.start.samples, state.start, own)
+                first, usable = step.settle(gradient, first, own_updates, own, extra)
             direction, state = step(evaluate, first, usable, state, own, extra)
         return part.merge(direction, updates), state
 
@@ -388,7 +207,3 @@ def _keep(direction: Tree, state: Any, params: Tree, **extra: Any) -> Any:
     """The state of a start that is none."""
     del direction, params, extra
     return state
-
-
-def _counted(count: jax.Array, more: Flag) -> jax.Array:
-    return jnp.where(more, optax.safe_increment(count), count)

@@ -57,7 +57,8 @@ class States:
     more than can be traced.
     """
 
-    def __init__(self, slots: Mapping[str, tuple[Any, Callable[[Tree], Any]]]) -> None:
+    def __init__(self, slots: Mapping[str, Any]) -> None:
+        """Of the parts by the names of their slots."""
         self._slots = slots
         self._passed: set[tuple[Signature, Signature, _shards.Layout]] = set()
 
@@ -69,9 +70,9 @@ class States:
         if signatures in self._passed:
             return
         dtypes = tuple(map(jnp.result_type, leaves))
-        for slot, (part, init) in self._slots.items():
+        for slot, part in self._slots.items():
             if _purity.is_pure(part):
-                expected = _made(init, structure, shapes, dtypes)
+                expected = _made(part.init, structure, shapes, dtypes)
                 _compare(slot, expected, getattr(state, slot))
         self._passed.add(signatures)
 

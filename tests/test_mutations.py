@@ -88,7 +88,7 @@ MUTATIONS = {
         "infinite",
     ),
     "r_sam climbs around the noisy point": Mutation(
-        "_engine.py",
+        "_step.py",
         "point = _tree.add(params, epsilon)",
         "point = _tree.add(_first.point(state.start, params), epsilon)",
         "closed_forms",
@@ -382,24 +382,24 @@ MUTATIONS = {
         "many_small or inner_products",
     ),
     "second gradients are not counted": Mutation(
-        "_engine.py",
+        "_step.py",
         "_counted(state.ascents, taken)",
         "state.ascents",
         "closed_forms",
         "looksam",
     ),
     "lost gradients are not counted": Mutation(
-        "_engine.py", "_counted(state.notfinite, lost)", "state.notfinite", "overflow", "lost"
+        "_step.py", "_counted(state.notfinite, lost)", "state.notfinite", "overflow", "lost"
     ),
     "a lost second gradient is taken": Mutation(
-        "_engine.py",
+        "_step.py",
         "usable & _finite.is_finite(gradient, params)",
         "usable",
         "overflow",
         "whose_own_gradient",
     ),
     "a lost first gradient of one's own is taken": Mutation(
-        "_engine.py",
+        "_step.py",
         "_finite.choose(usable, lambda: first, lambda: given)",
         "first",
         "overflow",
@@ -423,23 +423,23 @@ MUTATIONS = {
         "warned_of",
     ),
     "skipped steps do not move the geometry": Mutation(
-        "_engine.py",
-        "_, state = ascend(grad_fn, first, state, params, extra)",
+        "_step.py",
+        "*_, state = self._ascend(grad_fn, first, state, params, extra)",
         "",
         "off_menu",
         "a_random_composition and 4",
     ),
     "steps are not counted": Mutation(
-        "_engine.py",
+        "_step.py",
         "steps=optax.safe_increment(state.steps)",
         "steps=state.steps",
         "closed_forms",
         "schedule",
     ),
     "the second gradient is taken where it is not needed": Mutation(
-        "_engine.py",
-        "        if fire:",
-        "        if gradient(params) is not None and fire:",
+        "_step.py",
+        "        if not fire:",
+        "        if gradient(params) is None or not fire:",
         "gradient_counts",
         "ten_steps and host",
     ),
@@ -627,9 +627,9 @@ MUTATIONS = {
         "_second.py", "if _described(found) != _described(kept):", "if False:", "rise", "to_keep"
     ),
     "a point that takes gradients is made at every step": Mutation(
-        "_engine.py",
-        "if jax.tree.leaves(state.perturb):\n                point",
-        "if True:\n                point",
+        "_step.py",
+        "if jax.tree.leaves(state.perturb):\n            point",
+        "if True:\n            point",
         "gradient_counts",
         "own_where_its_state and two_step",
     ),
