@@ -23,7 +23,8 @@ from experiments.results import files, folders, provenance
 from experiments.system.errors import UserError
 from experiments.system.words import known, positive
 
-TORCH = ("torch", "pytorch_optimizer")
+# What `--peers` adds, and whose versions are told.
+PACKAGES = {"optax": (), "torch": ("torch", "pytorch_optimizer"), "rollfast": ("rollfast",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Options:
     """What to train: mlp, small_cnn, resnet18, vit_small."""
     methods: tuple[str, ...] = METHODS[1:]
     """Methods of sam_optax, with their defaults, but adaptive thresholds at the mean."""
-    peers: tuple[Literal["optax", "torch"], ...] = ("optax",)
-    """Whom to compare with beside a hand-written SAM: optax always, torch with the extra peers."""
+    peers: tuple[Literal["optax", "torch", "rollfast"], ...] = ("optax",)
+    """Whom to compare with beside a hand-written SAM: optax always, torch and rollfast (which needs
+    Python 3.12) with the extra peers."""
     batch_size: int | None = None
     """Images a step; left out, what two cores train in well under a second."""
     width: int | None = None
@@ -71,6 +73,10 @@ def main(options: Options) -> None:
         raise UserError("--peers torch is for times: leave --turns 0 away.")
     if torch and importlib.util.find_spec("pytorch_optimizer") is None:
         raise UserError('--peers torch needs PyTorch: pip install -e ".[peers]".')
+    if "rollfast" in options.peers and importlib.util.find_spec("rollfast") is None:
+        raise UserError(
+            '--peers rollfast needs rollfast, and Python 3.12: pip install -e ".[peers]".'
+        )
     if torch and options.width is not None:
         raise UserError("--width is of JAX's models alone: leave it out with --peers torch.")
     config = folders.config_of(options)
@@ -79,14 +85,15 @@ def main(options: Options) -> None:
         # A cached compilation costs nothing, and is no measurement.
         jax.config.update("jax_enable_compilation_cache", False)
         rows, came_about = [], provenance.provenance()
-        if torch:
-            came_about["versions"] |= {name: metadata.version(name) for name in TORCH}
+        for name in (name for peer in options.peers for name in PACKAGES[peer]):
+            came_about["versions"][name] = metadata.version(name)
         for model in dict.fromkeys(options.models):
             problem = problems.of_model(model, batch_size=options.batch_size, width=options.width)
             rows += table.measure(
                 problem,
                 options.methods,
                 torch=torch,
+                rollfast="rollfast" in options.peers,
                 turns=problems.MODELS[model].turns if options.turns is None else options.turns,
                 seconds=options.seconds,
             )

@@ -168,6 +168,24 @@ def optax_transparent(problem: Problem) -> Contestant:
     return Contestant(tx.init, step, uncounted=1)
 
 
+def rollfast_sam(problem: Problem) -> Contestant:
+    """SAM by `rollfast.sam_perturbation`, as the steps of that package have it."""
+    from rollfast import sam_perturbation  # needs an extra
+
+    tx = base()
+
+    def step(carry, batch):
+        params, model_state, opt_state = carry
+        first, model_state, _ = _gradient(problem, params, model_state, batch)
+        epsilon, _ = sam_perturbation(first, rho=RHO)
+        point = optax.tree.add(params, epsilon)
+        grads, _, _ = _gradient(problem, point, carry.model_state, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return Carry(optax.apply_updates(params, updates), model_state, opt_state)
+
+    return Contestant(tx.init, step, uncounted=1)
+
+
 def _cycle(name):
     """A period of `looksam`, wherever it begins; enough coins and decisions of the others."""
     return {"looksam": 5}.get(name, 10 if name in SKIPPING else 1)

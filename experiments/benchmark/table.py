@@ -18,6 +18,7 @@ Key = tuple[str, str]
 UNIT, SAM = (SGD, "device"), ("sam", "device")
 HAND_WRITTEN, FALLING_BACK = ("sam", "hand-written"), ("sam, falling back", "hand-written")
 OPAQUE, TRANSPARENT = ("sam", "optax opaque"), ("sam", "optax transparent")
+ROLLFAST = ("sam", "rollfast")
 TORCH = "torch"
 
 
@@ -26,6 +27,7 @@ def measure(
     methods: Sequence[str],
     *,
     torch: bool = False,
+    rollfast: bool = False,
     turns: int,
     seconds: float,
 ) -> list[dict[str, Any]]:
@@ -35,13 +37,14 @@ def measure(
       problem: what to train.
       methods: of `sam_optax`; those that skip gradients decide on the device and on the host.
       torch: whether those of pytorch_optimizer take part, where it has them and the model.
+      rollfast: whether the SAM of rollfast takes part.
       turns: turns, two at least; 0 for no times.
       seconds: of a contestant in a turn.
 
     Returns:
       Rows with the figures of `costs` and `times`.
     """
-    programs = compiled(problem, methods, host=turns > 0)
+    programs = compiled(problem, methods, host=turns > 0, rollfast=rollfast)
     if torch:
         from experiments.benchmark import torch_peers  # needs an extra
 
@@ -57,8 +60,10 @@ def measure(
     return rows
 
 
-def compiled(problem: Problem, methods: Sequence[str], *, host: bool = True) -> dict[Key, Program]:
-    """SGD, the hand-written steps, those of Optax and the methods, compiled.
+def compiled(
+    problem: Problem, methods: Sequence[str], *, host: bool = True, rollfast: bool = False
+) -> dict[Key, Program]:
+    """SGD, the hand-written steps, those of Optax (and of rollfast) and the methods, compiled.
 
     Those that decide on the host, if they are asked for, take two steps.
     """
@@ -67,6 +72,8 @@ def compiled(problem: Problem, methods: Sequence[str], *, host: bool = True) -> 
     makers[FALLING_BACK] = contestants.hand_written(problem, falls_back=True)
     makers[OPAQUE] = contestants.optax_opaque(problem)
     makers[TRANSPARENT] = contestants.optax_transparent(problem)
+    if rollfast:
+        makers[ROLLFAST] = contestants.rollfast_sam(problem)
     for method in methods:
         makers[method, "device"] = contestants.on_device(problem, method)
         if host and method in bars.SKIPPING:

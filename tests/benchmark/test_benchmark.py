@@ -166,6 +166,18 @@ def test_the_layers_have_the_sizes_asked_for():
 
 
 @pytest.mark.peers
+def test_the_sam_of_rollfast_is_the_same_sam(monkeypatch):
+    pytest.importorskip("rollfast", reason="rollfast comes with the extra peers")
+    monkeypatch.setattr(contestants, "LEARNING_RATE", 0.1)
+    problem = problems.of_model("mlp", batch_size=8, width=4)
+    expected = trained(contestants.hand_written(problem), problem)
+    found = trained(contestants.rollfast_sam(problem), problem)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    programs = table.compiled(problem, [], rollfast=True)
+    assert programs[table.ROLLFAST].run(3).ascents == 1
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize("model", ["mlp", "small_cnn"])
 def test_the_peers_in_torch_have_the_same_models_and_take_both_gradients(model):
     from experiments.benchmark import torch_peers
@@ -439,6 +451,7 @@ def test_growth_without_a_problem_is_a_mistake(monkeypatch, tmp_path, capsys):
         (("--width", 0), "--width must be at least 1, got 0"),
         (("--peers", "torch"), "--peers torch needs PyTorch"),
         (("--peers", "torch", "--turns", 0), "--peers torch is for times"),
+        (("--peers", "rollfast"), "--peers rollfast needs rollfast, and Python 3.12"),
     ],
 )
 def test_a_mistake_is_told(arguments, message, monkeypatch, tmp_path, capsys):

@@ -38,9 +38,9 @@ def ours(link):
     return trajectory(optax.chain(link, sgd()))
 
 
-def derived(step):
+def derived(step, momentum=0.9):
     """The trajectory of a step in NumPy."""
-    return np.stack([w for w, _ in run_reference(Row(None, {}, step))])
+    return np.stack([w for w, _ in run_reference(Row(None, {}, step, momentum))])
 
 
 def assert_same(actual, expected, rtol=1e-5):
