@@ -180,6 +180,7 @@ def test_the_sam_of_rollfast_is_the_same_sam(monkeypatch):
 @pytest.mark.peers
 @pytest.mark.parametrize("model", ["mlp", "small_cnn"])
 def test_the_peers_in_torch_have_the_same_models_and_take_both_gradients(model):
+    pytest.importorskip("torch", reason="PyTorch comes with the extra peers")
     from experiments.benchmark import torch_peers
 
     problem = problems.of_model(model, batch_size=8)
