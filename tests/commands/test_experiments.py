@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import math
+from pathlib import Path
+import re
 import sys
 
 from inprocess import command, read, small_trainer, undrawn
@@ -32,6 +34,14 @@ SUMMARY_KEYS = {
     "gradients_per_step", "train_accuracy", "test_accuracy", "test_loss", "seconds", "device",
     "versions", "commit",
 }  # fmt: skip
+
+
+def documented(heading):
+    """The names in the first column of the table below a heading of the page of promises."""
+    page = (Path(__file__).parents[2] / "docs" / "promises.md").read_text()
+    lines = page.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
+    first = "".join(line.split("|")[1] for line in lines if line.startswith("| `"))
+    return set(re.findall("`([^`]*)`", first))
 
 
 def tiny(loaded, examples=64):
@@ -304,6 +314,10 @@ def test_train_writes_its_folder(monkeypatch, tmp_path, data_dir, capsys):
     assert rows[-1]["test_accuracy"] == pytest.approx(summary["test_accuracy"])
     assert rows[-1]["ascents"] == summary["ascents"]
     assert rows[-1]["mean"] > 0
+    assert rows[-1]["rise"] > 0
+    of_method = {"count", "mean", "variance", "checksum"}
+    assert set(rows[-1]) - of_method <= documented("What a row of metrics tells")
+    assert set(summary) <= documented("What a summary tells") | {"checksum"}
     assert read(path / "config.json")["label_noise"] == 0.4
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
