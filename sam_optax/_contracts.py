@@ -69,9 +69,10 @@ class Combine(NamedTuple):
       init: `init(params) -> state`.
       fresh: `fresh(first, second, state, params, *, step, grad_fn, epsilon, second_value, slots,
         **extra) -> (direction, state)`, at the steps with a second gradient. It may take gradients
-        at further points by grad_fn. epsilon is ε, where fresh has an argument of that name;
-        second_value is L(w + ε), None where the update is not given `value_and_grad_fn`. None for a
-        part that acts on the first gradient alone, in a method without a second.
+        at further points by grad_fn; where its direction is not finite then, stale takes its place.
+        epsilon is ε, where fresh has an argument of that name; second_value is L(w + ε), None where
+        the update is not given `value_and_grad_fn`. None for a part that acts on the first gradient
+        alone, in a method without a second.
       stale: `stale(first, state, params, *, step, slots, **extra) -> (direction, state)`, at the
         other steps.
     """

@@ -66,7 +66,8 @@ def sharpness_aware(
 
     A gradient of the link's own that is not finite, as where float16 overflows, counts as not
     taken: the direction is combine(first), the parts' states follow the first gradient alone, and
-    `notfinite` counts it. It is so on all devices alike where grad_fn averages over them or the
+    `notfinite` counts it; one that combine takes at a further point is known by a direction that is
+    not finite. It is so on all devices alike where grad_fn averages over them or the
     parameters are divided over them, and where each has a gradient of its own, but no state of its
     own, as far as `jax.shard_map` keeps count of that. Where the first is the link's own, `updates`
     take its place, and so are needed besides. `updates` that are not finite pass on, for

@@ -55,3 +55,13 @@ def checked_params(params: Tree | None) -> Tree:
 def takes(function: Callable[..., Any] | None, name: str) -> bool:
     """Whether a function of a part has an argument of this name."""
     return function is not None and name in inspect.signature(function).parameters
+
+
+def learned(slots: Any, field: str, *, part: str, start: str) -> Any:
+    """The state of the start that a part needs, which keeps a field of this name."""
+    if not hasattr(slots.start, field):
+        raise ValueError(
+            f"{part} divides by what start.{start} learns, and the method has another start, or "
+            f"none: pass start=sam_optax.start.{start}(ess) beside it."
+        )
+    return slots.start

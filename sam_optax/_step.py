@@ -176,16 +176,27 @@ class Step:
         gradient, value, _ = second
         told = functools.partial(_second.told, second, extra.get("value"), state, params)
 
-        def fresh() -> tuple[Tree, Any, Told]:
-            engine = {"grad_fn": grad_fn, "epsilon": epsilon, "slots": state, "second_value": value}
+        further: list[Tree] = []
+
+        def watched(p: Tree) -> Tree:
+            further.append(p)
+            return grad_fn(p)
+
+        def fresh() -> tuple[Tree, Any, Told, Flag]:
+            engine = {"grad_fn": watched, "epsilon": epsilon, "slots": state, "second_value": value}
             assert self._slots.combine.fresh is not None  # with perturb there is one
             direction, combine_state = self._slots.combine.fresh(
                 first, gradient, state.combine, params, **{**extra, **engine}
             )
-            return _tree.cast_like(direction, first), combine_state, told()
+            found = _tree.cast_like(direction, first), combine_state, told()
+            if not further:
+                return *found, jnp.array(True)
+            # A gradient at a further point may be lost, too.
+            finite = _finite.is_finite(found[0], params)
+            return *_finite.choose(finite, lambda: found, stale), finite
 
         taken = usable & _finite.is_finite(gradient, params)
-        return *_finite.choose(taken, fresh, stale), taken
+        return _finite.choose(taken, fresh, lambda: (*stale(), jnp.array(False)))
 
     def _finished(
         self,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _tree
+from sam_optax import _checks, _given, _tree
 from sam_optax._contracts import Combine, Tree
 from sam_optax._purity import ours
 
@@ -47,7 +47,7 @@ def newton_precision(
       A `Combine` with state `MomentState`, one copy of the parameters in float32 at least.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of its range; at update, the method has another start.
       TypeError: an argument is no number.
 
     References:
@@ -62,7 +62,8 @@ def newton_precision(
     ) -> tuple[Tree, MomentState]:
         decayed = _tree.combine(lambda g, w: g + weight_decay * w, gradient, params)
         m = _moved_moment(state.m, decayed, beta_1)
-        s = slots.start.following(first) if precision_at == "updated" else slots.start.s
+        learned = _given.learned(slots, "s", part="newton_precision", start="precision")
+        s = learned.following(first, params) if precision_at == "updated" else learned.s
         placed = _tree.placed_like(m, first), _tree.placed_like(s, first)
         return _tree.combine(jnp.divide, *placed), MomentState(m)
 
@@ -102,7 +103,7 @@ def newton_hessian(
       A `Combine` with state `MomentState`, for a method with the start `hessian`.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of its range; at update, the method has another start.
       TypeError: an argument is no number.
 
     References:
@@ -125,8 +126,8 @@ def newton_hessian(
     ) -> tuple[Tree, MomentState]:
         del extra
         m = _moved_moment(state.m, first, beta_1)
-        h = slots.start.following(first, params)
-        delta = slots.start.weight_decay
+        learned = _given.learned(slots, "h", part="newton_hessian", start="hessian")
+        h, delta = learned.following(first, params), learned.weight_decay
         unbiased = 1 - beta_1 ** (step + 1)
 
         def newton(m: jax.Array, w: jax.Array, h: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sam_optax import _checks, _names, _parts, _tree
+from sam_optax import _checks, _given, _names, _parts, _tree
 from sam_optax._contracts import Schedulable, State, Tree, transformation, value_at
 from sam_optax._promotion import callers
 from sam_optax._purity import ours
@@ -180,7 +180,7 @@ def over_precision(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
       A stateless transformation, for a method with that start.
 
     Raises:
-      ValueError: rho is negative.
+      ValueError: rho is negative; at update, the method has another start.
       TypeError: rho is neither a number nor a schedule.
 
     References:
@@ -200,7 +200,8 @@ def over_precision(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[Tree, State]:
         del params, extra
         radius = value_at(rho, step)
-        s = _tree.placed_like(slots.start.s, first)
+        learned = _given.learned(slots, "s", part="over_precision", start="precision")
+        s = _tree.placed_like(learned.s, first)
         return _tree.combine(lambda g, s: radius * g / s, first, s), state
 
     return transformation(optax.init_empty_state, update)

@@ -5,6 +5,7 @@ The start keeps its precision; perturbation and direction are divided by it, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,40 @@ def _draw(key_data: jax.Array, draw: jax.Array, precision: Tree, params: Tree) -
 
 def _full_like(value: float, params: Tree) -> Tree:
     return _tree.combine(lambda x: jnp.full_like(x, value), _tree.zeros_like(params))
+
+
+def _start(
+    kind: type[PrecisionState] | type[HessianState],
+    learned: str,
+    initial: float,
+    numbers_of: Callable[[Tree], dict[str, jax.Array]],
+    key: Key,
+) -> Start:
+    """A start that moves one field of its state at each step, and draws with it."""
+
+    @ours(learned)
+    def init(params: Tree) -> PrecisionState | HessianState:
+        return kind(
+            _full_like(initial, params),
+            key_data=_random.key_data(key),
+            draw=jnp.zeros([], jnp.int32),
+            **numbers_of(params),
+        )
+
+    @ours(learned)
+    def update(
+        direction: Tree,
+        state: PrecisionState | HessianState,
+        params: Tree,
+        *,
+        first: Tree,
+        **extra: Any,
+    ) -> PrecisionState | HessianState:
+        del direction, extra
+        moved: dict[str, Any] = {learned: state.following(first, params), "draw": state.draw + 1}
+        return state._replace(**moved, **numbers_of(params))
+
+    return Start(init, update)
 
 
 class PrecisionState(NamedTuple):
@@ -54,8 +89,9 @@ class PrecisionState(NamedTuple):
         precision = _tree.combine(lambda s: self.ess * s, _tree.placed_like(self.s, params))
         return _draw(self.key_data, self.draw, precision, params)
 
-    def following(self, first: Tree) -> Tree:
+    def following(self, first: Tree, params: Tree) -> Tree:
         """s at the coming step, from the first gradient of this one."""
+        del params
 
         def move(s: jax.Array, g: jax.Array) -> jax.Array:
             moved = self.decay * s + (1 - self.decay) * (jnp.sqrt(s) * jnp.abs(g) + self.least)
@@ -116,24 +152,7 @@ def precision(
             "decay": _tree.scalar(beta_2, params),
         }
 
-    @ours()
-    def init(params: Tree) -> PrecisionState:
-        return PrecisionState(
-            s=_full_like(initial_precision, params),
-            key_data=_random.key_data(key),
-            draw=jnp.zeros([], jnp.int32),
-            **numbers_of(params),
-        )
-
-    @ours()
-    def update(
-        direction: Tree, state: PrecisionState, params: Tree, *, first: Tree, **extra: Any
-    ) -> PrecisionState:
-        del direction, extra
-        s = state.following(first)
-        return state._replace(s=s, draw=state.draw + 1, **numbers_of(params))
-
-    return Start(init, update)
+    return _start(PrecisionState, "s", initial_precision, numbers_of, key)
 
 
 class HessianState(NamedTuple):
@@ -222,21 +241,4 @@ def hessian(
             "decay": _tree.scalar(beta_2, params),
         }
 
-    @ours()
-    def init(params: Tree) -> HessianState:
-        return HessianState(
-            h=_full_like(initial_hessian, params),
-            key_data=_random.key_data(key),
-            draw=jnp.zeros([], jnp.int32),
-            **numbers_of(params),
-        )
-
-    @ours()
-    def update(
-        direction: Tree, state: HessianState, params: Tree, *, first: Tree, **extra: Any
-    ) -> HessianState:
-        del direction, extra
-        h = state.following(first, params)
-        return state._replace(h=h, draw=state.draw + 1, **numbers_of(params))
-
-    return Start(init, update)
+    return _start(HessianState, "h", initial_hessian, numbers_of, key)

@@ -303,3 +303,39 @@ def test_float16_stays_finite(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_float16_stays_finite_for_long(name):
     check_float16(name, 20_000)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["jit", "host"])
+@pytest.mark.parametrize("when", [None, sam_optax.when.every(1)], ids=["always", "a policy"])
+@pytest.mark.parametrize("lost", [None, 2, 3])
+def test_a_gradient_at_a_further_point_may_be_lost_too(lost, when, compiled):
+    """The direction, and the combination's state, are those without it."""
+    w = jnp.array([1.0, 2.0])
+    places = {2: w + 1, 3: w + 2}
+
+    def combine_all(g, h, state, params, *, grad_fn, epsilon, **extra):
+        del extra
+        third = grad_fn(params + 2 * epsilon)
+        return g + 10 * h + 100 * third, state + third
+
+    def alone(g, state, params, **extra):
+        del params, extra
+        return g, state - 1
+
+    link = sam_optax.sharpness_aware(
+        optax.stateless(lambda g, _: jnp.ones_like(g)),
+        when=when,
+        combine=sam_optax.Combine(jnp.zeros_like, combine_all, alone),
+    )
+
+    def grad_fn(p):
+        return p if lost is None else jnp.where((p == places[lost]).all(), jnp.inf, p)
+
+    update = jax.jit(functools.partial(link.update, grad_fn=grad_fn)) if compiled else link.update
+    given = {} if compiled else {"grad_fn": grad_fn}
+    direction, state = update(w, link.init(w), w, **given)
+    taken = lost is None
+    expected = w + 10 * (w + 1) + 100 * (w + 2) if taken else w
+    np.testing.assert_allclose(direction, expected)
+    np.testing.assert_allclose(state.combine, w + 2 if taken else -np.ones(2))
+    assert (state.ascents, state.notfinite) == ((1, 0) if taken else (0, 1))

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import sam_optax
+from sam_optax import combine, perturb, sharpness_aware
 
 W = {"a": jnp.linspace(-1.0, 1.0, 4000), "b": jnp.ones((2, 3), jnp.bfloat16)}
 LINKS = {
@@ -67,3 +68,22 @@ def test_what_a_mask_leaves_out_is_not_drawn(name):
     chex.assert_trees_all_equal(sample, {**params, "trained": alone})
     both = optax.chain(sam_optax.masked(make(), mask), sam_optax.sam(0.1), optax.sgd(0.1))
     chex.assert_trees_all_equal(sam_optax.posterior_sample(4, both.init(params), params), sample)
+
+
+@pytest.mark.parametrize(
+    ("link", "name", "start"),
+    [
+        (sharpness_aware(perturb.over_precision(0.1)), "over_precision", "precision"),
+        (
+            sharpness_aware(perturb.ball(0.1), combine=combine.newton_precision()),
+            "newton_precision",
+            "precision",
+        ),
+        (sharpness_aware(combine=combine.newton_hessian()), "newton_hessian", "hessian"),
+    ],
+)
+def test_a_part_that_finds_nothing_learned_says_what_it_needs(link, name, start):
+    w = jnp.ones(2)
+    told = f"{name} divides by what start.{start} learns.* start=sam_optax.start.{start}"
+    with pytest.raises(ValueError, match=told):
+        link.update(w, link.init(w), w, grad_fn=lambda p: p)

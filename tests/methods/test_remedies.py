@@ -522,6 +522,15 @@ REMEDIES = {
     "no precision at all": (
         lambda: start.precision(9.0, weight_decay=0, damping=0),
         lambda: start.precision(9.0, weight_decay=0, damping=0.1)),
+    "nothing learned to divide by": (
+        lambda: update(sharpness_aware(perturb.over_precision(0.1)), grad_fn=same),
+        lambda: (
+            update(
+                sharpness_aware(perturb.over_precision(0.1), start=start.precision(9.0)),
+                grad_fn=same),
+            update(
+                sharpness_aware(start=start.hessian(9.0), combine=combine.newton_hessian()),
+                grad_fn=same))),
     "no posterior": (
         lambda: sam_optax.posterior_sample(0, SAM.init(W), W),
         lambda: sam_optax.posterior_sample(0, sam_optax.ivon(9.0).init(W), W)),
