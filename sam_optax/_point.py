@@ -19,10 +19,10 @@ def gradient_point(
 ) -> optax.Params:
     """The parameters at which the coming update expects its first gradient.
 
-    They are w + δ0 for a method with a start (r_sam, r_gsam, lpf_sgd, msam, s2_sam), and w itself
-    for every other optimizer. With `updates_at="gradient_point"` the caller takes its gradient
-    there, and no gradient is wasted; with "params", the default, a method with a start takes that
-    gradient by itself, and wants `updates` at w::
+    They are w + δ0 for a method with a start (r_sam, r_gsam, lpf_sgd, msam, s2_sam, bsam, ivon),
+    and w itself for every other optimizer. With `updates_at="gradient_point"` the caller takes its
+    gradient there, and no gradient is wasted; with "params", the default, a method with a start
+    takes that gradient by itself, and wants `updates` at w::
 
         grads = grad_fn(sam_optax.gradient_point(opt_state, params))
         updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)

@@ -65,10 +65,7 @@ def mean(p, x, y):
 
 def optimizer_of(name):
     row = METHODS[name].unnamed
-    settings = {
-        key: row.settings[key] for key in ("base", "total_steps", "ess") if key in row.settings
-    }
-    link = row.factory(**settings)
+    link = row.factory(**row.required)
     rest = optax.scale_by_learning_rate(0.01) if row.momentum is None else optax.sgd(0.01, 0.9)
     return optax.chain(link, rest)
 

@@ -114,11 +114,11 @@ class Gradient:
     """The gradient of the loss on one batch, counted; its Hessian; the losses of the examples."""
 
     def __init__(self, batch):
-        self.batch, self.calls, self.last = batch, 0, None
+        self.batch, self.calls, self.points = batch, 0, []
 
     def __call__(self, w, indices=slice(None)):
         self.calls += 1
-        self.last = w
+        self.points.append(w)
         x, y = self.batch
         return loss_gradient(w, (x[indices], y[indices]))
 
@@ -532,6 +532,12 @@ class Row(NamedTuple):
         return tuple(static & set(inspect.signature(self.factory).parameters))
 
     @property
+    def required(self):
+        """The settings of arguments that have no default."""
+        parameters = inspect.signature(self.factory).parameters.values()
+        return {p.name: self.settings[p.name] for p in parameters if p.default is p.empty}
+
+    @property
     def firsts(self):
         """The gradients over which the first is averaged."""
         return self.settings.get("samples", 1)
@@ -633,6 +639,8 @@ METHODS |= {
 }
 
 NAMES = list(METHODS)
+# Their first gradient is not at the parameters.
+STARTS = [n for n in NAMES if "updates_at" in inspect.signature(METHODS[n].factory).parameters]
 
 # One method for each kind of state and of call, where a test of all would take long.
 KINDS = ["gsam", "ae_looksam", "le_sam", "esam", "eigen_sam", "msam", "wsam", "bsam"]
@@ -713,10 +721,11 @@ def run_reference(row):
         gradient = Gradient(make_batch(t))
         direction, state = row.step(w, gradient, t, state)
         if gradient.calls > row.firsts:
-            rise = float(np.mean(gradient.losses(gradient.last) - gradient.losses(w)))
+            second = gradient.points[row.firsts]
+            rise = float(np.mean(gradient.losses(second) - gradient.losses(w)))
         trace = direction + (row.momentum or 0.0) * trace
         w = w - LEARNING_RATE * trace
-        ascents += gradient.calls - row.firsts
+        ascents += gradient.calls > row.firsts
         yield w, {**state, "ascents": ascents, "steps": t + 1, "rise": rise}
 
 

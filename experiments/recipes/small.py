@@ -46,6 +46,8 @@ class Digits(Recipe):
         lpf_sgd={"gamma": 0.1},
         msam={"rho": 2.0},
         s2_sam={"rho": 0.5},
+        bsam={"rho": 0.1, "initial_precision": 0.3},
+        ivon={"initial_hessian": 0.1, "rescale": False},
     )
 
 

@@ -154,17 +154,8 @@ def test_masked_parameters_are_found_at_the_update_too():
 # At construction.
 
 
-REQUIRED = {
-    "ae_sam": {"total_steps": 10},
-    "ae_looksam": {"total_steps": 10},
-    "wsam": {"base": optax.trace(0.9)},
-    "bsam": {"ess": 50.0},
-    "ivon": {"ess": 50.0},
-}
-
-
 def construct(name, **settings):
-    return getattr(sam_optax, name)(**REQUIRED.get(name, {}), **settings)
+    return getattr(sam_optax, name)(**METHODS[name].required | settings)
 
 
 WITH_RHO = [name for name in NAMES if not name.startswith(("le_sam", "lpf_sgd", "ivon"))]

@@ -13,10 +13,12 @@ from reference import (
     LEARNING_RATE,
     STEPS,
     Gradient,
+    few,
     initial_params,
     loss,
     losses,
     make_batch,
+    make_step,
     ravel,
     run,
     sgd,
@@ -167,27 +169,53 @@ def expected(title):
         yield ravel(params), gradient.calls
 
 
+def stepped(title):
+    """The transformation of a block, and its step."""
+    names = defined(title)
+    tx = optimizer(title, names)
+    if title == "J-SAM":
+        link = names["link"]
+        tx = optax.GradientTransformation(lambda p: (link.init(p), sgd().init(p)), None)
+    if title not in CALLERS:
+        return tx, make_step(tx, at_point=title in AT_POINT, valued=title == "SAM-SPS")
+    step = CALLERS[title](names, tx)
+    return tx, step if title == "m-RWP" else jax.jit(step)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("title", CASES)
 def test_a_block_is_its_formula(title):
-    names = defined(title)
-    tx = optimizer(title, names)
-    step = None
-    if title in CALLERS:
-        step = CALLERS[title](names, tx)
-        step = step if title == "m-RWP" else jax.jit(step)
-    if title == "J-SAM":
-        params = jax.tree.map(jnp.asarray, initial_params())
-        link = names["link"].init(params), sgd().init(params)
-        tx = optax.GradientTransformation(lambda params: link, None)
-    at_point = title in AT_POINT
-    found = run(tx, step, at_point=at_point, valued=title == "SAM-SPS")
+    found = run(*stepped(title))
     taken = set()
     for t, ((params, _), (w, gradients)) in enumerate(zip(found, expected(title), strict=True)):
         np.testing.assert_allclose(ravel(params), w, 1e-9, 1e-12, err_msg=f"step {t}")
         taken.add(gradients)
     wanted = CASES[title].gradients
     assert taken == ({wanted} if wanted else {1, 2})
+
+
+# Prodigy itself divides by the sum of the gradients so far.
+STILL = [title for title in CASES if title != "SAM behind Prodigy"]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("title", few("SAGM", "GAM", "ZSharp", "SAM-SPS", names=STILL))
+def test_a_gradient_of_zero_gives_no_nan(title):
+    """With zeros for weights and targets the error is 0, and every gradient with it."""
+    tx, step = stepped(title)
+    params = jax.tree.map(jnp.zeros_like, jax.tree.map(jnp.asarray, initial_params()))
+    x, y = map(jnp.asarray, make_batch(0))
+    state = tx.init(params)
+    for _ in range(2):
+        params, state = step(params, state, (x, 0 * y))
+    leaves = jax.tree.leaves((params, state))
+    assert all(np.isfinite(leaf).all() for leaf in leaves if np.issubdtype(leaf.dtype, np.inexact))
+    methods = [n for n in jax.tree.leaves(state, is_leaf=is_method) if is_method(n)]
+    assert [int(method.notfinite) for method in methods] == [0]
+
+
+def is_method(node):
+    return isinstance(node, sam_optax.SharpnessAwareState)
 
 
 def test_every_section_is_compared_and_stands_in_the_table():

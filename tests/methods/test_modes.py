@@ -13,6 +13,7 @@ from reference import (
     KINDS,
     METHODS,
     NAMES,
+    STARTS,
     STEPS,
     few,
     initial_params,
@@ -319,9 +320,6 @@ def test_a_piece_that_asks_for_the_gradient_is_tried_compiled_once(monkeypatch):
 
 
 # gradient_point.
-
-
-STARTS = ("r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam", "bsam", "ivon")
 
 
 @pytest.mark.parametrize("name", few("r_sam", "msam", "s2_sam", "ivon", names=STARTS))

@@ -12,6 +12,7 @@ from reference import (
     LEARNING_RATE,
     NAMES,
     ROWS,
+    STARTS,
     STEPS,
     Gradient,
     initial_params,
@@ -28,8 +29,6 @@ import sam_optax
 # The steps at which the method's own gradients are not finite: the first, and some of each period.
 BAD = {0: np.inf, 3: np.nan, 4: -np.inf, 6: np.nan, 9: np.inf}
 POINTS = ("r_sam_point", "r_gsam_point", "msam_point", "lpf_sgd_samples", "lpf_sgd_samples_point")
-STARTS = [getattr(sam_optax, name) for name in ("r_sam", "r_gsam", "lpf_sgd", "msam", "s2_sam")]
-STARTS += [sam_optax.bsam, sam_optax.ivon]
 
 
 class Seen(Gradient):
@@ -53,7 +52,7 @@ def without(row, w, t, state):
     direction, after = row.step(w, gradient, t, state)
     first, second = gradient.returned[0], gradient.returned[1:]
     factory, settings = row.factory, row.settings
-    starts = factory in STARTS
+    starts = factory.__name__ in STARTS
     if not (second or (starts and not row.call["at_point"])):
         return direction, after, False
     g = gradient(w) if starts and not row.call["at_point"] else first
@@ -86,7 +85,7 @@ def expected(row):
         else:
             gradient = Gradient(make_batch(t))
             direction, state = row.step(w, gradient, t, state)
-            ascents += gradient.calls - row.firsts
+            ascents += gradient.calls > row.firsts
         trace = direction + (row.momentum or 0.0) * trace
         w = w - LEARNING_RATE * trace
         yield w, {**state, "ascents": ascents, "notfinite": lost, "steps": t + 1}

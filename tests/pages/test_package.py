@@ -27,7 +27,7 @@ PUBLIC += [operator.attrgetter(name)(sam_optax) for name in PARTS]
 def test_every_method_is_exported():
     """A function of methods.py is public, and has a row in the table of references."""
     defined = public_functions(methods)
-    assert defined == set(METHODS)
+    assert defined == set(METHODS), "each has a row in METHODS of tests/reference.py"
     assert defined <= set(sam_optax.__all__)
 
 
@@ -36,8 +36,8 @@ def test_every_method_has_its_tests(name):
     """A closed form, a reduction, a count of gradients and an example beside its reference."""
     for file in ("closed_forms", "reductions"):
         (path,) = TESTS.glob(f"*/test_{file}.py")
-        assert f"sam_optax.{name}(" in path.read_text()
-    assert name in COUNTS
+        assert f"sam_optax.{name}(" in path.read_text(), f"it has none in {path.name}"
+    assert name in COUNTS, "it has no row in COUNTS of test_gradient_counts.py"
     assert ">>> " in inspect.getdoc(getattr(sam_optax, name))
 
 
@@ -79,6 +79,19 @@ def test_the_readme_has_two_commands():
     assert README.count("```bash") == 2
     for heading in ("Run", "Test"):
         assert re.search(rf"^## {heading}\n[^#]*?```bash\n[^\n]+\n```", README, re.MULTILINE)
+
+
+def test_readme_and_landing_page_say_how_many_there_are():
+    for page in (README, (ROOT / "docs" / "index.md").read_text()):
+        assert f"SAM and {len(METHODS) - 1} of its kin" in page
+
+
+def test_the_table_of_slots_names_every_part():
+    page = (ROOT / "docs" / "concepts.md").read_text()
+    for slot in ("start", "perturb", "when", "combine"):
+        (row,) = re.findall(rf"^\| `{slot}` \|.*$", page, re.MULTILINE)
+        parts = {name.removeprefix(f"{slot}.") for name in PARTS if name.startswith(f"{slot}.")}
+        assert parts - {"kernel_axes"} <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_the_readme_tells_each_method_in_six_words():
