@@ -12,7 +12,7 @@ import pytest
 from reference import METHODS, NAMES, few, ravel
 
 import sam_optax
-from sam_optax import _random
+from sam_optax import _random, combine, perturb, sharpness_aware, when
 
 pytestmark = [
     pytest.mark.usefixtures("x64"),
@@ -79,7 +79,23 @@ def trained(step, tx, steps=4):
     return ravel(params), state
 
 
+# Parts that no named method has.
+PARTS = {
+    "layer_ball": lambda: sharpness_aware(perturb.layer_ball(0.2)),
+    "noise": lambda: sharpness_aware(perturb.noise(0.2, key=3)),
+    "previous": lambda: sharpness_aware(optax.chain(perturb.previous(), perturb.ball(0.3))),
+    "interpolate": lambda: sharpness_aware(perturb.ball(0.3), combine=combine.interpolate(0.7)),
+    "slerp": lambda: sharpness_aware(perturb.ball(0.3), combine=combine.slerp(1.3)),
+    "between": lambda: sharpness_aware(perturb.ball(0.3), when=when.between(1, 3)),
+    "any_of": lambda: sharpness_aware(
+        perturb.ball(0.3), when=when.any_of(when.between(2, 3), when.adaptive(0.0, decay=0.5))
+    ),
+}
+
+
 def optimizer(name):
+    if name in PARTS:
+        return optax.chain(PARTS[name](), optax.sgd(0.02))
     row = METHODS[name].unnamed
     settings = row.settings | ({"period": 2} if name == "eigen_sam" else {})
     return optax.chain(row.factory(**settings), optax.sgd(0.02))
@@ -139,7 +155,10 @@ def undivided(name):
 
 
 @pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", few("asam", "ae_looksam", "le_sam", "r_sam", "msam"))
+@pytest.mark.parametrize(
+    "name",
+    few("asam", "ae_looksam", "le_sam", "r_sam", "msam", "layer_ball", names=[*NAMES, *PARTS]),
+)
 def test_a_step_is_that_of_the_undivided_model(name, check_vma, monkeypatch):
     actual, state = divided(name, check_vma=check_vma, param_specs=SPECS)
     monkeypatch.setattr(_random, "draw_like", in_parts)
