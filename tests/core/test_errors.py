@@ -411,6 +411,10 @@ def test_a_threshold_schedule_checks_its_arguments(arguments, error, message):
         schedules.linear_threshold(*arguments)
 
 
+PRECISION = ("ess", "beta_2", "weight_decay", "damping", "initial_precision")
+HESSIAN = ("ess", "beta_2", "weight_decay", "initial_hessian")
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -423,6 +427,12 @@ def test_a_threshold_schedule_checks_its_arguments(arguments, error, message):
         (sam_optax.esam, "beta"),
         (sam_optax.esam, "gamma"),
         (functools.partial(start.noise, 0.1), "power"),
+        *((functools.partial(start.precision, ess=9.0), name) for name in PRECISION),
+        *((functools.partial(start.hessian, ess=9.0), name) for name in HESSIAN),
+        *((combine.newton_precision, name) for name in ("beta_1", "weight_decay")),
+        *((combine.newton_hessian, name) for name in ("beta_1", "clip", "rescale")),
+        (functools.partial(schedules.ramp, steps=5), "value"),
+        (functools.partial(schedules.ramp, 0.1, 5), "initial"),
     ],
 )
 def test_a_plain_number_cannot_be_a_schedule(make, name):

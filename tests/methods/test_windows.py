@@ -5,6 +5,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sam_optax
@@ -54,3 +55,9 @@ def test_there_is_no_one_arc_between_parallel_gradients(sign):
     w = jnp.array([3.0, 4.0])
     direction, _ = link.update(w, link.init(w), w, grad_fn=lambda p: 2 * sign * w)
     np.testing.assert_allclose(direction, 2 * sign * w, rtol=1e-5)
+
+    def length(scale):
+        update = link.update(w, link.init(w), w, grad_fn=lambda p: scale * w)
+        return optax.tree.norm(update[0])
+
+    np.testing.assert_allclose(jax.grad(length)(2.0 * sign), 5.0 * sign, rtol=1e-4)
