@@ -8,9 +8,9 @@ benchmark of corruptions, such as imagenet2012_corrupted, all that is prepared. 
 among those trained on: they are found by name, and predictions are chosen among them alone.
 
 Writes <out>/<name>/: evaluation.md with the accuracies and with likelihood and calibration of the
-probabilities, evaluation.json with all numbers, and runs.jsonl with each set as it ends, so that
-the same command goes on where it was stopped, with more runs and more sets too. Runs that differ in
-their seeds alone are one row, mean ± deviation.
+probabilities, reliability.png with their picture, evaluation.json with all numbers, and runs.jsonl
+with each set as it ends, so that the same command goes on where it was stopped, with more runs and
+more sets too. Runs that differ in their seeds alone are one row, mean ± deviation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ import functools
 import statistics
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import rich
 import tyro
 
@@ -30,7 +31,7 @@ from experiments.cli import command
 from experiments.data import disk, streams
 from experiments.data.othersets import OtherSet, benchmark, expanded
 from experiments.recipes.r_sam import ELSEWHERE
-from experiments.results import files, folders, numerics, provenance
+from experiments.results import files, folders, numerics, plots, provenance
 from experiments.results.markdown import escaped
 from experiments.system.errors import UserError
 
@@ -73,6 +74,7 @@ def main(options: Options) -> None:
         }
         files.write_text(folder.file("evaluation.md"), markdown(found))
         files.write_json(folder.file("evaluation.json"), found)
+        plots.reliability(folder.file("reliability.png"), _panels(found))
         folder.done()
     rich.print(table.shown(*_cells(found)))
     rich.print(table.shown(*_calibration(found)))
@@ -218,6 +220,20 @@ def _calibration(found):
             (f"ECE (%), {group.heading}", functools.partial(group.percent, "ece"), ".2f"),
         ]
     return table.cells(table.summarize(found["runs"], columns), columns)
+
+
+def _panels(found):
+    """For each group of sets the bins of each group of seeds, all images together, by its title."""
+    panels = {}
+    runs = pictures.titled(found["runs"])
+    for group in grouped(found["sets"]):
+        lines = panels[group.heading] = {}
+        for run in runs:
+            for name in group.sets:
+                if name in run["evaluated"]:
+                    bins = np.array(run["evaluated"][name]["bins"])
+                    lines[run["title"]] = lines.get(run["title"], 0) + bins
+    return panels
 
 
 def markdown(found: Mapping[str, Any]) -> str:

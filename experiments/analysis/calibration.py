@@ -39,17 +39,28 @@ def judged(log_probabilities: jax.Array, good: jax.Array) -> Judged:
     return Judged(hit, jnp.exp(log_confidence), right)
 
 
-def expected_calibration_error(hit: np.ndarray, confidence: np.ndarray) -> float:
-    """The mean of abs(accuracy - confidence) over bins of equal width, by the images in each.
+def binned(hit: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Images, hits and the sum of the confidences of each bin, float [BINS, 3].
 
-    Guo et al., On Calibration of Modern Neural Networks, 2017, equation 5, with their 15 bins, each
-    with its upper edge and without its lower.
+    The bins have equal widths, each with its upper edge and without its lower.
 
     Args:
-      hit: whether each image's class was predicted, bool [N], N ≥ 1.
+      hit: whether each image's class was predicted, bool [N].
       confidence: of the prediction, [N] in [0, 1].
     """
     upper = np.linspace(0, 1, BINS + 1)[1:-1]
     bins = np.searchsorted(upper, confidence, side="left")
-    gap = np.bincount(bins, np.asarray(hit, float) - np.asarray(confidence, float))
-    return float(np.abs(gap).sum() / len(hit))
+    sums = (np.bincount(bins, of, minlength=BINS) for of in (np.ones(len(hit)), hit, confidence))
+    return np.stack(list(sums), axis=1)
+
+
+def expected_calibration_error(bins: np.ndarray) -> float:
+    """The mean of abs(accuracy - confidence) over the bins, by the images in each.
+
+    Guo et al., On Calibration of Modern Neural Networks, 2017, equation 5, with their 15 bins.
+
+    Args:
+      bins: what `binned` gives of an image or more.
+    """
+    images, hits, confidences = bins.T
+    return float(np.abs(hits - confidences).sum() / images.sum())

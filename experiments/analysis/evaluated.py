@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.analysis.calibration import Judged, expected_calibration_error, judged
+from experiments.analysis.calibration import (
+    Judged,
+    binned,
+    expected_calibration_error,
+    judged,
+)
 from experiments.analysis.trained import Trained
 from experiments.data import augment, feeds
 from experiments.data.othersets import OtherSet
@@ -77,10 +82,10 @@ class Model:
 
         Returns:
           The accuracy; the nll, the mean over the images of -log of the probability that the right
-          classes have together, in nats; the ece, the expected calibration error, in [0, 1]; the
-          samples that the probabilities are the mean over, 0 for none; the examples that all this
-          is of; how many had no right class and were left_out; the names of those that were
-          corrupt; how many of the classes predictions were chosen among.
+          classes have together, in nats; the ece, the expected calibration error, in [0, 1], and
+          the bins that it is of; the samples that the probabilities are the mean over, 0 for none;
+          the examples that all this is of; how many had no right class and were left_out; the names
+          of those that were corrupt; how many of the classes predictions were chosen among.
 
         Raises:
           UserError: an image cannot be read, or none counts.
@@ -105,10 +110,12 @@ class Model:
                 "prepare the set again."
             )
         corrupt = list(getattr(split, "corrupt", ()))
+        bins = binned(all_of.hit, all_of.confidence)
         return {
             "accuracy": float(all_of.hit.mean()),
             "nll": -float(all_of.right.mean(dtype=float)),
-            "ece": expected_calibration_error(all_of.hit, all_of.confidence),
+            "ece": expected_calibration_error(bins),
+            "bins": bins.tolist(),
             "samples": self.samples,
             "examples": count,
             "left_out": split.examples - count - len(corrupt),

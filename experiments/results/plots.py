@@ -223,6 +223,46 @@ def robustness(
     save(figure, path)
 
 
+def reliability(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """How often predictions are right, by their confidence.
+
+    Args:
+      path: the file.
+      panels: for the name of a test set its lines, by their labels: for each bin of the confidence
+        images, hits and the sum of the confidences, [bins, 3].
+    """
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(4.4 * columns + 2.4, 4.4 * rows),
+        layout="constrained",
+        squeeze=False,
+    )
+    shown: dict[str, Any] = {}
+    for axis, (name, lines) in zip(axes.flat, panels.items(), strict=False):
+        axis.plot((0, 100), (0, 100), color="0.6", linestyle="--")
+        styles = zip(itertools.cycle("osv^DPX"), itertools.cycle(("-", "--", "-.", ":")))
+        for (label, bins), (marker, style) in zip(lines.items(), styles, strict=False):
+            images, hits, confidences = bins[bins[:, 0] > 0].T
+            (shown[label],) = axis.plot(
+                100 * confidences / images,
+                100 * hits / images,
+                marker=marker,
+                linestyle=style,
+                label=label,
+            )
+        axis.set(title=name, xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    figure.supxlabel("confidence of the prediction (%), mean of a bin")
+    figure.supylabel("accuracy (%): above the diagonal too cautious, below too sure")
+    figure.legend(shown.values(), shown.keys(), loc="outside right center")
+    save(figure, path)
+
+
 def toy(
     path: Path,
     loss: Any,

@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from experiments import evaluate, models, recipes, train
-from experiments.analysis.calibration import expected_calibration_error, judged
+from experiments.analysis.calibration import binned, expected_calibration_error, judged
 from experiments.analysis.evaluated import Model, Reading, right_classes
 from experiments.analysis.trained import Trained
 from experiments.data import othersets
@@ -26,6 +26,7 @@ from experiments.data.pipeline import transforms
 from experiments.data.sets import load
 from experiments.evaluate import grouped
 from experiments.recipes import RECIPES, Recipe, r_sam
+from experiments.results import plots
 import sam_optax
 
 SIZE = 16
@@ -311,11 +312,32 @@ def test_calibration_by_bins():
     confidence = np.array([0.5, 0.52, 1 / 15, 1.0])
     # In the eighth bin, (7/15, 8/15], one hit of two and confidences .5 and .52.
     expected = 2 / 4 * (0.51 - 0.5) + 1 / 4 * (1 - 1 / 15) + 0
-    assert expected_calibration_error(hit, confidence) == pytest.approx(expected)
-    assert expected_calibration_error(hit[:1], np.array([1.0])) == 0
+    bins = binned(hit, confidence)
+    assert expected_calibration_error(bins) == pytest.approx(expected)
+    np.testing.assert_allclose(bins[[0, 7, 14]], [[1, 1, 1 / 15], [2, 1, 1.02], [1, 1, 1]])
+    assert bins.sum(axis=0) == pytest.approx([4, 3, confidence.sum()])
+    assert expected_calibration_error(binned(hit[:1], np.array([1.0]))) == 0
     edge = np.array([1 / 15, 1.5 / 15])
     apart = (abs(1 - edge[0]) + abs(0 - edge[1])) / 2
-    assert expected_calibration_error(np.array([True, False]), edge) == pytest.approx(apart)
+    assert expected_calibration_error(binned(np.array([True, False]), edge)) == pytest.approx(apart)
+
+
+def test_the_picture_shows_the_images_of_all_seeds(world, run, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "reliability", lambda path, panels: drawn.update(panels))
+    path = run(("sgd-0", "sgd-1", "sam"), "--on", V2, NOISE, FOG)
+    assert list(drawn) == [V2, "imagenet2012_corrupted, 2 of 75"]
+    for lines in drawn.values():
+        assert list(lines) == ["sgd", "sam"]
+    bins = [figures_of(path, f"sgd-{seed}")[one]["bins"] for seed in (0, 1) for one in (NOISE, FOG)]
+    np.testing.assert_allclose(drawn["imagenet2012_corrupted, 2 of 75"]["sgd"], np.sum(bins, 0))
+    assert np.sum(drawn[V2]["sam"], 0)[0] == 12
+
+
+def test_a_picture_of_reliability_is_drawn(tmp_path):
+    bins = binned(np.array([True, False]), np.array([0.5, 0.9]))
+    plots.reliability(tmp_path / "a.png", {f"set {i}": {"sgd": bins} for i in range(4)})
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_probability_of_what_is_right_does_not_underflow():
