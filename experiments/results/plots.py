@@ -236,7 +236,7 @@ def reliability(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> N
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(4.4 * columns + 2.4, 4.4 * rows),
+        figsize=(4.4 * columns + 1.2, 4.2 * rows),
         layout="constrained",
         squeeze=False,
     )
@@ -246,19 +246,21 @@ def reliability(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> N
         styles = zip(itertools.cycle("osv^DPX"), itertools.cycle(("-", "--", "-.", ":")))
         for (label, bins), (marker, style) in zip(lines.items(), styles, strict=False):
             images, hits, confidences = bins[bins[:, 0] > 0].T
-            (shown[label],) = axis.plot(
-                100 * confidences / images,
-                100 * hits / images,
-                marker=marker,
-                linestyle=style,
-                label=label,
-            )
+            points = 100 * confidences / images, 100 * hits / images
+            (line,) = axis.plot(*points, linestyle=style, linewidth=1)
+            # Small where few images are behind it.
+            sizes = 12 + 300 * images / images.sum()
+            axis.scatter(*points, sizes, color=line.get_color(), marker=marker, alpha=0.8)
+            key = {"color": line.get_color(), "marker": marker, "linestyle": style}
+            shown[label] = mpl.lines.Line2D([], [], **key)
         axis.set(title=name, xlim=(-3, 103), ylim=(-3, 103), aspect="equal")
         axis.grid(alpha=0.3)
+        axis.text(3, 97, "too cautious", color="0.45", va="top")
+        axis.text(97, 3, "too sure", color="0.45", ha="right")
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    figure.supxlabel("confidence of the prediction (%), mean of a bin")
-    figure.supylabel("accuracy (%): above the diagonal too cautious, below too sure")
+    figure.supxlabel("confidence of the prediction (%)")
+    figure.supylabel("accuracy (%)")
     figure.legend(shown.values(), shown.keys(), loc="outside right center")
     save(figure, path)
 
