@@ -238,7 +238,7 @@ class Trained:
         method, settings = self.config["method"], self.config["method_kwargs"]
         if not learns_posterior(method):
             return None
-        if self.config.get("perturbation") == "device":
+        if self.config["device_perturbations"] is not None:
             raise UserError(
                 f"each device of {self.path} has learned a posterior of its own: evaluate it "
                 "without --posterior-samples."

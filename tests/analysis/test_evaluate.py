@@ -398,19 +398,18 @@ def test_samples_without_a_posterior_are_told(world, run):
     assert "No method here has learned a posterior" in said
 
 
-def test_posteriors_of_each_device_are_refused(posteriors, world, run, refused, monkeypatch):
-    read_config = Trained.__init__
-
-    def apart(self, *arguments, **kwargs):
-        read_config(self, *arguments, **kwargs)
-        self.config["perturbation"] = "device"
-
-    monkeypatch.setattr(Trained, "__init__", apart)
-    given = (("bsam",), "--on", V2)
-    assert "a posterior of its own: evaluate it without" in refused(
-        *given, "--posterior-samples", 2
-    )
-    run(*given, "--name", "other", "--overwrite")
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_posteriors_of_each_device_are_refused(world, run, refused, monkeypatch):
+    sets, out, _ = world
+    monkeypatch.setitem(recipes.RECIPES, "made", SMALL)
+    undrawn(monkeypatch)
+    given = ("made", "--method", "bsam", "--mesh", "data=2", "--perturbation", "device")
+    more = ("--data-dir", sets, "--out", out, "--workers", 0, "--name", "apart")
+    command(monkeypatch, train, *given, *more)
+    given = (("apart",), "--on", V2)
+    told = refused(*given, "--posterior-samples", 2)
+    assert "a posterior of its own: evaluate it without" in told
+    assert figures_of(run(*given, "--overwrite"), "apart")[V2]["samples"] == 0
 
 
 # Classes by name
