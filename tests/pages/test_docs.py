@@ -7,6 +7,7 @@ import operator
 from pathlib import Path
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -182,3 +183,32 @@ def test_the_house_is_drawn_as_it_stands():
     floors = [set(layer.split(" | ")) for layer in layers["contracts"][0]["layers"]]
     assert [set(rooms) for rooms in house.FLOORS[1:]] == floors[1:]
     assert set(house.COMMANDS.split(" · ")) == floors[0]
+
+
+@pytest.mark.parametrize("kind", ["clean", "noisy"])
+def test_the_page_on_calibration_has_the_numbers_of_its_files(kind):
+    """Mean and deviation over the seeds, in the digits that the page has."""
+    folder = DOCS / "results" / "calibration"
+    found = {
+        samples: json.loads((folder / f"{kind}{suffix}.json").read_text())["runs"]
+        for samples, suffix in ((0, ""), (64, "-64"))
+    }
+    page = (DOCS / "results" / "calibration.md").read_text()
+    table = page.split(f"(calibration/{kind}.png)")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\w* ?)\| (at|over) .*?\| (.*?) \| (.*?) \| (.*?) \|$", table, re.M)
+    assert len(rows) == 6
+    method = None
+    for name, where, *cells in rows:
+        method = name.strip() or method
+        runs = [run for run in found[64 if where == "over" else 0] if run["method"] == method]
+        figures = [run["evaluated"]["digits"] for run in runs]
+        assert len(figures) == 10
+        assert {one["samples"] for one in figures} == {64 if where == "over" else 0}
+        for cell, (key, scale) in zip(
+            cells, (("accuracy", 100), ("nll", 1), ("ece", 100)), strict=True
+        ):
+            values = [scale * one[key] for one in figures]
+            numbers = statistics.fmean(values), statistics.stdev(values)
+            for said, number in zip(cell.split(" ± "), numbers, strict=True):
+                digits = len(said.partition(".")[2])
+                assert float(said) == pytest.approx(number, abs=0.51 * 10**-digits), (method, key)
