@@ -272,9 +272,9 @@ def _sampled(found):
     yield ""
     if of:
         yield (
-            f"Of {', '.join(map(escaped, sorted(of)))} all figures are those of the mean of the "
-            f"probabilities at {samples} samples of the posterior; of the others, of its mean or "
-            "of the parameters."
+            f"Of {', '.join(map(escaped, sorted(of)))} all figures but those of the own test set "
+            f"are of the mean of the probabilities at {samples} samples of the posterior; of the "
+            "others, of the parameters."
         )
     else:
         yield "No method here has learned a posterior: all figures are of the parameters."

@@ -28,8 +28,10 @@ def keep_aux(
 
     Args:
       link: a sharpness-aware method with a second gradient, inside `sam_optax.masked` if in any.
-      like: a tree of arrays, or of `jax.ShapeDtypeStruct`, with the structure, shapes and dtypes of
-        aux; the state begins with zeros. It is no gradient's place: what is large stays there.
+      like: a tree of arrays, numbers or `jax.ShapeDtypeStruct`, with the structure, shapes and
+        dtypes of aux; the state begins with zeros. It is no gradient's place: what is large stays
+        there. Where aux differs between devices, as far as `jax.shard_map` keeps count of that, the
+        mean of its floats is kept, and another dtype is an error.
 
     Returns:
       The link, with the same state but for `aux`. Its update asks for `value_and_grad_fn` with aux
@@ -56,8 +58,13 @@ def keep_aux(
             raise TypeError(
                 "keep_aux needs a sharpness-aware method such as sam_optax.sam() itself, got a "
                 f"link with a {type(state).__name__}: put it inside, as chain(keep_aux(sam(), "
-                "like), sgd(0.1)) or masked(keep_aux(sam(), like), mask)."
+                "like), sgd(0.1)), masked(keep_aux(sam(), like), mask) or "
+                "inject_hyperparams(lambda rho: keep_aux(sam(rho), like))(0.1)."
             )
-        return state._replace(aux=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like))
+        return state._replace(aux=jax.tree.map(_zeros, like))
 
     return transformation(init, link.update)
+
+
+def _zeros(like: Any) -> jax.Array:
+    return jnp.zeros(jnp.shape(like), jnp.result_type(like))

@@ -29,8 +29,9 @@ def check_not_accumulated() -> None:
         steps = frame.f_locals.get("k_steps", 1)
         if isinstance(steps, jax.core.Tracer) or int(steps) != 1:
             raise ValueError(
-                "optax.MultiSteps around a method with a second gradient takes ε from the mean of "
-                "all micro-batches, and the direction from the last one alone: put it behind, as "
-                "optax.chain(link, optax.MultiSteps(optimizer, k).gradient_transformation()), or "
-                "take the mean over them inside grad_fn."
+                "optax.MultiSteps around a method that takes a gradient by grad_fn takes it of the "
+                "last micro-batch alone, and what it is handed is the mean of all: put it behind, "
+                "as optax.chain(link, optax.MultiSteps(optimizer, k).gradient_transformation()), "
+                "take the mean over them inside grad_fn, or build a method of one gradient, such "
+                'as msam, with updates_at="gradient_point".'
             )

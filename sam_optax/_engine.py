@@ -61,8 +61,10 @@ def sharpness_aware(
     `jax.value_and_grad(loss)` or, with aux, `jax.value_and_grad(loss, has_aux=True)` is. Together
     with `value`, the loss at the parameters, it tells what the perturbation costs: the state's
     `rise` is L(w + ε) − L(w) of the last second gradient, the mean over devices as far as
-    `jax.shard_map` keeps count of losses that differ. It stays where one of the two is not given,
-    and is 0 in a method without a second gradient. Aux is dropped; `keep_aux` keeps it.
+    `jax.shard_map` keeps count of losses that differ; under `pmap` and with check_vma=False take
+    that mean yourself. It stays where one of the two is not given, and is 0 in a method without a
+    second gradient. A method with a start that is built for the gradient point has no L(w) at hand:
+    the loss of that pass is one at w + δ0. Aux is dropped; `keep_aux` keeps it.
 
     A gradient of the link's own that is not finite, as where float16 overflows, counts as not
     taken: the direction is combine(first), the parts' states follow the first gradient alone, and
@@ -111,7 +113,8 @@ def sharpness_aware(
         without perturb; at init or update, a `MaskedNode` in the parameters; at update, grad_fn or
         params are missing, the updates or what grad_fn or perturb return do not fit the parameters,
         a mask of Optax's in perturb hands on the gradient itself, `optax.MultiSteps` over several
-        micro-batches is around a second gradient, the state is of another method or of parameters
+        micro-batches is around a gradient of the link's own, what combine returns or a point where
+        a part takes a gradient does not fit, the state is of another method or of parameters
         of other shapes, or the decision may differ between devices as far as `jax.shard_map` keeps
         count of that; it cannot be known how the parameters are divided over them, or param_specs
         does not fit.
@@ -187,9 +190,8 @@ def sharpness_aware(
         evaluate = _second.like(evaluate, own_updates)
         gradient = _second.gradient_of(evaluate)
         extra = {**part.prune_alike(params, extra), "step": state.steps}
-        if perturb is not None:
-            _callers.check_not_accumulated()
         if asks:
+            _callers.check_not_accumulated()
             _decision.warn_of_conditional(gradient, own)
         first, usable = own_updates, np.True_
         with _shards.laid_out(layout):

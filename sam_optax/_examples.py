@@ -50,7 +50,8 @@ def select_examples(
         injected.
 
     Returns:
-      A link with the state of the one inside. Under `jax.pmap` and `jax.shard_map` each device
+      A link with the state of the one inside, in which `rise` is the mean of all s_i wherever the
+      update is given `value`. Under `jax.pmap` and `jax.shard_map` each device
       selects among its own examples.
 
     Raises:
@@ -115,8 +116,11 @@ def select_examples(
             kept = max(1, math.floor(round(gamma * rise.shape[0], 6)))
             found = evaluate(point, jax.lax.top_k(rise, kept)[1])
             _fit.check(f"what {name} returns", found.gradient, _parts.trainable(point), point)
-            # The loss of the whole batch is known, whatever part of it the gradient is of.
-            return (jnp.mean(losses), found.aux), found.gradient
+            # The rise of the whole batch is known, whatever part of it the gradient is of, and
+            # whatever the loss holds besides.
+            before = extra.get("value")
+            value = jnp.mean(losses) if before is None else before + jnp.mean(rise)
+            return (value, found.aux), found.gradient
 
         return link.update(updates, state, params, value_and_grad_fn=second, **extra)
 

@@ -76,6 +76,19 @@ class Part:
             for name, tree in extra.items()
         }
 
+    def prune_inside(self, params: Tree, state: Any) -> Any:
+        """A state, those trees in it pruned that have the structure and shapes of params."""
+        if self._is_whole or jax.tree_util.all_leaves([params]):
+            return state
+        shaped = _shaped(params)
+
+        def is_alike(node: Any) -> bool:
+            return _shaped(node) == shaped
+
+        return jax.tree.map(
+            lambda node: self.prune(node) if is_alike(node) else node, state, is_leaf=is_alike
+        )
+
     def mark(self) -> Tree:
         """The part as a tree without leaves, which a state can hold."""
         nodes = [optax.EmptyState() if i else optax.MaskedNode() for i in self.inside]

@@ -11,7 +11,7 @@ import optax
 # The fields of a method's state that hold that of a part, which may be the caller's own,
 SLOTS = ("start", "perturb", "when", "combine", "base")
 # and those of this package's that hold further states, or what has no leaves.
-OTHERS = ("noise", "kernels", "inner_state", "part")
+OTHERS = ("noise", "kernels", "inner_state", "part", "policies")
 # Those of Optax's wrappers around a part.
 WRAPPED = ("inner_state", "inner_states")
 

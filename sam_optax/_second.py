@@ -78,14 +78,20 @@ def _unpacked(found: Any) -> Pass:
         )
     value, gradient = found
     value, aux = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    return Pass(gradient, _one_number("the value of value_and_grad_fn", value), aux)
+
+
+def _one_number(name: str, value: Any) -> Any:
+    """The value of a loss, if it is one."""
     is_real = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
-    if jnp.shape(value) != () or not (is_real or isinstance(value, float)):
+    if not (is_real and value.shape == ()) and not isinstance(value, float):
+        shape = list(getattr(value, "shape", ()))
         raise ValueError(
-            "the value of value_and_grad_fn must be one real number, got "
-            f"{getattr(value, 'dtype', type(value).__name__)}{list(jnp.shape(value))}: take the "
-            "mean over the examples, and hand over anything else as aux."
+            f"{name} must be one real number, got "
+            f"{getattr(value, 'dtype', type(value).__name__)}{shape}: take the mean over the "
+            "examples, and hand over anything else as aux."
         )
-    return Pass(gradient, value, aux)
+    return value
 
 
 def within(given: tuple[str, Evaluate], part: Part, params: Tree) -> Evaluate:
@@ -143,16 +149,20 @@ def told(second: Pass, value: Any, state: SharpnessAwareState, params: Tree) -> 
     """Rise and aux after a second pass; as they were, where it does not tell them."""
     rise, aux = state.rise, state.aux
     if second.value is not None and value is not None:
-        rise = _tree.scalar(_tree.widen(second.value) - _tree.widen(value), params)
-        # The mean over devices that each have a loss of their own, and one state.
-        if axes := _axes.varying(rise) - _axes.varying(state.rise):
-            rise = jax.lax.pmean(rise, _axes.ordered(axes))
+        before = _tree.widen(_one_number("value", value))
+        rise = of_all(_tree.scalar(_tree.widen(second.value) - before, params), state)
     if jax.tree.leaves(aux):
-        aux = _checked(second.aux, aux)
+        aux = _checked(second.aux, aux, state)
     return Told(rise, aux)
 
 
-def _checked(found: Any, kept: Any) -> Any:
+def of_all(number: Any, state: SharpnessAwareState) -> Any:
+    """The mean over devices that each have a loss of their own, and one state."""
+    axes = _axes.varying(number) - _axes.varying(state.rise)
+    return jax.lax.pmean(number, _axes.ordered(axes)) if axes else number
+
+
+def _checked(found: Any, kept: Any, state: SharpnessAwareState) -> Any:
     """The aux of this step, if it is like what the state keeps."""
     if _described(found) != _described(kept):
         raise ValueError(
@@ -160,8 +170,21 @@ def _checked(found: Any, kept: Any) -> Any:
             f"{_described(kept)}, got {_described(found)}. Pass value_and_grad_fn="
             "jax.value_and_grad(loss, has_aux=True) with that aux, or tell keep_aux another."
         )
-    # Of the very types that the state keeps, whatever numbers of Python are among them.
-    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), found, kept)
+
+    def same(x: Any, y: jax.Array) -> Any:
+        # Of the very type that the state keeps, where it is a number of Python.
+        array = jnp.asarray(x, y.dtype)
+        if jnp.issubdtype(y.dtype, jnp.floating):
+            return of_all(array, state)
+        if axes := _axes.varying(array) - _axes.varying(state.rise):
+            raise ValueError(
+                f"aux of {y.dtype} differs between the devices along {_axes.listed(axes)}, and the "
+                "state is one for all: take its sum over them inside the loss, by jax.lax.psum, or "
+                "hand over a float, of which the mean is kept."
+            )
+        return array
+
+    return jax.tree.map(same, found, kept)
 
 
 def _described(aux: Any) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _decision, _finite, _first, _fit, _given, _second, _tree
+from sam_optax import _decision, _finite, _first, _fit, _given, _parts, _second, _tree
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When
 from sam_optax._pieces import Pieces
@@ -143,7 +143,11 @@ class Step:
     def _ascended(
         self, grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
     ) -> tuple[Tree, Tree | None, SharpnessAwareState]:
-        engine = {"grad_fn": grad_fn, "offset": _first.offset(state.start, params), "slots": state}
+        engine = {
+            "grad_fn": _elsewhere("perturb", grad_fn, params),
+            "offset": _first.offset(state.start, params),
+            "slots": state,
+        }
         epsilon, perturb_state = self._slots.perturb.update(
             first, state.perturb, params, **{**extra, **engine}
         )
@@ -165,30 +169,34 @@ class Step:
     ) -> tuple[Tree, Any, Told, Flag]:
         """Direction, state of combine, what is told, and whether the second gradient has a part."""
 
+        def fitting(found: tuple[Tree, Any]) -> tuple[Tree, Any]:
+            direction, combine_state = found
+            _fit.check("what combine returns", direction, _parts.trainable(params), params)
+            return _tree.cast_like(direction, first), combine_state
+
         def stale() -> tuple[Tree, Any, Told]:
-            direction, combine_state = self._slots.combine.stale(
-                first, state.combine, params, **extra, slots=state
-            )
-            return _tree.cast_like(direction, first), combine_state, Told(state.rise, state.aux)
+            found = self._slots.combine.stale(first, state.combine, params, **extra, slots=state)
+            return *fitting(found), Told(state.rise, state.aux)
 
         if second is None:
             return *stale(), jnp.array(False)
         gradient, value, _ = second
         told = functools.partial(_second.told, second, extra.get("value"), state, params)
 
-        further: list[Tree] = []
+        value = None if value is None else _second.of_all(value, state)
+        elsewhere, further = _elsewhere("combine", grad_fn, params), list[Tree]()
 
         def watched(p: Tree) -> Tree:
             further.append(p)
-            return grad_fn(p)
+            return elsewhere(p)
 
         def fresh() -> tuple[Tree, Any, Told, Flag]:
             engine = {"grad_fn": watched, "epsilon": epsilon, "slots": state, "second_value": value}
             assert self._slots.combine.fresh is not None  # with perturb there is one
-            direction, combine_state = self._slots.combine.fresh(
+            made = self._slots.combine.fresh(
                 first, gradient, state.combine, params, **{**extra, **engine}
             )
-            found = _tree.cast_like(direction, first), combine_state, told()
+            found = *fitting(made), told()
             if not further:
                 return *found, jnp.array(True)
             # A gradient at a further point may be lost, too.
@@ -250,6 +258,17 @@ class Step:
         if jax.tree.leaves(state.perturb):
             *_, state = self._ascend(grad_fn, first, state, params, extra)
         return self._conclude(grad_fn, first, None, None, usable, state, params, extra)
+
+
+def _elsewhere(slot: str, grad_fn: GradFn, params: Tree) -> GradFn:
+    """The gradient for a part, at points in the dtypes of the parameters."""
+
+    def at(point: Tree) -> Tree:
+        name = f"the point where {slot} takes a gradient"
+        _fit.check(name, point, _parts.trainable(params), params)
+        return grad_fn(_tree.cast_like(point, params))
+
+    return at
 
 
 def settled(

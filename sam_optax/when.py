@@ -104,14 +104,14 @@ def between(start: int, stop: int | None = None, *, total_steps: int | None = No
     _checks.whole("start", start, 0)
     if stop is not None:
         _checks.whole("stop", stop, 1)
-        if isinstance(start, int) and isinstance(stop, int) and stop <= start:
+        if all(isinstance(step, _checks.NUMBERS) for step in (start, stop)) and stop <= start:
             raise ValueError(
                 f"stop must lie behind start, got between({start}, {stop}): pass a larger stop, or "
                 "None for a window that stays open."
             )
     if total_steps is not None:
         _checks.whole("total_steps", total_steps, 1)
-        if isinstance(start, int) and start >= total_steps:
+        if isinstance(start, _checks.NUMBERS) and start >= total_steps:
             warnings.warn(
                 f"the window between({start}, {stop}) never opens within total_steps="
                 f"{total_steps}: no second gradient will be taken. Pass an earlier start.",

@@ -132,8 +132,8 @@ def cram(w, gradient, t, state):
     return kept * gradient(kept * ascended) + g, state
 
 
-def filter_noise(w, t, sigma=0.01, key=3):
-    noise = draw(jax.random.normal, key, t, unravel(w))
+def filter_noise(w, t, sigma=0.01, key=3, part=None):
+    noise = draw(jax.random.normal, key, t, unravel(w), part)
 
     def of(name, w, z):
         axes = inside(w) if is_matrix(name) else None
@@ -151,7 +151,7 @@ def filter_noise(w, t, sigma=0.01, key=3):
 def m_rwp(w, gradient, t, state):
     other = Gradient(make_batch(t + 50))
     gradient.calls += 1
-    return 0.5 * other(w + filter_noise(w, t)) + 0.5 * gradient(w), state
+    return 0.5 * other(w + filter_noise(w, t, part=4)) + 0.5 * gradient(w), state
 
 
 def rwp(w, gradient, t, state):

@@ -13,7 +13,7 @@ import optax
 
 from experiments.data.feeds import feed
 from experiments.data.sets import Data
-from experiments.training.state import METRICS, TrainState
+from experiments.training.state import METRICS, TrainState, tells_rise
 from experiments.training.trainer import Trainer
 
 
@@ -80,7 +80,7 @@ def means(state: TrainState, steps: int) -> dict[str, float]:
                 "or the perturbation, and begin again with --overwrite or another --name."
             )
     rise, share = found.pop("rise"), found["sam_fraction"]
-    return found | {"rise": rise / share} if share else found
+    return found | {"rise": rise / share} if share and tells_rise(state.method_state) else found
 
 
 _norm = jax.jit(optax.tree.norm)

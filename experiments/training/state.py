@@ -35,6 +35,11 @@ def ascents(method_state: Any) -> jax.typing.ArrayLike:
     return getattr(method_state, "ascents", 0)
 
 
+def tells_rise(method_state: Any) -> bool:
+    """Whether the first pass is at the parameters, so that its loss is the one to rise from."""
+    return not hasattr(getattr(method_state, "start", None), "offset")
+
+
 def rise(method_state: Any) -> jax.typing.ArrayLike:
     """The loss at the last second point over that of the first pass."""
     return getattr(method_state, "rise", 0.0)

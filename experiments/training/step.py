@@ -21,7 +21,7 @@ from experiments.system.mesh import DATA, Layout
 from experiments.training.glmc import Glmc
 from experiments.training.objectives import CrossEntropy
 from experiments.training.optimizers import Optimizer
-from experiments.training.state import TrainState, ascents, rise
+from experiments.training.state import TrainState, ascents, rise, tells_rise
 import sam_optax
 
 # A random stream of the seed; the orders of the epochs have the streams 0, 1, 2, …
@@ -163,7 +163,9 @@ class Step:
         """
         grads, model_state, example_losses, metrics = first(state, batch)
         fixed = state.model_state, batch
-        extra = {"value": metrics["loss"], "value_and_grad_fn": functools.partial(second, *fixed)}
+        extra = {"value_and_grad_fn": functools.partial(second, *fixed)}
+        if tells_rise(state.method_state):
+            extra["value"] = metrics["loss"]
         if self._selects_examples:
             extra["example_loss_fn"] = functools.partial(losses, *fixed)
             extra["example_losses"] = example_losses
@@ -172,7 +174,10 @@ class Step:
             grads, state.method_state, state.params, **extra
         )
         fired = ascents(method_state) - before
-        metrics |= {"sam_fraction": fired, "rise": fired * rise(method_state)}
+        metrics |= {
+            "sam_fraction": fired,
+            "rise": jnp.where(fired > 0, rise(method_state), 0.0),
+        }
         state = state._replace(model_state=model_state, method_state=method_state)
         return updates, state, metrics
 

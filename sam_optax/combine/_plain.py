@@ -50,7 +50,7 @@ def stateless(function: Callable[..., Tree]) -> Combine:
       function: `function(first, second, params, *, step, grad_fn, epsilon, second_value, slots,
         **extra) -> direction`, a tree like the gradient. It names what it takes of the keyword
         arguments, and takes the rest as `**extra`: `grad_fn`, for gradients at further points;
-        `epsilon`, ε in float32 at least; `second_value`, L(w + ε), or None where the update is not
+        `epsilon`, ε as perturb made it; `second_value`, L(w + ε), or None where the update is not
         given `value_and_grad_fn`; `slots`, the state of the method; the extra arguments of the
         update, such as `value`. `epsilon` is there only where it is named.
 
@@ -58,7 +58,7 @@ def stateless(function: Callable[..., Tree]) -> Combine:
       A stateless `Combine`. Outside jit it is run in Python at each update.
 
     Raises:
-      TypeError: function is none.
+      TypeError: function is none, or does not take these arguments.
 
     Example:
       Descend along the mean of the gradients on both sides.
@@ -76,6 +76,16 @@ def stateless(function: Callable[..., Tree]) -> Combine:
             "function must combine two gradients, as lambda first, second, params, **extra: "
             f"second does, got {function!r}."
         )
+    try:
+        signature = inspect.signature(function)  # which tells what it asks for
+        signature.bind_partial(None, None, None)
+        if all(p.kind != p.VAR_KEYWORD for p in signature.parameters.values()):
+            raise TypeError
+    except (TypeError, ValueError):  # the latter of a callable without a signature
+        raise TypeError(
+            "function must take two gradients and the parameters, and whatever else it is handed "
+            f"by name, got {function!r}: write lambda first, second, params, **extra: ..."
+        ) from None
 
     def fresh(
         first: Tree, second: Tree, state: State, params: Tree, **extra: Any
@@ -83,7 +93,7 @@ def stateless(function: Callable[..., Tree]) -> Combine:
         with callers():
             return function(first, second, params, **extra), state
 
-    vars(fresh)["__signature__"] = inspect.signature(function)  # which tells what it asks for
+    vars(fresh)["__signature__"] = signature
     return Combine(optax.init_empty_state, ours(function)(fresh), _hand_on_first)
 
 
@@ -150,14 +160,19 @@ def slerp(alpha: Schedulable) -> Combine:
         # By the half angle, which keeps its digits where the two directions are close.
         apart = _tree.norm(_tree.combine(jnp.subtract, end, begin))
         along = _tree.norm(_tree.combine(jnp.add, end, begin))
-        angle = 2 * jnp.arctan2(apart, along)
+        # Both are 0 only where a gradient is, and arctan2 has no derivative there.
+        angle = 2 * jnp.arctan2(apart, jnp.where(apart + along > 0, along, 1))
         sine = jnp.sin(angle)
         is_circle = sine > 10 * jnp.finfo(sine.dtype).eps
         some = jnp.where(is_circle, sine, 1)
         length = _tree.norm(second)
-        share = jnp.where(is_circle, length * jnp.sin((1 - place) * angle) / some, 0)
-        other = jnp.where(is_circle, length * jnp.sin(place * angle) / some, length)
-        return _tree.combine(lambda u, v: share * u + other * v, begin, end), state
+        share = length * jnp.sin((1 - place) * angle) / some
+        other = length * jnp.sin(place * angle) / some
+
+        def turned(u: jax.Array, v: jax.Array, g: jax.Array) -> jax.Array:
+            return jnp.where(is_circle, share * u + other * v, g)
+
+        return _tree.combine(turned, begin, end, second), state
 
     return Combine(optax.init_empty_state, fresh, _hand_on_first)
 

@@ -13,6 +13,7 @@ from sam_optax._contracts import Schedulable, Tree, transformation, value_at
 from sam_optax._kernels import Kernels
 from sam_optax._purity import ours
 from sam_optax._random import Key
+from sam_optax.start import KernelNoiseState
 from sam_optax.start import noise as start_noise
 
 
@@ -151,7 +152,8 @@ def noise(
 
     Args:
       gamma: as `sam_optax.start.noise` takes it; 0 is the neutral setting.
-      key: an int or a `jax.random.key`; step t draws as number t of `sam_optax.start.noise`.
+      key: an int or a `jax.random.key`; the stream is another than that of `sam_optax.start.noise`,
+        so that the two may have the same.
       power: as there.
       kernels: as there.
 
@@ -169,10 +171,17 @@ def noise(
     start = start_noise(gamma, key=key, power=power, kernels=kernels)
 
     @ours(start)
+    def init(params: Tree) -> Any:
+        state, own = start.init(params), {"key_data": _random.key_data(key, stream=4)}
+        if isinstance(state, KernelNoiseState):
+            return state._replace(noise=state.noise._replace(**own))
+        return state._replace(**own)
+
+    @ours(start)
     def update(first: Tree, state: Any, params: Tree, **extra: Any) -> tuple[Tree, Any]:
         return state.offset(params), start.update(first, state, params, **extra)
 
-    return transformation(start.init, update)
+    return transformation(init, update)
 
 
 class RandomCoordinatesState(NamedTuple):

@@ -201,7 +201,7 @@ def over_precision(rho: Schedulable) -> optax.GradientTransformationExtraArgs:
         del params, extra
         radius = value_at(rho, step)
         learned = _given.learned(slots, "s", part="over_precision", start="precision")
-        s = _tree.placed_like(learned.s, first)
+        s = _tree.placed_like(_parts.hide_as(first, learned.s), first)
         return _tree.combine(lambda g, s: radius * g / s, first, s), state
 
     return transformation(optax.init_empty_state, update)

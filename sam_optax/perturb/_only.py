@@ -75,6 +75,7 @@ def only(
         part = _parts.chosen("mask", mask, params)
         extra = part.prune_alike(params, extra)
         extra["offset"] = None if offset is None else part.prune(offset)
+        extra["slots"] = part.prune_inside(params, extra.get("slots"))
         if grad_fn is not None:  # a ball on its own needs none
             extra["grad_fn"] = _second.gradient_within(grad_fn, part, params)
         with callers():

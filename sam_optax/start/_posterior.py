@@ -58,7 +58,7 @@ def _start(
     ) -> PrecisionState | HessianState:
         del direction, extra
         moved: dict[str, Any] = {learned: state.following(first, params), "draw": state.draw + 1}
-        return state._replace(**moved, **numbers_of(params))
+        return state._replace(**moved).with_numbers(numbers_of(params))
 
     return Start(init, update)
 
@@ -88,6 +88,10 @@ class PrecisionState(NamedTuple):
         """δ0 = z / √(N s), in float32 at least; redrawn from the counter, never stored."""
         precision = _tree.combine(lambda s: self.ess * s, _tree.placed_like(self.s, params))
         return _draw(self.key_data, self.draw, precision, params)
+
+    def with_numbers(self, numbers: dict[str, jax.Array]) -> PrecisionState:
+        """The state with the numbers of the coming step."""
+        return self._replace(**numbers)
 
     def following(self, first: Tree, params: Tree) -> Tree:
         """s at the coming step, from the first gradient of this one."""
@@ -138,8 +142,8 @@ def precision(
     _checks.interval("damping", damping, "[0, inf)", schedule=False)
     _checks.interval("initial_precision", initial_precision, "(0, inf)", schedule=False)
     _random.check(key)
-    numbers = isinstance(weight_decay, int | float) and isinstance(damping, int | float)
-    if numbers and weight_decay + damping == 0:
+    numbers = (weight_decay, damping)
+    if all(isinstance(number, _checks.NUMBERS) for number in numbers) and sum(numbers) == 0:
         raise ValueError(
             "weight_decay and damping must not both be 0, got 0 and 0: where a gradient is 0 the "
             "precision would go to 0, and the noise beyond all bounds. Pass damping=0.1."
@@ -181,6 +185,17 @@ class HessianState(NamedTuple):
         h = _tree.placed_like(self.h, params)
         precision = _tree.combine(lambda h: self.ess * (h + self.weight_decay), h)
         return _draw(self.key_data, self.draw, precision, params)
+
+    def with_numbers(self, numbers: dict[str, jax.Array]) -> HessianState:
+        """The state with the numbers of the coming step.
+
+        h may lie between -δ and 0. Where δ has fallen h + δ stays as it was, above 0.
+        """
+        fallen = self.weight_decay - numbers["weight_decay"]
+        h = _tree.combine(
+            lambda h: jnp.where(h + numbers["weight_decay"] > 0, h, h + fallen), self.h
+        )
+        return self._replace(h=_tree.cast_like(h, self.h), **numbers)
 
     def following(self, first: Tree, params: Tree) -> Tree:
         """h at the coming step, from the first gradient of this one."""

@@ -390,7 +390,8 @@ def test_probabilities_are_averaged_over_samples_of_the_posterior(name, posterio
     assert without["nll"] == pytest.approx(calibrated(at_weights, good)[0], rel=1e-5)
     label = trained.label
     said = (path / "evaluation.md").read_text()
-    assert f"Of {label.replace('_', chr(92) + '_')} all figures are those of the mean" in said
+    label = label.replace("_", "\\_")
+    assert f"Of {label} all figures but those of the own test set" in said
 
 
 def test_samples_without_a_posterior_are_told(world, run):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import sam_optax
-from sam_optax import combine, perturb, sharpness_aware
+from sam_optax import combine, perturb, sharpness_aware, start
 
 W = {"a": jnp.linspace(-1.0, 1.0, 4000), "b": jnp.ones((2, 3), jnp.bfloat16)}
 LINKS = {
@@ -71,7 +71,7 @@ def test_what_a_mask_leaves_out_is_not_drawn(name):
 
 
 @pytest.mark.parametrize(
-    ("link", "name", "start"),
+    ("link", "name", "needed"),
     [
         (sharpness_aware(perturb.over_precision(0.1)), "over_precision", "precision"),
         (
@@ -82,8 +82,59 @@ def test_what_a_mask_leaves_out_is_not_drawn(name):
         (sharpness_aware(combine=combine.newton_hessian()), "newton_hessian", "hessian"),
     ],
 )
-def test_a_part_that_finds_nothing_learned_says_what_it_needs(link, name, start):
+def test_a_part_that_finds_nothing_learned_says_what_it_needs(link, name, needed):
     w = jnp.ones(2)
-    told = f"{name} divides by what start.{start} learns.* start=sam_optax.start.{start}"
+    told = f"{name} divides by what start.{needed} learns.* start=sam_optax.start.{needed}"
     with pytest.raises(ValueError, match=told):
         link.update(w, link.init(w), w, grad_fn=lambda p: p)
+
+
+def test_the_precision_stays_above_zero_where_the_decay_falls():
+    """h may be below 0 by less than δ."""
+    w = {"a": jnp.ones(2)}
+    tx = optax.inject_hyperparams(sam_optax.ivon)(ess=50.0, weight_decay=0.1)
+    state = tx.init(w)
+    inner = state.inner_state
+    inner = inner._replace(start=inner.start._replace(h={"a": jnp.array([-0.09, 0.5])}))
+    state = state._replace(inner_state=inner)
+    state.hyperparams["weight_decay"] = jnp.asarray(1e-4)
+    for _ in range(3):
+        updates, state = tx.update(w, state, w, grad_fn=lambda p: p)
+    assert np.isfinite(updates["a"]).all()
+    assert int(sam_optax.read(state, "notfinite")) == 0
+    h = np.asarray(sam_optax.read(state, "h")["a"])
+    assert (h + 1e-4 > 0).all()
+    np.testing.assert_allclose(h[1], 0.5, rtol=1e-2)
+
+
+def test_a_precision_is_cut_where_a_part_is_perturbed():
+    w = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}
+    learned = start.precision(5.0, initial_precision=2.0)
+    only = perturb.only({"a": True, "b": False}, perturb.over_precision(0.1))
+    labels = {"a": "some", "b": "none"}
+    kinds = {"some": perturb.over_precision(0.1), "none": optax.set_to_zero()}
+    for part in (only, optax.partition(kinds, labels)):
+        link = sharpness_aware(part, start=learned, combine=combine.newton_precision())
+        seen = []
+
+        def grad_fn(p, seen=seen):
+            seen.append(p)
+            return p
+
+        link.update(w, link.init(w), w, grad_fn=grad_fn)
+        first, second = seen[-2:]
+        np.testing.assert_allclose(second["a"], w["a"] + 0.1 * first["a"] / 2.0, rtol=1e-6)
+        np.testing.assert_array_equal(second["b"], w["b"])
+
+
+def test_noise_and_a_noisy_start_are_drawn_apart():
+    w = {"a": jnp.ones(1000)}
+    link = sharpness_aware(perturb.noise(0.1), start=start.noise(0.1))
+    points = []
+    link.update(w, link.init(w), w, grad_fn=lambda p: points.append(p["a"]) or p)
+    assert abs(np.corrcoef(*points[-2:])[0, 1]) < 0.1
+
+
+def test_both_dampings_of_numpy_are_zero_too():
+    with pytest.raises(ValueError, match="must not both be 0"):
+        sam_optax.bsam(ess=5.0, weight_decay=np.float32(0), damping=0)

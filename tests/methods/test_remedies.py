@@ -60,6 +60,20 @@ def averaged(local):
     return lambda: on_devices(step)
 
 
+def counted(total):
+    """A step whose aux is a count of examples."""
+    link = sam_optax.keep_aux(SAM, jnp.zeros([], jnp.int32))
+
+    def step(x):
+        def both(p):
+            return (jnp.mean(p**2), total((x > 3).sum(dtype=jnp.int32))), p
+
+        w = jnp.ones(2)
+        return link.update(w, link.init(w), w, value_and_grad_fn=both)[0]
+
+    return lambda: on_devices(step)
+
+
 def decided(axis_name):
     def step(x):
         w = jax.lax.pcast(jnp.ones(2), "batch", to="varying")
@@ -498,6 +512,14 @@ REMEDIES = {
     "no aux to keep": (
         lambda: update(KEPT, value_and_grad_fn=lambda p: (jnp.ones(()), p)),
         lambda: update(KEPT, value_and_grad_fn=lambda p: ((jnp.ones(()), jnp.ones(2)), p))),
+    "aux of each device": (
+        counted(lambda hits: hits), counted(lambda hits: jax.lax.psum(hits, "batch"))),
+    "value of no number": (
+        lambda: update(SAM, value=jnp.ones(2), value_and_grad_fn=lambda p: (jnp.ones(()), p)),
+        lambda: update(SAM, value=jnp.ones(()), value_and_grad_fn=lambda p: (jnp.ones(()), p))),
+    "a combination without the rest": (
+        lambda: combine.stateless(lambda first, second: second),
+        lambda: combine.stateless(lambda first, second, params, **extra: second)),
     "aux of no link": (
         lambda: sam_optax.keep_aux("sam", jnp.ones(2)),
         lambda: sam_optax.keep_aux(sam_optax.sam(), jnp.ones(2))),

@@ -295,3 +295,110 @@ def test_what_cannot_keep_aux_is_told():
     chain = optax.chain(sam_optax.sam(), optax.sgd(0.1))
     with pytest.raises(TypeError, match=r"needs a sharpness-aware method .* itself, got a link"):
         sam_optax.keep_aux(chain, LIKE).init(PARAMS)
+
+
+# Devices that each have a loss of their own.
+
+
+def on_four(step, *, check_vma=True):
+    """step(x, y) on four devices, each with examples of its own; one result for all."""
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.sharding.PartitionSpec("batch"), jax.sharding.PartitionSpec()
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(rows, rows), out_specs=whole, check_vma=check_vma
+    )
+    x = jax.random.normal(jax.random.key(0), (8, 2))
+    return jax.jit(mapped)(x, jnp.arange(8.0))
+
+
+def local_loss(w, x, y):
+    hits = jnp.mean((x @ w > y).astype(jnp.float32))
+    return jnp.mean((x @ w - y) ** 2), hits
+
+
+def both_of(x, y):
+    """Its own loss, and the mean of the gradients."""
+
+    def both(w):
+        w = jax.lax.pcast(w, "batch", to="varying")
+        found, gradient = jax.value_and_grad(local_loss, has_aux=True)(w, x, y)
+        return found, jax.lax.pmean(gradient, "batch")
+
+    return both
+
+
+def test_the_loss_that_a_combination_sees_is_one_for_all_devices():
+    seen = sam_optax.combine.stateless(
+        lambda g, h, w, *, second_value, **extra: jax.tree.map(lambda x: second_value * x, h)
+    )
+    link = sam_optax.sharpness_aware(perturb.ball(0.1), combine=seen)
+    w = jnp.ones(2)
+
+    def step(x, y):
+        both = both_of(x, y)
+        (value, _), grads = both(w)
+        return link.update(grads, link.init(w), w, value=value, value_and_grad_fn=both)[0]
+
+    direction = on_four(step)
+    x, y = jax.random.normal(jax.random.key(0), (8, 2)), jnp.arange(8.0)
+    g = jax.grad(lambda w: local_loss(w, x, y)[0])(w)
+    value, h = jax.value_and_grad(lambda w: local_loss(w, x, y)[0])(
+        w + 0.1 * g / jnp.linalg.norm(g)
+    )
+    np.testing.assert_allclose(direction, value * h, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", [None, when.every(2)])
+def test_aux_of_each_device_is_kept_as_its_mean(policy):
+    link = sam_optax.keep_aux(
+        sam_optax.sharpness_aware(perturb.ball(0.1), when=policy), jnp.zeros([])
+    )
+    w = jnp.ones(2)
+
+    def step(x, y):
+        both = both_of(x, y)
+        _, state = link.update(both(w)[1], link.init(w), w, value_and_grad_fn=both)
+        return state.aux
+
+    x, y = jax.random.normal(jax.random.key(0), (8, 2)), jnp.arange(8.0)
+    g = jax.grad(lambda w: local_loss(w, x, y)[0])(w)
+    expected = local_loss(w + 0.1 * g / jnp.linalg.norm(g), x, y)[1]
+    np.testing.assert_allclose(on_four(step), expected, rtol=1e-6)
+
+
+def test_aux_may_be_told_by_numbers_of_python():
+    link = sam_optax.keep_aux(sam_optax.sam(0.1), {"hits": 0.0, "count": 0})
+    state = link.init(jnp.ones(2))
+    assert {k: (v.shape, v.dtype) for k, v in state.aux.items()} == {
+        "hits": ((), jnp.float32), "count": ((), jnp.int32)
+    }  # fmt: skip
+
+
+def test_the_rise_of_selected_examples_is_that_of_their_losses():
+    """Whatever the loss holds besides, such as weight decay."""
+    x = jnp.arange(8.0).reshape(4, 2)
+    w = jnp.array([1.0, -0.5])
+
+    def example_losses(p):
+        return (x @ p - 1) ** 2
+
+    def loss(p, indices=slice(None)):
+        return example_losses(p)[indices].mean() + 10 * jnp.sum(p**2)
+
+    link = sam_optax.esam(0.1, beta=1.0, gamma=0.5)
+    value, grads = jax.value_and_grad(loss)(w)
+    _, state = link.update(
+        grads, link.init(w), w, value=value, value_and_grad_fn=jax.value_and_grad(loss),
+        example_loss_fn=example_losses,
+    )  # fmt: skip
+    point = w + 0.1 * grads / jnp.linalg.norm(grads)
+    expected = (example_losses(point) - example_losses(w)).mean()
+    np.testing.assert_allclose(state.rise, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(3), "1", 1j, np.int32(1)])
+def test_the_value_must_be_one_real_number(value):
+    w = jnp.ones(2)
+    link = sam_optax.sam(0.1)
+    with pytest.raises(ValueError, match=r"^value must be one real number, got .*take the mean"):
+        link.update(w, link.init(w), w, value=value, value_and_grad_fn=lambda p: (p.sum(), p))

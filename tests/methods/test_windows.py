@@ -61,3 +61,30 @@ def test_there_is_no_one_arc_between_parallel_gradients(sign):
         return optax.tree.norm(update[0])
 
     np.testing.assert_allclose(jax.grad(length)(2.0 * sign), 5.0 * sign, rtol=1e-4)
+
+
+def test_an_arc_has_a_derivative_at_a_gradient_of_zero():
+    link = sam_optax.sharpness_aware(perturb.ball(0.1), combine=combine.slerp(1.3))
+
+    def direction(w):
+        grad_fn = jax.grad(lambda w: jnp.sum(w**2))
+        return link.update(grad_fn(w), link.init(w), w, grad_fn=grad_fn)[0]
+
+    # There ε has no direction, and its derivative is 0.
+    for jacobian in (jax.jacrev, jax.jacfwd):
+        np.testing.assert_allclose(jacobian(direction)(jnp.zeros(2)), 2 * np.eye(2), atol=1e-6)
+
+
+def test_what_policies_that_meet_keep_is_read_by_its_name():
+    policy = when.all_of(when.adaptive(1.0), when.between(0, 5))
+    link = sam_optax.sharpness_aware(perturb.ball(0.1), when=policy)
+    w = jnp.array([3.0, 4.0])
+    _, state = link.update(w, link.init(w), w, grad_fn=lambda p: p)
+    assert sam_optax.read(state, "mean") > 0
+
+
+def test_numbers_of_numpy_are_checked_too():
+    with pytest.raises(ValueError, match="stop must lie behind start"):
+        when.between(np.int64(5), np.int64(3))
+    with pytest.warns(UserWarning, match="never opens"):
+        when.between(np.int64(50), total_steps=10)
