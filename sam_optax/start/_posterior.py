@@ -208,7 +208,8 @@ class HessianState(NamedTuple):
             # One overflow would stay in a moving average for ever.
             return jnp.where(jnp.isfinite(moved), moved, h)
 
-        placed = [_tree.placed_like(tree, self.h) for tree in (first, self.offset(params))]
+        taken = _tree.displacement(params, self.offset(params))
+        placed = [_tree.placed_like(tree, self.h) for tree in (first, taken)]
         return _tree.cast_like(_tree.combine(move, self.h, *placed), self.h)
 
 
@@ -222,7 +223,9 @@ def hessian(
 ) -> Start:
     """δ0 ~ N(0, 1 / (λ(h + δ))), h led by f = λ(h + δ) δ0 g, the Hessian's diagonal in expectation.
 
-    h ← β₂ h + (1 − β₂) f + ½ (1 − β₂)² (h − f)² / (h + δ), so that h + δ > 0 always.
+    h ← β₂ h + (1 − β₂) f + ½ (1 − β₂)² (h − f)² / (h + δ), so that h + δ > 0 always, also where δ
+    falls. In f stands the δ0 that parameters of fewer than 32 bits are moved by, once w + δ0 is
+    rounded: far below a unit of w's last place little is learned.
 
     Args:
       ess: λ > 0, the effective sample size: the number of examples to train on. Under

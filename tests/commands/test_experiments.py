@@ -325,6 +325,21 @@ def test_train_writes_its_folder(monkeypatch, tmp_path, data_dir, capsys):
     assert not list(path.glob("*.part"))
 
 
+@pytest.mark.parametrize(("method", "told"), [("sam", True), ("r_sam", False), ("s2_sam", False)])
+def test_the_rise_is_told_where_the_loss_at_the_parameters_is_known(method, told, digits):
+    """Not where the first gradient is taken elsewhere, nor where there is no second."""
+    loaded = tiny(digits)
+    trainer = small_trainer("mlp", method, loaded, on_host=False)
+    state, rows = trainer.init(loaded.train.shape, seed=1), []
+
+    def on_epoch(phase, epoch, state):
+        rows.append(fit.means(state, trainer.steps_per_epoch))
+
+    fit.fit([fit.Phase(0, 1, trainer)], state, arrays(loaded), on_epoch=on_epoch)
+    assert ("rise" in rows[0]) == told
+    assert rows[0].get("rise", 1.0) > 0
+
+
 def test_a_run_of_other_options_is_not_overwritten(monkeypatch, tmp_path, data_dir, capsys):
     undrawn(monkeypatch)
     shared = ["digits", "--method", "sgd", "--epochs", 1, "--data-dir", data_dir, "--out", tmp_path]

@@ -497,3 +497,42 @@ def test_eigen_sam_refuses_a_custom_vjp_at_its_first_step(compiled):
     for _ in range(4):
         _, state = step(remedy, state)
     assert jnp.allclose(optax.tree.norm(sam_optax.read(state, "v")), 1.0)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["jit", "host"])
+@pytest.mark.parametrize(
+    ("combination", "told"),
+    [
+        (lambda g, h, w, **x: jax.tree.map(jnp.mean, h), r"what combine returns\['a'\] is .*\[\]"),
+        (lambda g, h, w, **x: h["a"], "what combine returns must have the structure of params"),
+        (lambda g, h, w, **x: None, "what combine returns must have the structure of params"),
+        (
+            lambda g, h, w, *, grad_fn, **x: grad_fn(w["a"]),
+            "the point where combine takes a gradient must have the structure of params",
+        ),
+    ],
+)
+def test_what_a_combination_returns_and_where_it_looks_must_fit(combination, told, compiled):
+    w = {"a": jnp.ones(2)}
+    link = sam_optax.sharpness_aware(perturb.ball(0.1), combine=combine.stateless(combination))
+    step = functools.partial(link.update, grad_fn=lambda p: p)
+    with pytest.raises(ValueError, match=told):
+        (jax.jit(step) if compiled else step)(w, link.init(w), w)
+
+
+def test_a_perturbation_takes_gradients_where_the_parameters_could_be():
+    w = {"a": jnp.ones(2)}
+
+    def update(updates, state, params=None, *, grad_fn, **extra):
+        return grad_fn(params["a"]), state
+
+    part = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    link = sam_optax.sharpness_aware(part)
+    with pytest.raises(ValueError, match="the point where perturb takes a gradient must have"):
+        link.update(w, link.init(w), w, grad_fn=lambda p: p)
+
+
+@pytest.mark.parametrize("function", [max, lambda first, second: second, lambda g, h, w: h])
+def test_a_combination_takes_what_it_is_handed(function):
+    with pytest.raises(TypeError, match=r"write lambda first, second, params, \*\*extra"):
+        combine.stateless(function)

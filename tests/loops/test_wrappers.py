@@ -129,11 +129,12 @@ def test_what_changes_the_parameters_or_needs_the_loss_raises(wrapper):
         one_update(wrap(METHODS["sam"]), METHODS["sam"])
 
 
+@pytest.mark.parametrize("name", ["sam", "msam"])
 @pytest.mark.parametrize("k", [2, lambda step: 2 + step])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_multi_steps_around_a_second_gradient_is_an_error(compiled, k):
-    """Its first gradient is a mean over calls, and `grad_fn` that of the last call."""
-    row = METHODS["sam"]
+def test_multi_steps_around_a_gradient_of_its_own_is_an_error(compiled, k, name):
+    """What it is handed is a mean over calls, and `grad_fn` that of the last call."""
+    row = METHODS[name]
     params = jax.tree.map(jnp.asarray, initial_params())
     gradient = functools.partial(GRADIENT, batch=make_batch(0))
 

@@ -230,3 +230,22 @@ def test_a_two_step_ball_takes_its_second_half_from_the_middle():
     second = middle * [1, 2]
     end = middle + 2.5 * second / np.linalg.norm(second)
     np.testing.assert_allclose(direction, end * [1, 2], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_further_points_have_the_dtype_of_the_parameters(dtype):
+    seen = []
+
+    def both_sides(g, h, params, *, grad_fn, epsilon, **extra):
+        return optax.tree.add(h, grad_fn(optax.tree.sub(params, epsilon)))
+
+    link = sharpness_aware(perturb.ball(0.1), combine=combine.stateless(both_sides))
+    w = jnp.ones(3, dtype)
+
+    def grad_fn(p):
+        seen.append(p.dtype)
+        return p
+
+    direction, _ = link.update(w, link.init(w), w, grad_fn=grad_fn)
+    assert set(seen) == {w.dtype}
+    assert direction.dtype == dtype

@@ -138,3 +138,22 @@ def test_noise_and_a_noisy_start_are_drawn_apart():
 def test_both_dampings_of_numpy_are_zero_too():
     with pytest.raises(ValueError, match="must not both be 0"):
         sam_optax.bsam(ess=5.0, weight_decay=np.float32(0), damping=0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_ivon_learns_from_the_point_as_it_was_rounded(dtype, compiled):
+    """With a quadratic loss f is λ (h + δ) d (w + d) H for the d that w was moved by."""
+    w = jnp.linspace(0.5, 2.0, 64).astype(dtype)
+    link = sam_optax.ivon(1e5, beta_2=0.9, updates_at="gradient_point")
+    state = link.init(w)
+    point = sam_optax.gradient_point(state, w)
+    g = 3 * point.astype(jnp.float32)
+    update = jax.jit(link.update) if compiled else link.update
+    _, after = update(g, state, w, grad_fn=None)
+    d = np.asarray(point, np.float64) - np.asarray(w, np.float64)
+    assert len(set(d)) < 64  # many are rounded alike
+    share, h, delta = 0.1, 1.0, 1e-4
+    f = 1e5 * (h + delta) * d * np.asarray(g, np.float64)
+    expected = 0.9 * h + share * f + share**2 / 2 * (h - f) ** 2 / (h + delta)
+    np.testing.assert_allclose(after.start.h, expected, rtol=1e-3)
