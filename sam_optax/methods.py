@@ -1255,7 +1255,8 @@ def ivon(
     It is an optimizer but for the learning rate: `optax.chain(ivon(n), optax.sgd(lr))`, without
     momentum or weight decay behind it. One gradient a step with updates_at="gradient_point", as in
     `lpf_sgd`. State: `h` and `m`, two copies of the parameters in float32 at least. Predictions are
-    those at w, or their mean over `posterior_sample`.
+    those at w, or their mean over `posterior_sample`. Keep the parameters themselves in float32:
+    with fewer bits most of a small noise is rounded away, and h learns from what is left.
 
     Args:
       ess: λ > 0, the effective sample size: the number of examples to train on. It has no neutral
