@@ -143,7 +143,9 @@ def test_a_misspelt_field_is_an_error():
 
 def test_the_train_state_takes_multi_steps():
     """An object that is no Optax transformation by type, as Flax's own train state does."""
-    tx = optax.MultiSteps(optax.chain(sam_optax.msam(), optax.sgd(0.1)), 2)
+    tx = optax.MultiSteps(
+        optax.chain(sam_optax.msam(updates_at="gradient_point"), optax.sgd(0.1)), 2
+    )
     state = TrainState.create(apply_fn=None, params={"w": jnp.ones(2)}, tx=tx)
     for _ in range(2):
         state = state.apply_gradients(grads={"w": jnp.ones(2)}, grad_fn=lambda p: p)
