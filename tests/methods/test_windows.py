@@ -47,6 +47,13 @@ def test_a_window_that_never_opens_is_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         when.between(8, total_steps=9)
+        when.between(0, total_steps=1)
+
+
+def test_the_warning_names_the_line_that_made_the_window():
+    with pytest.warns(UserWarning, match="never opens") as told:
+        when.between(9, total_steps=9)
+    assert told[0].filename == __file__
 
 
 @pytest.mark.parametrize("sign", [1, -1])
