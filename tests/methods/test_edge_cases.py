@@ -293,3 +293,17 @@ def test_no_rank_is_promoted_where_jax_is_told_to_refuse(name):
 
     with jax.numpy_rank_promotion("raise"):
         assert types(jax.eval_shape(steps, params)) == types(params)
+
+
+def test_the_whole_batch_is_taken_in_its_order():
+    """With γ = 1, where nothing is to be selected."""
+    w, kept = jnp.ones(2), []
+
+    def grad_fn(p, indices):
+        kept.append(list(np.asarray(indices)))
+        return p
+
+    link = sam_optax.esam(0.1, beta=1.0, gamma=1.0)
+    losses = {"example_loss_fn": lambda p: jnp.arange(4.0) * p.sum()}
+    link.update(w, link.init(w), w, grad_fn=grad_fn, **losses)
+    assert kept == [[0, 1, 2, 3]]
