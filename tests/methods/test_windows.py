@@ -91,6 +91,8 @@ def test_what_policies_that_meet_keep_is_read_by_its_name():
 
 
 def test_numbers_of_numpy_are_checked_too():
+    with pytest.raises(ValueError, match="stop must be at least 1, got 0"):
+        when.between(np.int64(0), 0)
     with pytest.raises(ValueError, match="stop must lie behind start"):
         when.between(np.int64(5), np.int64(3))
     with pytest.warns(UserWarning, match="never opens"):
