@@ -50,8 +50,8 @@ def select_examples(
         injected.
 
     Returns:
-      A link with the state of the one inside, in which `rise` is the mean of all s_i wherever the
-      update is given `value`. Under `jax.pmap` and `jax.shard_map` each device
+      A link with the state of the one inside, in which `rise` is the mean of all s_i. Under
+      `jax.pmap` and `jax.shard_map` each device
       selects among its own examples.
 
     Raises:
@@ -120,9 +120,9 @@ def select_examples(
             # whatever the loss holds besides.
             before = extra.get("value")
             value = jnp.mean(losses) if before is None else before + jnp.mean(rise)
-            return (value, found.aux), found.gradient
+            return _as_given(name, found._replace(value=value))
 
-        return link.update(updates, state, params, value_and_grad_fn=second, **extra)
+        return link.update(updates, state, params, **{name: second}, **extra)
 
     return transformation(init, update)
 

@@ -616,13 +616,13 @@ MUTATIONS = {
     ),
     "the rise is a fall": Mutation(
         "_second.py",
-        "_tree.widen(second.value) - _tree.widen(value)",
-        "_tree.widen(value) - _tree.widen(second.value)",
+        "_tree.widen(second.value) - before",
+        "before - _tree.widen(second.value)",
         "rise",
         "budget",
     ),
     "the rise is each device's": Mutation(
-        "_second.py", "jax.lax.pmean(rise,", "jax.lax.pmax(rise,", "rise", "losses_of_their_own"
+        "_second.py", "jax.lax.pmean(number,", "jax.lax.pmax(number,", "rise", "losses_of_their_own"
     ),
     "any aux is kept": Mutation(
         "_second.py", "if _described(found) != _described(kept):", "if False:", "rise", "to_keep"
