@@ -338,3 +338,19 @@ def test_a_gradient_at_a_further_point_may_be_lost_too(lost, when, compiled):
     np.testing.assert_allclose(direction, expected)
     np.testing.assert_allclose(state.combine, w + 2 if taken else -np.ones(2))
     assert (state.ascents, state.notfinite) == ((1, 0) if taken else (0, 1))
+
+
+def test_a_lost_gradient_at_a_further_point_is_seen_in_the_direction():
+    """Whatever the combination keeps."""
+    w = jnp.array([1.0, 2.0])
+    link = sam_optax.sharpness_aware(
+        optax.stateless(lambda g, _: jnp.ones_like(g)),
+        combine=sam_optax.combine.stateless(
+            lambda g, h, p, *, grad_fn, epsilon, **extra: h + grad_fn(p + 2 * epsilon)
+        ),
+    )
+    direction, state = link.update(
+        w, link.init(w), w, grad_fn=lambda p: jnp.where((p == w + 2).all(), jnp.inf, p)
+    )
+    np.testing.assert_array_equal(direction, w)
+    assert (state.ascents, state.notfinite) == (0, 1)
