@@ -69,10 +69,10 @@ def sharpness_aware(
     A gradient of the link's own that is not finite, as where float16 overflows, counts as not
     taken: the direction is combine(first), the parts' states follow the first gradient alone, and
     `notfinite` counts it; one that combine takes at a further point is known by a direction that is
-    not finite. It is so on all devices alike where grad_fn averages over them or the
-    parameters are divided over them, and where each has a gradient of its own, but no state of its
-    own, as far as `jax.shard_map` keeps count of that. Where the first is the link's own, `updates`
-    take its place, and so are needed besides. `updates` that are not finite pass on, for
+    not finite. It is so on all devices alike where grad_fn averages over them or the parameters are
+    divided over them, and where each has a gradient of its own, but no state of its own, as far as
+    `jax.shard_map` keeps count of that. Where the first is the link's own, `updates` take its
+    place, and so are needed besides. `updates` that are not finite pass on, for
     `optax.apply_if_finite` and its kin to see.
 
     Inside `jax.shard_map` the parameters may be divided over devices by hand, as in tensor
@@ -114,8 +114,8 @@ def sharpness_aware(
         params are missing, the updates or what grad_fn or perturb return do not fit the parameters,
         a mask of Optax's in perturb hands on the gradient itself, `optax.MultiSteps` over several
         micro-batches is around a gradient of the link's own, what combine returns or a point where
-        a part takes a gradient does not fit, the state is of another method or of parameters
-        of other shapes, or the decision may differ between devices as far as `jax.shard_map` keeps
+        a part takes a gradient does not fit, the state is of another method or of parameters of
+        other shapes, or the decision may differ between devices as far as `jax.shard_map` keeps
         count of that; it cannot be known how the parameters are divided over them, or param_specs
         does not fit.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a

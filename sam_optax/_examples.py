@@ -51,8 +51,7 @@ def select_examples(
 
     Returns:
       A link with the state of the one inside, in which `rise` is the mean of all s_i. Under
-      `jax.pmap` and `jax.shard_map` each device
-      selects among its own examples.
+      `jax.pmap` and `jax.shard_map` each device selects among its own examples.
 
     Raises:
       ValueError: gamma is outside (0, 1]; at init, the link has no sharpness-aware method inside,

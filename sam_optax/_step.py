@@ -182,7 +182,6 @@ class Step:
             return *stale(), jnp.array(False)
         gradient, value, _ = second
         told = functools.partial(_second.told, second, extra.get("value"), state, params)
-
         value = None if value is None else _second.of_all(value, state)
         elsewhere, further = _elsewhere("combine", grad_fn, params), list[Tree]()
 
