@@ -1,6 +1,7 @@
 """Sharpness-aware optimization for JAX: each method one link of an Optax chain."""
 
 from sam_optax import combine, perturb, schedules, start, when
+from sam_optax._ahead import decisions
 from sam_optax._aux import keep_aux
 from sam_optax._average import average
 from sam_optax._contracts import Combine, Start, When
@@ -56,6 +57,7 @@ __all__ = [
     "bsam",
     "combine",
     "coupled_wsam",
+    "decisions",
     "eigen_sam",
     "esam",
     "fisher_sam",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax._contracts import Tree, transformation
+from sam_optax._contracts import Tree
 from sam_optax._states import SharpnessAwareState
 
 
@@ -63,7 +63,7 @@ def keep_aux(
             )
         return state._replace(aux=jax.tree.map(_zeros, like))
 
-    return transformation(init, link.update)
+    return optax.GradientTransformationExtraArgs(init, link.update)
 
 
 def _zeros(like: Any) -> jax.Array:

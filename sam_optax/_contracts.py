@@ -31,6 +31,9 @@ GradFn = Callable[[Tree], Tree]
 # The state of one part.
 State = TypeVar("State")
 
+# Whether a method takes a second gradient, at so many coming steps from a state.
+Foresee = Callable[[Any, int], list[jax.typing.ArrayLike]]
+
 
 class Start(NamedTuple):
     """Where the first gradient is taken.
@@ -56,10 +59,13 @@ class When(NamedTuple):
       init: `init(params) -> state`.
       update: `update(first, state, params, *, step, slots, **extra) -> (fire, state)`; fire is a
         boolean scalar, and must be equal on all devices.
+      ahead: whether fire follows from state and step alone, so that `decisions` can ask for it
+        before there is a gradient; update is then called with None for first, params and slots.
     """
 
     init: Callable[[optax.Params], Any]
     update: Callable[..., tuple[jax.typing.ArrayLike, Any]]
+    ahead: bool = False
 
 
 class Combine(NamedTuple):
@@ -85,12 +91,26 @@ class Combine(NamedTuple):
 def transformation(
     init: Callable[[Tree], State],
     update: Callable[Concatenate[Tree, State, ...], tuple[Tree, State]],
+    foresee: Foresee | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that knows its state, and may ask for extra arguments.
 
     Optax's types give it any tree for a state, and let it ask for nothing.
+
+    Args:
+      init: its init.
+      update: its update.
+      foresee: tells the coming decisions of a method with this update.
     """
-    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+    marked: Any = update
+    marked.foresee = foresee
+    return optax.GradientTransformationExtraArgs(init, marked)  # type: ignore[arg-type]
+
+
+def foresight(link: optax.GradientTransformation) -> Foresee | None:
+    """What tells the coming decisions of a link; None where nothing does."""
+    found: Foresee | None = getattr(link.update, "foresee", None)
+    return found
 
 
 # Answers for the value of a schedule, so many steps ahead, while a piece of a step is compiled.

@@ -69,8 +69,9 @@ def branch(
         warnings.warn(
             "A convolution's gradient inside a conditional runs about 40 times slower on CPU, so "
             "this update takes at every step what it may not need, and selects. To skip it for "
-            "real, compile grad_fn and call the optimizer's update outside jit: the decision is "
-            "then taken on the host.",
+            "real, pass the decision as fire=, where sam_optax.decisions knows it ahead, or "
+            "compile grad_fn and call the optimizer's update outside jit: the decision is then "
+            "taken on the host.",
             stacklevel=2,
         )
     taken: T = jax.lax.platform_dependent(fire, cpu=select, default=conditional)

@@ -90,6 +90,10 @@ def sharpness_aware(
     40 times slower there. Lowered for CPU with a convolution in `grad_fn`, the update inside `jit`
     takes the second gradient always, selects, and warns.
 
+    `fire`, a Python bool, takes the decision in place of `when`, whose state follows as ever: the
+    program then holds the second gradient, or does not, and no conditional. What a policy will
+    decide that looks at no gradient is told ahead by `decisions`.
+
     Outside `jit` schedules, extra arguments and parts are the caller's Python, as they are to
     Optax: a schedule is called at each update with the concrete step, so it may read a variable or
     decide by `if`, and a part that is not made of this package's, Optax's and JAX's own code is run
@@ -119,7 +123,8 @@ def sharpness_aware(
         count of that; it cannot be known how the parameters are divided over them, or param_specs
         does not fit.
       TypeError: perturb is no Optax transformation, or another part none of its slot; at init, a
-        complex parameter; at update, param_specs holds what is no PartitionSpec.
+        complex parameter; at update, param_specs holds what is no PartitionSpec, or fire is no
+        Python bool.
 
     Example:
       >>> import jax, optax, sam_optax
@@ -163,9 +168,11 @@ def sharpness_aware(
         grad_fn: GradFn | None = None,
         value_and_grad_fn: Callable[[Tree], Any] | None = None,
         param_specs: Any = None,
+        fire: bool | None = None,
         **extra: Any,
     ) -> tuple[Tree, SharpnessAwareState]:
         step.pieces.see()
+        told = _given.checked_decision(fire)
         params = _given.checked_params(params)
         part = _parts.trainable(params)
         own = part.prune(params)
@@ -199,10 +206,10 @@ def sharpness_aware(
                 first = own_updates if taken else gradient(_first.point(state.start, own))
                 first = _first.average(first, gradient, slots.start.samples, state.start, own)
                 first, usable = step.settle(gradient, first, own_updates, own, extra)
-            direction, state = step(evaluate, first, usable, state, own, extra)
+            direction, state = step(evaluate, first, usable, state, own, extra, told)
         return part.merge(direction, updates), state
 
-    return transformation(init, update)
+    return transformation(init, update, step.foresee)
 
 
 @ours()

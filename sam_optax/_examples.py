@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from sam_optax import _checks, _fit, _parts, _second
-from sam_optax._contracts import Tree, transformation
+from sam_optax._contracts import Tree, foresight, transformation
 from sam_optax._states import SharpnessAwareState
 from sam_optax.perturb import EigenBallState
 
@@ -123,7 +123,7 @@ def select_examples(
 
         return link.update(updates, state, params, **{name: second}, **extra)
 
-    return transformation(init, update)
+    return transformation(init, update, foresight(link))
 
 
 def _check_state(state: optax.OptState) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import inspect
 from typing import Any
 
+import numpy as np
 import optax
 
 from sam_optax import _checks
@@ -50,6 +51,19 @@ def checked_params(params: Tree | None) -> Tree:
             "grad_fn=grad_fn)."
         )
     return params
+
+
+def checked_decision(fire: object) -> bool | None:
+    """A decision of the caller's, if it is known while the step is made."""
+    if fire is None:
+        return None
+    if not isinstance(fire, bool | np.bool_):
+        raise TypeError(
+            "fire must be a Python bool, known when the step is compiled, or None for the decision "
+            f"of the method, got {fire!r}: make it static, as jax.jit(step, "
+            'static_argnames="fire") does, and pass bool(fire).'
+        )
+    return bool(fire)
 
 
 def takes(function: Callable[..., Any] | None, name: str) -> bool:

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from sam_optax import _fit, _parts, _second
-from sam_optax._contracts import Tree, transformation
+from sam_optax._contracts import Tree, foresight, transformation
 from sam_optax._parts import MaskedState
 
 
@@ -93,7 +93,7 @@ def masked(
         direction, inner_state = inner
         return part.merge(direction, updates), MaskedState(inner_state, state.part)
 
-    return transformation(init, update)
+    return transformation(init, update, foresight(link))
 
 
 def _check_state(state: object, mark: Tree) -> None:

@@ -49,6 +49,7 @@ class Step:
         start, perturb, when, combine = slots
         self.pieces = piece = Pieces()
         self._decide = piece(when)(self._decided)
+        self._foresee = piece(when)(self._foreseen)
         self._ascend = piece(perturb, start)(self._ascended)
         self._conclude = piece(combine, start)(self._concluded)
         self._skip = piece(perturb, combine, start)(self._skipped)
@@ -62,6 +63,7 @@ class Step:
         state: SharpnessAwareState,
         params: Tree,
         extra: Extra,
+        told: bool | None = None,
     ) -> tuple[Tree, SharpnessAwareState]:
         """The direction and the new state.
 
@@ -72,13 +74,16 @@ class Step:
           state: of the link.
           params: its parameters.
           extra: the extra arguments, with the step.
+          told: the decision, where the caller takes it.
         """
         gradient = _second.gradient_of(evaluate)
         if not self._ascends:
             return self._conclude(gradient, first, None, None, usable, state, params, extra)
         fire: jax.typing.ArrayLike = True
-        if not self._certain:
+        if not self._certain:  # what the policy keeps follows every step, whoever decides
             fire, state = self._decide(gradient, first, state, params, extra)
+        if told is not None:
+            fire = told
         if isinstance(fire, jax.core.Tracer):
             return self._decided_later(fire, evaluate, first, usable, state, params, extra)
         if not fire:
@@ -86,6 +91,27 @@ class Step:
         point, epsilon, state = self._ascend(gradient, first, state, params, extra)
         second = _second.wanted(evaluate(point), state)
         return self._conclude(gradient, first, epsilon, second, usable, state, params, extra)
+
+    def foresee(self, state: SharpnessAwareState, count: int) -> list[jax.typing.ArrayLike]:
+        """Whether there is a second gradient, at so many steps from a state.
+
+        Raises:
+          ValueError: that hangs on the gradients.
+        """
+        if not self._ascends:
+            return [False] * count
+        if not self._slots.when.ahead:
+            raise ValueError(
+                "the decisions of this method hang on its gradients, and cannot be known ahead: "
+                "leave fire away, or pass what you decide yourself. They can of when.every, "
+                "between and bernoulli, and of a When with ahead=True."
+            )
+        fires, when, step = list[jax.typing.ArrayLike](), state.when, state.steps
+        for _ in range(count):
+            fire, when = self._foresee(Pass, when, {"step": step})
+            fires.append(fire)
+            step = optax.safe_increment(step)  # type: ignore[assignment]
+        return fires
 
     def _decided_later(
         self,
@@ -139,6 +165,12 @@ class Step:
         del grad_fn
         fire, when_state = self._slots.when.update(first, state.when, params, **extra, slots=state)
         return fire, state._replace(when=when_state)
+
+    def _foreseen(
+        self, grad_fn: GradFn, state: Any, extra: Extra
+    ) -> tuple[jax.typing.ArrayLike, Any]:
+        del grad_fn
+        return self._slots.when.update(None, state, None, **extra, slots=None)
 
     def _ascended(
         self, grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra

@@ -42,7 +42,7 @@ def always() -> When:
     Returns:
       A stateless `When`, and the only one that costs no conditional.
     """
-    return When(optax.init_empty_state, _fire)
+    return When(optax.init_empty_state, _fire, ahead=True)
 
 
 @ours()
@@ -77,7 +77,7 @@ def every(period: int) -> When:
         del first, params, extra
         return step % period == 0, state
 
-    return When(optax.init_empty_state, update)
+    return When(optax.init_empty_state, update, ahead=True)
 
 
 def between(start: int, stop: int | None = None, *, total_steps: int | None = None) -> When:
@@ -126,7 +126,7 @@ def between(start: int, stop: int | None = None, *, total_steps: int | None = No
         is_open = step >= start
         return is_open if stop is None else is_open & (step < stop), state
 
-    return When(optax.init_empty_state, update)
+    return When(optax.init_empty_state, update, ahead=True)
 
 
 class SeveralState(NamedTuple):
@@ -202,7 +202,7 @@ def _several(name: str, meet: Callable[..., jax.Array], policies: tuple[When, ..
         fire = functools.reduce(meet, [fire for fire, _ in asked])
         return fire, SeveralState(tuple([own for _, own in asked]))
 
-    return When(init, update)
+    return When(init, update, ahead=all(policy.ahead for policy in policies))
 
 
 class BernoulliState(NamedTuple):
@@ -250,7 +250,7 @@ def bernoulli(probability: Schedulable, *, key: Key = 0) -> When:
         # Of one dtype, so that the coins do not depend on that of the probability.
         return jax.random.uniform(coin, (), jnp.float32) < value_at(probability, step), state
 
-    return When(init, update)
+    return When(init, update, ahead=True)
 
 
 class AdaptiveState(NamedTuple):

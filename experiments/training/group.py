@@ -148,7 +148,9 @@ class Group:
         except ValueError as error:  # such as images that the model cannot take
             raise UserError(f"{self.plan.recipe.model}: {error}") from error
         if self.together and any(
-            phase.trainer.skips_gradients(self._adopted(phase, states[0]), self.arrays[0])
+            phase.trainer.skips_gradients(
+                [self._adopted(phase, state) for state in states], self.arrays[0]
+            )
             for phase in self.phases
         ):
             raise UserError(

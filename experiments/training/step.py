@@ -151,6 +151,7 @@ class Step:
         first: Callable[..., Any],
         second: Callable[..., Any],
         losses: Callable[..., Any],
+        fire: bool | None = None,
     ) -> tuple[Any, TrainState, dict[str, Any]]:
         """The method's link: the first gradient, and the second where the method takes it.
 
@@ -160,6 +161,7 @@ class Step:
           first: the function `first`, compiled or not.
           second: `second`.
           losses: `losses`.
+          fire: the method's decision, where it is known.
         """
         grads, model_state, example_losses, metrics = first(state, batch)
         fixed = state.model_state, batch
@@ -171,7 +173,7 @@ class Step:
             extra["example_losses"] = example_losses
         before = ascents(state.method_state)
         updates, method_state = self._optimizer.method.update(
-            grads, state.method_state, state.params, **extra
+            grads, state.method_state, state.params, fire=fire, **extra
         )
         fired = ascents(method_state) - before
         metrics |= {
@@ -196,30 +198,32 @@ class Step:
             },
         )
 
-    def __call__(self, state: TrainState, batch: Any) -> TrainState:
-        """The whole step, on a batch of the objective's."""
+    def __call__(self, state: TrainState, batch: Any, fire: bool | None = None) -> TrainState:
+        """The whole step, on a batch of the objective's, with the decision where it is known."""
         if not self._apart:
-            return self._whole(state, batch)
+            return self._whole(state, batch, fire)
         # Unchecked, so that a gradient is the device's own, and a state of the method may say that
         # it is equal on all devices, such as its count of steps, without showing it.
         return jax.shard_map(
-            self._on_one_device,
+            functools.partial(self._on_one_device, fire=fire),
             mesh=self._layout.mesh,
             in_specs=(_mapped(PartitionSpec(DATA)), PartitionSpec(DATA)),
             out_specs=_mapped(PartitionSpec(DATA)),
             check_vma=False,
         )(state, batch)
 
-    def _on_one_device(self, state, batch):
+    def _on_one_device(self, state, batch, fire):
         """The step of one device, with the method's state and the part of the batch that it has."""
         own = jax.tree.map(lambda leaf: leaf[0], state.method_state)
-        state = self._whole(state._replace(method_state=own), batch)
+        state = self._whole(state._replace(method_state=own), batch, fire)
         model_state, metrics = jax.lax.pmean((state.model_state, state.metrics), DATA)
         own = jax.tree.map(lambda leaf: leaf[None], state.method_state)
         return state._replace(method_state=own, model_state=model_state, metrics=metrics)
 
-    def _whole(self, state, batch):
-        updates, state, metrics = self.update(state, batch, self.first, self.second, self.losses)
+    def _whole(self, state, batch, fire):
+        updates, state, metrics = self.update(
+            state, batch, self.first, self.second, self.losses, fire
+        )
         return self.applied(state, updates, metrics)
 
 

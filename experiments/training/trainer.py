@@ -1,11 +1,12 @@
 """What trains a recipe with a method: its steps compiled, an epoch of them, and the evaluation.
 
-A method that decides on the device is trained by compiled loops of several steps, one that decides
+A method whose decisions are known ahead is told them, and trained by programs without conditional.
+Any other that decides on the device is trained by compiled loops of several steps, one that decides
 on the host by the pieces of each step. A set in memory lies on the device, where each step takes
 its batch from it; a streamed one comes batch by batch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import re
 from typing import Any
@@ -24,7 +25,7 @@ from experiments.models.pretrained import Source
 from experiments.models.weights import Weights
 from experiments.recipes.base import Recipe
 from experiments.system.mesh import DATA, Layout, place
-from experiments.training import objectives
+from experiments.training import ahead, objectives
 from experiments.training.optimizers import optimizer
 from experiments.training.pieces import Pieces
 from experiments.training.state import METRICS, TrainState
@@ -102,8 +103,8 @@ class Trainer:
         self.model = self.step.model
         self._jit_init = jax.jit(functools.partial(self.model.init, train=False))
         self._each = jax.vmap if together else lambda function, in_axes=0: function
-        self.jit_step = jax.jit(self.step, donate_argnums=0)
-        self.jit_steps = jax.jit(self._steps, donate_argnums=0)
+        self.jit_step = jax.jit(self.step, donate_argnums=0, static_argnames="fire")
+        self.jit_steps = jax.jit(self._steps, donate_argnums=0, static_argnames="fire")
         self.jit_order = jax.jit(self._each(self.step.order, in_axes=(0, None)))
         self.jit_batch = jax.jit(self.step.batch)
         self.host_step = Pieces(self.step)
@@ -189,26 +190,40 @@ class Trainer:
                 "from this set."
             )
         epoch, first = divmod(int(np.min(state.step)), self.steps_per_epoch)
+        left = self.steps_per_epoch - first
+        fires = ahead.decisions(self.optimizer.method, state.method_state, left)
         if isinstance(train, Feed):
-            for state in self._streamed(state, train, self.steps_per_epoch - first):  # noqa: B020
+            for state in self._streamed(state, train, fires):  # noqa: B020
                 yield 1, state
             return
         order = self.jit_order(state.seed, epoch)
         stride = 1 if self.on_host else most
         for i in range(first, self.steps_per_epoch, stride):
             last = min(i + stride, self.steps_per_epoch)
+            told = fires[i - first : last - first]
             if self.on_host:
-                state = self.host_step(state, self.jit_batch(state, train, order, i))
+                state = self._alone(state, self.jit_batch(state, train, order, i), *told)
             else:
-                state = jax.block_until_ready(self.jit_steps(state, train, order, i, last))
+                for begin, end, fire in ahead.stretches(told, i):
+                    state = self.jit_steps(state, train, order, begin, end, fire=fire)
+                    if jax.default_backend() == "cpu":  # where programs in flight share the cores
+                        jax.block_until_ready(state)
+                jax.block_until_ready(state)
             yield last - i, state
 
-    def _streamed(self, state, feed, steps):
-        """The state after each of so many steps."""
+    def _alone(self, state, batch, fire):
+        """One step of a batch: a program, or its pieces where the host has yet to decide."""
+        if self.on_host and fire is None:
+            return self.host_step(state, batch)
+        return self.jit_step(state, batch, fire=fire)
+
+    def _streamed(self, state, feed, fires):
+        """The state after each of the steps with these decisions."""
         before = None
-        for images, labels in feed.batches(int(state.seed), int(state.step), steps):
+        batches = feed.batches(int(state.seed), int(state.step), len(fires))
+        for fire, (images, labels) in zip(fires, batches, strict=True):
             batch = self._jit_prepared(state, feed.scale, images, labels)
-            state = (self.host_step if self.on_host else self.jit_step)(state, batch)
+            state = self._alone(state, batch, fire)
             # The next batch is fetched while the device computes this step, and no other waits.
             before, done = state.step + 0, before
             jax.block_until_ready(done)
@@ -227,17 +242,24 @@ class Trainer:
             raise CorruptedError("no image of the split can be decoded: prepare the set again.")
         return {"loss": loss / count, "accuracy": correct / count}
 
-    def skips_gradients(self, state: TrainState, train: Arrays) -> bool:
-        """Whether a step holds a conditional; for several seeds at once it takes both sides."""
+    def skips_gradients(self, states: Sequence[TrainState], train: Arrays) -> bool:
+        """Whether a step of these seeds at once holds a conditional, of which it takes both sides.
+
+        It does not where the decisions of an epoch are known, and the same for all of them.
+        """
+        link = self.optimizer.method
+        fires = [ahead.decisions(link, s.method_state, self.steps_per_epoch) for s in states]
+        if all(None not in own and own == fires[0] for own in fires):
+            return False
         order = jax.ShapeDtypeStruct((self.steps_per_epoch, self.recipe.batch_size), jnp.int32)
-        jaxpr = jax.make_jaxpr(self._taken)(state, train, order, 0)
+        jaxpr = jax.make_jaxpr(self._taken)(states[0], train, order, 0)
         return re.search(r"\bcond\[", str(jaxpr)) is not None
 
-    def _taken(self, state, train, order, i):
-        return self.step(state, self.step.batch(state, train, order, i))
+    def _taken(self, state, train, order, i, fire=None):
+        return self.step(state, self.step.batch(state, train, order, i), fire)
 
-    def _steps(self, state, train, order, first, last):
+    def _steps(self, state, train, order, first, last, fire=None):
         # The bounds are known when it runs: what a step computes does not depend on how the steps
         # are divided, and a resumed run ends where the whole one does.
-        taken = self._each(self._taken, in_axes=(0, 0, 0, None))
+        taken = self._each(functools.partial(self._taken, fire=fire), in_axes=(0, 0, 0, None))
         return jax.lax.fori_loop(first, last, lambda i, state: taken(state, train, order, i), state)

@@ -57,6 +57,7 @@ PARTS = {
     "functional_grad_fn": "(function, loss_fn, params)",
     "posterior_sample": "(key, opt_state, params, *, param_specs=None)",
     "read": "(opt_state, name)",
+    "decisions": "(link, opt_state, steps)",
     "average": "(axis_name)",
     "start.kernel_axes": "(out_axis=-1, batch_axis=())",
     "start.momentum": "(rho, decay=0.9)",
@@ -120,7 +121,7 @@ FLAX = {
 FIELDS = {
     "SharpnessAwareState": "steps ascents notfinite rise start perturb when combine aux",
     "Start": "init update samples",
-    "When": "init update",
+    "When": "init update ahead",
     "Combine": "init fresh stale",
     "MaskedState": "inner_state part",
     "start.NoiseState": "key_data draw gamma power",

@@ -21,6 +21,8 @@ PACKAGE = Path(sam_optax.__file__).parent
 W = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([1.0, 2.0])}
 MASK = {"kernel": True, "bias": False}
 SAM = sam_optax.sam(0.1)
+AE_SAM, LOOKSAM = sam_optax.ae_sam(total_steps=9), sam_optax.looksam()
+CHAIN = optax.chain(LOOKSAM, optax.sgd(0.1))
 KEPT = sam_optax.keep_aux(SAM, jnp.ones(2))
 
 
@@ -47,6 +49,20 @@ def on_devices(function):
         lambda x: jax.tree.map(jnp.sum, function(x)), mesh=mesh, in_specs=rows, out_specs=none,
     )  # fmt: skip
     return jax.jit(mapped)(jnp.arange(8.0))
+
+
+def seeds(link):
+    """The states of two seeds at once."""
+    return jax.vmap(lambda scale: link.init(optax.tree.scale(scale, W)))(jnp.ones(2))
+
+
+def own_count():
+    """A policy of the caller's that looks at no gradient."""
+    return sam_optax.When(lambda params: (), lambda *args, step, **extra: (step > 2, ()), True)
+
+
+def decided_by(policy):
+    return sharpness_aware(perturb.ball(0.1), when=policy)
 
 
 def averaged(local):
@@ -537,6 +553,41 @@ REMEDIES = {
                  sharpness_aware(perturb.ball(0.1), combine=combine.perturbed()))),
     "a window that ends before it begins": (
         lambda: when.between(5, 5), lambda: (when.between(5, 6), when.between(5, None))),
+    "decisions by gradients": (
+        lambda: sam_optax.decisions(AE_SAM, AE_SAM.init(W), 5),
+        lambda: [
+            update(AE_SAM, fire=True),
+            sam_optax.decisions(LOOKSAM, LOOKSAM.init(W), 5),
+            sam_optax.decisions(decided_by(own_count()), decided_by(own_count()).init(W), 5),
+        ],
+    ),
+    "decisions of a chain": (
+        lambda: sam_optax.decisions(CHAIN, CHAIN.init(W), 5),
+        lambda: sam_optax.decisions(LOOKSAM, CHAIN.init(W), 5),
+    ),
+    "decisions of two": (
+        lambda: sam_optax.decisions(LOOKSAM, (CHAIN.init(W), LOOKSAM.init(W)), 5),
+        lambda: sam_optax.decisions(LOOKSAM, CHAIN.init(W)[0], 5),
+    ),
+    "decisions inside jit": (
+        lambda: jax.jit(lambda state: sam_optax.decisions(LOOKSAM, state, 5))(LOOKSAM.init(W)),
+        lambda: [
+            jax.jit(functools.partial(update, LOOKSAM, fire=bool(fire)))()[0]
+            for fire in sam_optax.decisions(LOOKSAM, LOOKSAM.init(W), 2)
+        ],
+    ),
+    "decisions of several seeds": (
+        lambda: sam_optax.decisions(LOOKSAM, seeds(LOOKSAM), 5),
+        lambda: sam_optax.decisions(
+            LOOKSAM, jax.tree.map(lambda leaf: leaf[0], seeds(LOOKSAM)), 5
+        ),
+    ),
+    "a traced decision": (
+        lambda: jax.jit(lambda fire: update(LOOKSAM, fire=fire)[0])(True),
+        lambda: jax.jit(lambda fire: update(LOOKSAM, fire=fire)[0], static_argnames="fire")(
+            fire=bool(jnp.array(True))
+        ),
+    ),
     "no policy": (when.all_of, lambda: when.all_of(when.every(5), when.between(0, 900))),
     "policies in a list": (
         lambda: when.any_of([when.every(5), when.between(0, 9)]),

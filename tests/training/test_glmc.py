@@ -449,7 +449,7 @@ def test_seeds_at_once_have_the_batches_and_the_class_counts_of_each(begun):
 
 def test_what_is_drawn_is_no_decision_that_seeds_at_once_would_pay_for(begun):
     trainer, state, train_, _ = begun
-    assert not trainer.skips_gradients(state, train_)
+    assert not trainer.skips_gradients([state], train_)
 
 
 def test_devices_divide_the_batch_that_one_has(begun):
