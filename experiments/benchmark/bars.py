@@ -7,6 +7,9 @@ Row = Mapping[str, Any]
 
 ONE_GRADIENT = ("lpf_sgd", "msam", "s2_sam", "ivon")
 SKIPPING = ("ss_sam", "looksam", "ae_sam", "ae_looksam")
+WINDOWS = "sam in windows"
+# They know their decisions ahead.
+FORESEEING = ("ss_sam", "looksam", WINDOWS)
 # Beside gradients they take what no bar is for: a choice of examples, products with the Hessian,
 # the arithmetic of a posterior.
 OTHER = ("esam", "eigen_sam", "bsam", "ivon")
@@ -51,14 +54,14 @@ def _of(*methods):
 
 
 def _takes_two(row):
-    others = (*ONE_GRADIENT, *SKIPPING, *OTHER, "sgd")
+    others = (*ONE_GRADIENT, *SKIPPING, *FORESEEING, *OTHER, "sgd")
     return row["method"] not in others and row["dispatch"] == "device"
 
 
 def _skips(row):
-    """Where it skips for real: on the host with convolutions on CPU, on the device elsewhere."""
+    """Where it skips for real: ahead, on the host with convolutions on CPU, else on the device."""
     dispatch = "host" if row["selects"] else "device"
-    return row["method"] in SKIPPING and row["dispatch"] == dispatch
+    return row["dispatch"] == "ahead" or (row["method"] in SKIPPING and row["dispatch"] == dispatch)
 
 
 BARS = (

@@ -1,4 +1,4 @@
-"""The steps that are measured: ours, decided on the device or on the host, and the peers'."""
+"""The steps that are measured: ours, decided on the device, the host or ahead, and the peers'."""
 
 from collections.abc import Callable
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.benchmark.bars import SKIPPING
+from experiments.benchmark.bars import SKIPPING, WINDOWS
 from experiments.benchmark.problems import Problem
 from experiments.training.optimizers import SGD, is_decoupled
 import sam_optax
@@ -54,6 +54,8 @@ def link(name: str) -> optax.GradientTransformationExtraArgs:
     """A method of `sam_optax`, with its base inside where it takes one, or none."""
     if name == SGD:
         return optax.with_extra_args_support(optax.identity())
+    if name == WINDOWS:
+        return sam_optax.sharpness_aware(sam_optax.perturb.ball(RHO), when=_windows())
     function = getattr(sam_optax, name)
     offered = {
         "base": optax.trace(MOMENTUM),
@@ -66,24 +68,52 @@ def link(name: str) -> optax.GradientTransformationExtraArgs:
     return function(**{name: value for name, value in offered.items() if name in asked})
 
 
+def _windows():
+    """Open at five of ten steps, so that a turn holds as many as the next."""
+
+    def update(first, state, params, *, step, **extra):
+        return step % 10 < 5, state
+
+    return sam_optax.When(optax.init_empty_state, update, ahead=True)
+
+
 def rest(name: str) -> optax.GradientTransformation:
     """What stands behind the link."""
-    return optax.scale_by_learning_rate(LEARNING_RATE) if is_decoupled(name) else base()
+    decoupled = name != WINDOWS and is_decoupled(name)
+    return optax.scale_by_learning_rate(LEARNING_RATE) if decoupled else base()
 
 
 def on_device(problem: Problem, name: str) -> Contestant:
     """SGD, or a method in one compiled step."""
-    method = link(name)
+    return _whole(problem, name, link(name))
+
+
+def _whole(problem, name, method):
     tx, extra = optax.chain(method, rest(name)), _extra(problem, method, _second(problem))
 
-    def step(carry, batch):
+    def step(carry, batch, fire=None):
         params, model_state, opt_state = carry
         grads, model_state, losses = _first(problem, opt_state, params, model_state, batch)
         arguments = extra(carry.model_state, batch, losses)
-        updates, opt_state = tx.update(grads, opt_state, params, **arguments)
+        updates, opt_state = tx.update(grads, opt_state, params, fire=fire, **arguments)
         return Carry(optax.apply_updates(params, updates), model_state, opt_state)
 
     return Contestant(tx.init, step, cycle=_cycle(name))
+
+
+def ahead(problem: Problem, name: str) -> Contestant:
+    """A method that is told its decisions, in a program for each of the two."""
+    method = link(name)
+    contestant = _whole(problem, name, method)
+    told = jax.jit(contestant.step, donate_argnums=0, static_argnames="fire")
+    coming: list[bool] = []
+
+    def step(carry, batch):
+        if not coming:
+            coming.extend(sam_optax.decisions(method, carry.opt_state, 1000).tolist())
+        return told(carry, batch, fire=coming.pop(0))
+
+    return contestant._replace(step=step, whole=False)
 
 
 def on_host(problem: Problem, name: str) -> Contestant:
@@ -188,7 +218,7 @@ def rollfast_sam(problem: Problem) -> Contestant:
 
 def _cycle(name):
     """A period of `looksam`, wherever it begins; enough coins and decisions of the others."""
-    return {"looksam": 5}.get(name, 10 if name in SKIPPING else 1)
+    return {"looksam": 5}.get(name, 10 if name in (*SKIPPING, WINDOWS) else 1)
 
 
 def _optax_sam(*, opaque_mode):

@@ -35,7 +35,8 @@ def measure(
 
     Args:
       problem: what to train.
-      methods: of `sam_optax`; those that skip gradients decide on the device and on the host.
+      methods: of `sam_optax`; those that skip gradients decide on the device and on the host, and
+        ahead where they can. Beside sam stands one in windows.
       torch: whether those of pytorch_optimizer take part, where it has them and the model.
       rollfast: whether the SAM of rollfast takes part.
       turns: turns, two at least; 0 for no times.
@@ -65,7 +66,7 @@ def compiled(
 ) -> dict[Key, Program]:
     """SGD, the hand-written steps, those of Optax (and of rollfast) and the methods, compiled.
 
-    Those that decide on the host, if they are asked for, take two steps.
+    Those that decide on the host or ahead, if they are asked for, take two steps.
     """
     makers = {UNIT: contestants.on_device(problem, SGD)}
     makers[HAND_WRITTEN] = contestants.hand_written(problem)
@@ -78,6 +79,11 @@ def compiled(
         makers[method, "device"] = contestants.on_device(problem, method)
         if host and method in bars.SKIPPING:
             makers[method, "host"] = contestants.on_host(problem, method)
+        if host and method in bars.FORESEEING:
+            makers[method, "ahead"] = contestants.ahead(problem, method)
+    if host and "sam" in methods:
+        makers[bars.WINDOWS, "device"] = contestants.on_device(problem, bars.WINDOWS)
+        makers[bars.WINDOWS, "ahead"] = contestants.ahead(problem, bars.WINDOWS)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A convolution's gradient inside a conditional")
         return {
