@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -203,8 +204,9 @@ def sharpness_aware(
         first, usable = own_updates, np.True_
         with _shards.laid_out(layout):
             if own_first:
-                first = own_updates if taken else gradient(_first.point(state.start, own))
-                first = _first.average(first, gradient, slots.start.samples, state.start, own)
+                place = functools.partial(_first.point, state.start, own, state.steps)
+                first = own_updates if taken else gradient(place())
+                first = _first.average(first, gradient, slots.start.samples, place)
                 first, usable = step.settle(gradient, first, own_updates, own, extra)
             direction, state = step(evaluate, first, usable, state, own, extra, told)
         return part.merge(direction, updates), state

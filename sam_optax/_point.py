@@ -72,6 +72,6 @@ def of(
         part = _parts.trainable(params)
         own = part.prune(params)
         with _shards.laid_out(_shards.found(own, None, state.steps, param_specs)):
-            return part.merge(_first.point(state.start, own), params)
+            return part.merge(_first.point(state.start, own, state.steps), params)
     inner = of(parts[1:], state, parts[0].prune(params), param_specs)
     return parts[0].merge(inner, params)

@@ -40,7 +40,7 @@ def check(key: Key) -> None:
         )
 
 
-def key_data(key: Key, stream: int | None = None) -> jax.Array:
+def key_data(key: Key, stream: jax.typing.ArrayLike | None = None) -> jax.Array:
     """A new uint32[2], the threefry key of a key that `check` accepts.
 
     Parts that draw arrays have streams of their own, so that two of them with the same key, such as

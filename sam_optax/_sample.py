@@ -54,5 +54,7 @@ def posterior_sample(
     ((parts, state),) = found
     # The point of the next gradient is such a draw, by a key of its own.
     drawn = {"key_data": _random.key_data(key, stream=3), "draw": jnp.zeros([], jnp.int32)}
-    state = state._replace(start=state.start._replace(**drawn))
+    # So is the rounding of a sample, which the count of steps names.
+    number = state.steps ^ drawn["key_data"][0].astype(jnp.int32)
+    state = state._replace(start=state.start._replace(**drawn), steps=number)
     return _point.of(parts, state, params, param_specs)

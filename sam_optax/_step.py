@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _decision, _finite, _first, _fit, _given, _parts, _second, _tree
+from sam_optax import (
+    _decision,
+    _finite,
+    _first,
+    _fit,
+    _given,
+    _parts,
+    _rounding,
+    _second,
+    _tree,
+)
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When
 from sam_optax._pieces import Pieces
@@ -184,7 +194,7 @@ class Step:
             first, state.perturb, params, **{**extra, **engine}
         )
         epsilon = _fit.checked_offset(epsilon, perturb_state, first, params)
-        point = _tree.add(params, epsilon)
+        point = _rounding.moved(params, epsilon, state.steps, _rounding.SECOND)
         kept = epsilon if self._hands_epsilon else None
         return point, kept, state._replace(perturb=perturb_state)
 

@@ -157,19 +157,3 @@ def scalar(value: jax.typing.ArrayLike, params: Tree | None) -> jax.Array:
     """A new scalar in the dtype of the statistics: float32, or float64 for float64 params."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
     return jnp.array(value, _promotion.common(*dtypes))
-
-
-def displacement(params: Tree, offset: Tree) -> Tree:
-    """How far `add` moves the parameters: the offset, as rounded where they have under 32 bits."""
-
-    def moved(w: jax.Array, d: jax.Array) -> jax.Array:
-        kind = jnp.finfo(w.dtype)
-        if kind.bits >= 32:
-            return d
-
-        def rounded(x: jax.Array) -> jax.Array:  # a cast to and fro is what XLA would leave out
-            return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
-
-        return rounded(widen(w) + rounded(d)) - widen(w)
-
-    return _map(moved, params, offset)

@@ -63,7 +63,11 @@ def newton_precision(
         decayed = _tree.combine(lambda g, w: g + weight_decay * w, gradient, params)
         m = _moved_moment(state.m, decayed, beta_1)
         learned = _given.learned(slots, "s", part="newton_precision", start="precision")
-        s = learned.following(first, params) if precision_at == "updated" else learned.s
+        s = (
+            learned.following(first, params, slots.steps)
+            if precision_at == "updated"
+            else learned.s
+        )
         placed = _tree.placed_like(m, first), _tree.placed_like(s, first)
         return _tree.combine(jnp.divide, *placed), MomentState(m)
 
@@ -127,7 +131,7 @@ def newton_hessian(
         del extra
         m = _moved_moment(state.m, first, beta_1)
         learned = _given.learned(slots, "h", part="newton_hessian", start="hessian")
-        h, delta = learned.following(first, params), learned.weight_decay
+        h, delta = learned.following(first, params, step), learned.weight_decay
         unbiased = 1 - beta_1 ** (step + 1)
 
         def newton(m: jax.Array, w: jax.Array, h: jax.Array) -> jax.Array:

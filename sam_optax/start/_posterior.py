@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_optax import _checks, _random, _shards, _tree
+from sam_optax import _checks, _random, _rounding, _shards, _tree
 from sam_optax._contracts import Start, Tree
 from sam_optax._promotion import standard
 from sam_optax._purity import ours
@@ -54,10 +54,12 @@ def _start(
         params: Tree,
         *,
         first: Tree,
+        step: jax.Array,
         **extra: Any,
     ) -> PrecisionState | HessianState:
         del direction, extra
-        moved: dict[str, Any] = {learned: state.following(first, params), "draw": state.draw + 1}
+        learning: Tree = state.following(first, params, step)
+        moved: dict[str, Any] = {learned: learning, "draw": state.draw + 1}
         return state._replace(**moved).with_numbers(numbers_of(params))
 
     return Start(init, update)
@@ -93,9 +95,9 @@ class PrecisionState(NamedTuple):
         """The state with the numbers of the coming step."""
         return self._replace(**numbers)
 
-    def following(self, first: Tree, params: Tree) -> Tree:
+    def following(self, first: Tree, params: Tree, step: jax.typing.ArrayLike) -> Tree:
         """s at the coming step, from the first gradient of this one."""
-        del params
+        del params, step
 
         def move(s: jax.Array, g: jax.Array) -> jax.Array:
             moved = self.decay * s + (1 - self.decay) * (jnp.sqrt(s) * jnp.abs(g) + self.least)
@@ -197,7 +199,7 @@ class HessianState(NamedTuple):
         )
         return self._replace(h=_tree.cast_like(h, self.h), **numbers)
 
-    def following(self, first: Tree, params: Tree) -> Tree:
+    def following(self, first: Tree, params: Tree, step: jax.typing.ArrayLike) -> Tree:
         """h at the coming step, from the first gradient of this one."""
         share, delta = 1 - self.decay, self.weight_decay
 
@@ -208,7 +210,7 @@ class HessianState(NamedTuple):
             # One overflow would stay in a moving average for ever.
             return jnp.where(jnp.isfinite(moved), moved, h)
 
-        taken = _tree.displacement(params, self.offset(params))
+        taken = _rounding.displacement(params, self.offset(params), step, _rounding.FIRST)
         placed = [_tree.placed_like(tree, self.h) for tree in (first, taken)]
         return _tree.cast_like(_tree.combine(move, self.h, *placed), self.h)
 
