@@ -76,6 +76,11 @@ def sharpness_aware(
     place, and so are needed besides. `updates` that are not finite pass on, for
     `optax.apply_if_finite` and its kin to see.
 
+    The points w + δ0 and w + ε have the dtypes of the parameters. In one below 32 bits, such as
+    bfloat16, each number is rounded up or down at random, so that its mean over steps is the very
+    point; the draws follow from the count of steps, and are the same on all devices. Points where
+    combine or perturb take gradients of their own are rounded to the nearest.
+
     Inside `jax.shard_map` the parameters may be divided over devices by hand, as in tensor
     parallelism. Norms and products are then those of all parts together, and a leaf that is divided
     draws on each device for its own part (by the key of the leaf folded with the device's number).

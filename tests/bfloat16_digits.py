@@ -86,9 +86,10 @@ def page(found):
     return f"""# Pure bfloat16: what SAM's offset is worth in it
 
 A perceptron on digits, {100 * NOISE:.0f} % of the training labels wrong, {found["seeds"]} seeds,
-{found["epochs"]} epochs: accuracy on the test set with its standard error, in percent. In bfloat16 parameters, momentum and
-computation all have that dtype, so that SGD's own steps are rounded too; w + ε is rounded to the
-nearest number, as a plain sum is, or up or down at random, as `sam_optax` does.
+{found["epochs"]} epochs: accuracy on the test set with its standard error, in percent. In bfloat16
+parameters, momentum and computation all have that dtype, so that SGD's own steps are rounded too;
+w + ε is rounded to the nearest number, as a plain sum is, or up or down at random, as `sam_optax`
+does.
 
 | | {" | ".join(ways)} |
 | --- | --- | --- | --- |
