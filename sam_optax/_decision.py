@@ -12,12 +12,14 @@ from typing import Any, Protocol, TypeVar
 import warnings
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from sam_optax import _axes, _callers, _shards
+from sam_optax import _axes, _callers, _shards, _tree
 from sam_optax._contracts import GradFn, Tree
 
 T = TypeVar("T")
+CONVOLUTION = "conv_general_dilated"
 
 
 class Repeat(Protocol):
@@ -62,7 +64,7 @@ def branch(
         taken: T = optax.tree.where(fire, yes(gradient, _unroll), no())
         return taken
 
-    if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):
+    if not _has(jax.make_jaxpr(gradient)(point).jaxpr, CONVOLUTION):
         return conditional(fire)
     # Inside another's conditional that would be the wrong advice, and the right one is given.
     if jax.default_backend() == "cpu" and not _callers.in_conditional():
@@ -76,6 +78,54 @@ def branch(
         )
     taken: T = jax.lax.platform_dependent(fire, cpu=select, default=conditional)
     return taken
+
+
+def apart(
+    gradient: Callable[..., T], count: jax.Array, behind: Tree | None = None
+) -> Callable[..., T]:
+    """The gradient, whose loops on CPU hold nothing while another gradient is taken.
+
+    XLA for CPU runs first whatever waits for nothing, such as making the zeros in which the loop
+    of `jax.lax.scan` stacks what its backward pass needs: those of a second gradient would be held
+    through the first. What is inside a conditional waits for it, and this one's always fires.
+
+    Args:
+      gradient: a function of parameters, with what a pass returns besides.
+      count: of the steps; no compiler knows that it is not negative.
+      behind: the other gradient, where the point does not depend on it.
+    """
+    if not isinstance(count, jax.core.Tracer) or jax.default_backend() != "cpu":
+        return gradient
+    if _axes.varying(count):  # what the conditional returns would vary with it
+        return gradient
+    once = jax.jit(gradient)  # traced once, for the branch and for the look inside
+
+    def waiting(*args: Any, **kwargs: Any) -> T:
+        taken: T
+        made, shapes = jax.make_jaxpr(once, return_shape=True)(*args, **kwargs)
+        if _has(made.jaxpr, CONVOLUTION) or not _has(made.jaxpr, "scan") or _is_told(made):
+            taken = once(*args, **kwargs)
+            return taken
+        fire = count >= 0
+        known = [x for x in jax.tree.leaves(behind) if x.size and not _axes.varying(x)]
+        if known:
+            fire |= jnp.sum(min(known, key=lambda x: x.size)) > 0
+
+        def nothing() -> Any:
+            zeros = [jnp.zeros(kind.shape, kind.dtype) for kind in made.out_avals]
+            placed: Any = _tree.placed_like(zeros, made.out_avals)
+            return jax.tree.unflatten(jax.tree.structure(shapes), placed)
+
+        taken = jax.lax.cond(fire, lambda: once(*args, **kwargs), nothing)
+        return taken
+
+    return waiting
+
+
+def _is_told(made: Any) -> bool:
+    """Whether a jaxpr has effects, or returns keys, which have no zeros."""
+    kinds = [kind.dtype for kind in made.out_avals]
+    return bool(made.effects) or any(jnp.issubdtype(k, jax.dtypes.extended) for k in kinds)
 
 
 def outline(function: Callable[[], Tree]) -> Tree:
@@ -103,7 +153,7 @@ def warn_of_conditional(gradient: GradFn, params: Tree) -> None:
     """Warns where a convolution's gradient is about to be taken in another's conditional on CPU."""
     if jax.default_backend() != "cpu" or not _callers.in_conditional():
         return
-    if _has_convolution(jax.make_jaxpr(gradient)(params).jaxpr):
+    if _has(jax.make_jaxpr(gradient)(params).jaxpr, CONVOLUTION):
         warnings.warn(
             "This update takes a convolution's gradient inside a conditional of another's, such as "
             "that of optax.apply_if_finite, optax.conditionally_transform or optax.MultiSteps, "
@@ -149,16 +199,16 @@ def _unroll(n: int, function: Callable[[T], T], x: T) -> T:
     return x
 
 
-def _has_convolution(jaxpr: Any) -> bool:
-    """Whether a convolution is anywhere in the jaxpr."""
+def _has(jaxpr: Any, primitive: str) -> bool:
+    """Whether a primitive is anywhere in the jaxpr."""
 
     def is_jaxpr(node: Any) -> bool:
         return hasattr(node, "eqns") or hasattr(node, "jaxpr")
 
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
+        if equation.primitive.name == primitive:
             return True
         for node in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
-            if is_jaxpr(node) and _has_convolution(getattr(node, "jaxpr", node)):
+            if is_jaxpr(node) and _has(getattr(node, "jaxpr", node), primitive):
                 return True
     return False

@@ -209,6 +209,7 @@ def sharpness_aware(
         first, usable = own_updates, np.True_
         with _shards.laid_out(layout):
             if own_first:
+                gradient = _decision.apart(gradient, state.steps, own_updates)
                 place = functools.partial(_first.point, state.start, own, state.steps)
                 first = own_updates if taken else gradient(place())
                 first = _first.average(first, gradient, slots.start.samples, place)

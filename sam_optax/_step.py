@@ -98,8 +98,10 @@ class Step:
             return self._decided_later(fire, evaluate, first, usable, state, params, extra)
         if not fire:
             return self._skip(gradient, first, usable, state, params, extra)
+        gradient = _decision.apart(gradient, state.steps)
+        pass_at = _decision.apart(lambda p: _second.wanted(evaluate(p), state), state.steps)
         point, epsilon, state = self._ascend(gradient, first, state, params, extra)
-        second = _second.wanted(evaluate(point), state)
+        second = pass_at(point)
         return self._conclude(gradient, first, epsilon, second, usable, state, params, extra)
 
     def foresee(self, state: SharpnessAwareState, count: int) -> list[jax.typing.ArrayLike]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,13 +127,18 @@ def add(params: Tree, delta: Tree) -> Tree:
 
 
 def placed_like(tree: Tree, reference: Tree) -> Tree:
-    """tree, divided over an explicit mesh as reference is, and varying where it does."""
+    """tree, divided over an explicit mesh as reference is, and varying where it does.
+
+    reference holds arrays, or the types of some.
+    """
     return _map(_placed, tree, reference)
 
 
-def _placed(x: jax.Array, reference: jax.typing.ArrayLike) -> jax.Array:
+def _placed(x: jax.Array, reference: Any) -> jax.Array:
     x = _axes.vary(x, _axes.varying(reference))
-    wanted = jax.typeof(reference).sharding
+    is_type = isinstance(reference, jax.core.AbstractValue)
+    kind: Any = reference if is_type else jax.typeof(reference)
+    wanted = kind.sharding
     is_explicit = jax.sharding.AxisType.Explicit in wanted.mesh.axis_types
     if not is_explicit or jax.typeof(x).sharding == wanted:
         return x

@@ -446,15 +446,41 @@ MUTATIONS = {
     ),
     "every convolution under a conditional": Mutation(
         "_decision.py",
-        "if not _has_convolution(jax.make_jaxpr(gradient)(point).jaxpr):",
+        "if not _has(jax.make_jaxpr(gradient)(point).jaxpr, CONVOLUTION):",
         "if True:",
         "gradient_counts",
         "convolution",
     ),
+    "residuals of two gradients side by side": Mutation(
+        "_decision.py", "if _axes.varying(count):  #", "if True:  #", "scans", "memory and sam-kept"
+    ),
+    "a gradient of its own beside the caller's": Mutation(
+        "_decision.py",
+        "        if known:\n",
+        "        if False:\n",
+        "scans",
+        "memory and r_sam-kept",
+    ),
+    "a convolution behind a scan under a conditional": Mutation(
+        "_decision.py", "_has(made.jaxpr, CONVOLUTION) or ", "", "scans", "stood"
+    ),
+    "effects under a conditional": Mutation(
+        "_decision.py", "bool(made.effects) or ", "", "scans", "stood"
+    ),
+    "keys under a conditional": Mutation(
+        "_decision.py",
+        "bool(made.effects) or any(",
+        "bool(made.effects) or not all(",
+        "scans",
+        "keys",
+    ),
+    "what is not returned lies elsewhere": Mutation(
+        "_decision.py", "_tree.placed_like(zeros, made.out_avals)", "zeros", "scans", "explicit"
+    ),
     "a hidden convolution is not found": Mutation(
         "_decision.py",
-        "if is_jaxpr(node) and _has_convolution(",
-        "if False and _has_convolution(",
+        "if is_jaxpr(node) and _has(",
+        "if False and _has(",
         "gradient_counts",
         "convolution",
     ),
