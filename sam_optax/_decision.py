@@ -106,20 +106,24 @@ def apart(
         if _has(made.jaxpr, CONVOLUTION) or not _has(made.jaxpr, "scan") or _is_told(made):
             taken = once(*args, **kwargs)
             return taken
-        fire = count >= 0
-        known = [x for x in jax.tree.leaves(behind) if x.size and not _axes.varying(x)]
-        if known:
-            fire |= jnp.sum(min(known, key=lambda x: x.size)) > 0
 
         def nothing() -> Any:
             zeros = [jnp.zeros(kind.shape, kind.dtype) for kind in made.out_avals]
             placed: Any = _tree.placed_like(zeros, made.out_avals)
             return jax.tree.unflatten(jax.tree.structure(shapes), placed)
 
+        fire = known_after(behind, count)
         taken = jax.lax.cond(fire, lambda: once(*args, **kwargs), nothing)
         return taken
 
     return waiting
+
+
+def known_after(gradient: Tree | None, count: jax.typing.ArrayLike) -> jax.Array:
+    """True, which no compiler knows before the gradient is there: a count is never negative."""
+    known = [x for x in jax.tree.leaves(gradient) if x.size and not _axes.varying(x)]
+    late = jnp.sum(min(known, key=jnp.size)) > 0 if known else False
+    return (jnp.asarray(count) >= 0) | late
 
 
 def _is_told(made: Any) -> bool:

@@ -674,6 +674,7 @@ def eigen_sam(
     period: int = 100,
     power_iterations: int = 5,
     *,
+    products: str = "exact",
     key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Eigen-SAM: the ascent leans towards the Hessian's top eigenvector.
@@ -685,8 +686,10 @@ def eigen_sam(
 
     v is estimated every `period` steps, step 0 excluded, by so many power iterations from the last
     estimate. Two gradients a step, and every `period` steps the Hessian-vector products, about two
-    gradients each; grad_fn must be differentiable in forward mode. Before the first estimate it is
-    `sam`. State: `v`, one copy of the parameters.
+    gradients each: exact ones, for which grad_fn must be differentiable in forward mode, or
+    differences of gradients at either side of w, which need the memory of `sam`, work wherever
+    `sam` does and are less accurate (`perturb.eigen_ball` says how far). Before the first estimate
+    it is `sam`. State: `v`, one copy of the parameters.
 
     Args:
       rho: the radius ρ ≥ 0. 0 is the base optimizer.
@@ -694,16 +697,19 @@ def eigen_sam(
       period: the steps between two estimates, ≥ 1.
       power_iterations: the products of an estimate, ≥ 1. Under `optax.inject_hyperparams` it
         belongs to static_args: it is the length of a loop.
+      products: "exact", or "differences" where a `jax.custom_vjp` (a fused kernel, a quantiser,
+        float8) is in grad_fn, or memory is short.
       key: an int or a `jax.random.key`, of the first start.
 
     Returns:
       A link of an Optax chain.
 
     Raises:
-      ValueError: rho or alpha is negative, or a count is less than 1.
+      ValueError: rho or alpha is negative, a count is less than 1, or products is neither of the
+        two.
       TypeError: an argument is no number, a count no integer, or key no int or key; at step 0,
-        outside jit, a `jax.custom_vjp` in grad_fn is in the way of forward mode. (JAX's own errors
-        tell of it inside jit, and of other functions without forward mode.)
+        outside jit, a `jax.custom_vjp` in grad_fn is in the way of exact products. (JAX's own
+        errors tell of it inside jit, and of other functions without forward mode.)
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, sam_optax
@@ -719,7 +725,9 @@ def eigen_sam(
       Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
       <https://arxiv.org/abs/2501.12666>`_, 2024. ε is not renormalised.
     """
-    return sharpness_aware(eigen_ball(rho, alpha, period, power_iterations, key=key))
+    return sharpness_aware(
+        eigen_ball(rho, alpha, period, power_iterations, products=products, key=key)
+    )
 
 
 def le_sam(

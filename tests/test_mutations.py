@@ -406,6 +406,32 @@ MUTATIONS = {
         "overflow",
         "whose_own_gradient",
     ),
+    "differences at a distance of the parameters' unit": Mutation(
+        "perturb/_eigen.py", "jnp.where(size > 0, size, 1)", "1 + size", "products", "unit"
+    ),
+    "differences at the radius alone": Mutation(
+        "perturb/_eigen.py",
+        "jnp.clip(rho, spacing ** (1 / 2) * size, spacing ** (1 / 3) * size)",
+        "rho",
+        "products",
+        "unit",
+    ),
+    "no distance from 0": Mutation(
+        "perturb/_eigen.py", "jnp.where(size > 0, size, 1)", "size", "products", "from_zero"
+    ),
+    "every dtype has the spacing of float32": Mutation(
+        "perturb/_eigen.py",
+        "float(jnp.finfo(leaf.dtype).eps)",
+        "float(jnp.finfo(jnp.float32).eps)",
+        "products",
+        "top_eigenvector and bfloat16",
+    ),
+    "differences on one side": Mutation(
+        "perturb/_eigen.py", "return -sign, ", "return sign, ", "products", "top_eigenvector"
+    ),
+    "products beside the first gradient": Mutation(
+        "perturb/_eigen.py", "due &= _decision.known_after(first, step)", "pass", "scans", "eigen"
+    ),
     "a lost eigenvector is kept": Mutation(
         "perturb/_eigen.py",
         "_finite.choose(_finite.is_finite(found, params), lambda: found, lambda: old)",
@@ -456,8 +482,8 @@ MUTATIONS = {
     ),
     "a gradient of its own beside the caller's": Mutation(
         "_decision.py",
-        "        if known:\n",
-        "        if False:\n",
+        "> 0 if known else False",
+        "> 0 if False else False",
         "scans",
         "memory and r_sam-kept",
     ),
@@ -470,7 +496,7 @@ MUTATIONS = {
     "keys under a conditional": Mutation(
         "_decision.py",
         "bool(made.effects) or any(",
-        "bool(made.effects) or not all(",
+        "bool(made.effects) or all(",
         "scans",
         "keys",
     ),

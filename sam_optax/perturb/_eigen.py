@@ -34,21 +34,35 @@ def eigen_ball(
     period: int = 100,
     power_iterations: int = 5,
     *,
+    products: str = "exact",
     key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """ε = ρ (ĝ + α sign⟨g, v⟩ reject(v, ĝ)), ĝ = unit(g), v the top eigenvector of the Hessian.
 
     Every `period` steps, step 0 excluded, v ← unit(H v), `power_iterations` times, H the Hessian of
     the loss on the batch at the parameters; it starts from a normal draw, and later from the last
-    v. H v is the Jacobian-vector product of grad_fn, which costs about two gradients and must be
-    differentiable in forward mode; outside jit step 0 lowers it once to see that it is. ε is not
-    renormalised.
+    v. ε is not renormalised.
+
+    With products="exact" H v is the Jacobian-vector product of grad_fn, which costs about two
+    gradients and the memory of two or more, and must be differentiable in forward mode; outside jit
+    step 0 lowers it once to see that it is. With products="differences" it is two gradients, one
+    after the other, in the memory of one::
+
+        H v ≈ (g(w + h v) − g(w − h v)) / 2h,    √u ‖w‖ ≤ h = ρ ≤ ∛u ‖w‖,
+
+    u the spacing at 1 of the parameters' numbers, the coarsest: the radius, held between the
+    distances at which the errors of one-sided and of central differences are of the size of those
+    of rounding (Nocedal and Wright, Numerical Optimization, 2006, section 8.1). They see the
+    curvature over that distance, with ReLU its kinks too, and the noise of a loss that is computed
+    in half precision: docs/benchmark.md has figures.
 
     Args:
       rho: the radius ρ ≥ 0, in the units of the parameters, or a schedule of it.
       alpha: the weight α ≥ 0 of the eigenvector, or a schedule of it. 0 is `ball`.
       period: the steps between two estimates, ≥ 1.
       power_iterations: the products of an estimate, ≥ 1. Not to be injected.
+      products: "exact", or "differences" where a `jax.custom_vjp` (a fused kernel, a quantiser,
+        float8) is in grad_fn, or memory is short.
       key: an int or a `jax.random.key`, of the first start.
 
     Returns:
@@ -57,11 +71,12 @@ def eigen_ball(
       convolution in grad_fn, it takes the products at every step, and warns.
 
     Raises:
-      ValueError: rho or alpha is negative, or a count is less than 1; at the update, parameters are
-        hidden from it by `optax.masked` or `optax.partition`.
+      ValueError: rho or alpha is negative, a count is less than 1, or products is neither of the
+        two; at the update, parameters are hidden from it by `optax.masked` or `optax.partition`.
       TypeError: rho or alpha is neither a number nor a schedule, a count no integer, or key no int
-        or key; at step 0, outside jit, a `jax.custom_vjp` in grad_fn is in the way of forward mode.
-        (JAX's own errors tell of it inside jit, and of other functions without forward mode.)
+        or key; at step 0, outside jit, a `jax.custom_vjp` in grad_fn is in the way of exact
+        products. (JAX's own errors tell of it inside jit, and of other functions without forward
+        mode.)
 
     References:
       Luo et al., Explicit Eigenvalue Regularization Improves Sharpness-Aware Minimization
@@ -72,6 +87,7 @@ def eigen_ball(
     _checks.whole("period", period, 1)
     _checks.static("power_iterations", power_iterations)
     _checks.whole("power_iterations", power_iterations, 1)
+    _checks.choice("products", products, ("exact", "differences"))
     _random.check(key)
 
     @ours()
@@ -92,9 +108,14 @@ def eigen_ball(
         _check_whole(params)
         old = _tree.placed_like(state.v, params)
 
+        def product_of(gradient: GradFn, repeat: _decision.Repeat, v: Tree) -> Tree:
+            if products == "exact":
+                return _hessian_product(gradient, params, v)
+            return _difference(gradient, repeat, params, v, value_at(rho, step))
+
         def estimate(gradient: GradFn, repeat: _decision.Repeat) -> Tree:
             def iterate(v: Tree) -> Tree:
-                product = _hessian_product(gradient, params, v)
+                product = product_of(gradient, repeat, v)
                 return _tree.cast_like(_tree.towards(product, 1.0), v)
 
             normal = _random.draw_like(jax.random.normal, state.key_data, step, params)
@@ -104,8 +125,13 @@ def eigen_ball(
             return _finite.choose(_finite.is_finite(found, params), lambda: found, lambda: old)
 
         due = (step > 0) & (step % period == 0)
+        if isinstance(
+            due, jax.core.Tracer
+        ):  # products that wait for nothing XLA may take too early
+            due &= _decision.known_after(first, step)
         at_first = step == 0  # traced, though step is not, inside another's conditional
-        if not isinstance(at_first, jax.core.Tracer) and at_first:
+        known = not isinstance(at_first, jax.core.Tracer)
+        if products == "exact" and known and at_first:
             _check_forward(grad_fn, params)
         v = _decision.branch(due, estimate, lambda: old, grad_fn, params)
         epsilon = _lean(first, v, value_at(rho, step), value_at(alpha, step))
@@ -132,6 +158,29 @@ def _hessian_product(gradient: GradFn, params: Tree, v: Tree) -> Tree:
     return product
 
 
+def _difference(
+    gradient: GradFn, repeat: _decision.Repeat, params: Tree, v: Tree, rho: jax.typing.ArrayLike
+) -> Tree:
+    """H unit(v) = (g(w + h unit(v)) − g(w − h unit(v))) / 2h + O(h²), one gradient after the other.
+
+    h is ρ, held between √u ‖w‖ and ∛u ‖w‖. 0 has no size, and counts as 1.
+    """
+    size = _tree.norm(params)
+    size = jnp.where(size > 0, size, 1)
+    spacing = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(v))
+    h = jnp.clip(rho, spacing ** (1 / 2) * size, spacing ** (1 / 3) * size)
+    offset = _tree.towards(v, h)
+
+    def side(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
+        sign, total = carry
+        away = gradient(_tree.add(params, _tree.combine(lambda x: sign * x, offset)))
+        return -sign, _tree.combine(lambda x, y: x + sign * y, total, away)
+
+    zeros = _tree.placed_like(_tree.zeros_like(v), v)
+    _, total = repeat(2, side, (jnp.ones([], jnp.float32), zeros))
+    return _tree.combine(lambda x: x / (2 * h), total)
+
+
 def _check_forward(grad_fn: GradFn, params: Tree) -> None:
     """Raises now, rather than a period of steps later, where grad_fn has no forward derivative."""
     try:
@@ -141,8 +190,9 @@ def _check_forward(grad_fn: GradFn, params: Tree) -> None:
         if "custom_vjp" not in str(error):
             raise
         raise TypeError(
-            "eigen_ball needs a grad_fn that can be differentiated in forward mode, and there is a "
-            "jax.custom_vjp in the way: define its derivative by jax.custom_jvp instead."
+            "eigen_ball with products='exact' needs a grad_fn that can be differentiated in "
+            "forward mode, and there is a jax.custom_vjp in the way: pass "
+            "products='differences', or define that derivative by jax.custom_jvp."
         ) from error
 
 

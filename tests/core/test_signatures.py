@@ -30,7 +30,8 @@ SIGNATURES = {
     "axis_name=None)",
     "vasso": "(rho=0.05, theta=0.9)",
     "friendly_sam": "(rho=0.05, sigma=1.0, decay=0.9)",
-    "eigen_sam": "(rho=0.05, alpha=0.2, period=100, power_iterations=5, *, key=0)",
+    "eigen_sam": "(rho=0.05, alpha=0.2, period=100, power_iterations=5, *, products='exact', "
+    "key=0)",
     "le_sam": "(budget=0.35, rho_max=None)",
     "le_sam_plus": "(budget=0.15, alpha=0.5, rho_max=None)",
     "r_sam": "(rho=0.05, gamma=0.1, lambda_=1.0, *, key=0, noise_scale='std', "
@@ -68,7 +69,8 @@ PARTS = {
     "start.previous": "(rho)",
     "perturb.adaptive_ball": "(rho, eta=0.01, weights=None)",
     "perturb.ball": "(rho)",
-    "perturb.eigen_ball": "(rho, alpha=0.2, period=100, power_iterations=5, *, key=0)",
+    "perturb.eigen_ball": "(rho, alpha=0.2, period=100, power_iterations=5, *, products='exact', "
+    "key=0)",
     "perturb.ema": "(theta)",
     "perturb.fisher_ball": "(rho, eta=1.0)",
     "perturb.loss_ball": "(budget, rho_max=None)",

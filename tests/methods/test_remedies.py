@@ -172,7 +172,7 @@ def complex_loss(p):
     return jnp.sum(jnp.abs(jax.lax.complex(p["re"], p["im"])) ** 2)
 
 
-def eigen(kind):
+def eigen(kind, products="exact"):
     @kind
     def double(w):
         return 2 * w
@@ -182,7 +182,7 @@ def eigen(kind):
     else:
         double.defjvp(lambda w, t: (2 * w[0], 2 * t[0]))
     return lambda: update(
-        sam_optax.eigen_sam(), jnp.ones(2), grad_fn=lambda w: double(w)
+        sam_optax.eigen_sam(products=products), jnp.ones(2), grad_fn=lambda w: double(w)
     )  # fmt: skip
 
 
@@ -467,7 +467,9 @@ REMEDIES = {
         lambda: update(sam_optax.asam(weights={"other": True})),
         lambda: update(sam_optax.asam(weights={"kernel": True, "bias": False})),
     ),
-    "a custom_vjp in the way": (eigen(jax.custom_vjp), eigen(jax.custom_jvp)),
+    "a custom_vjp in the way": (
+        eigen(jax.custom_vjp),
+        lambda: (eigen(jax.custom_vjp, "differences")(), eigen(jax.custom_jvp)())),
     "an eigenvector of a group": (
         lambda: update(sharpness_aware(optax.partition(
             {"a": perturb.eigen_ball(0.1), "b": perturb.ball(0.2)}, {"kernel": "a", "bias": "b"}))),
