@@ -109,10 +109,10 @@ BARS = (
 )
 
 
-def judge(rows: Sequence[Row]) -> list[Verdict]:
+def judge(rows: Sequence[Row], bars: Sequence[Bar] = BARS) -> list[Verdict]:
     """The verdict on every bar."""
     verdicts = []
-    for bar in BARS:
+    for bar in bars:
         judged = [row for row in rows if row.get(bar.figure) is not None and bar.applies(row)]
         failing = [row for row in judged if not bar.allows(row)]
         farthest = max(failing or judged, key=lambda row: row[bar.figure], default=None)

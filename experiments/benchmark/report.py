@@ -1,9 +1,9 @@
 """The table and the bars as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.benchmark.bars import Verdict, judge
+from experiments.benchmark.bars import Row, Verdict, judge
 
 COLUMNS = {
     "ms": ("milliseconds", ".2f"),
@@ -45,16 +45,21 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def bars(verdicts: Sequence[Verdict]) -> list[str]:
-    """The bars as a table."""
+def _who(row):
+    where = "" if row["dispatch"] == "device" else f" ({row['dispatch']})"
+    return f"{row['method']} on {row['model']}{where}"
+
+
+def bars(verdicts: Sequence[Verdict], who: Callable[[Row], str] = _who) -> list[str]:
+    """The bars as a table, in which a function says whose a row is."""
     lines = ["| promised | at most | farthest | by | kept |", "|---|--:|--:|---|---|"]
     for bar, farthest, failing in verdicts:
         if farthest is None:
             figures, kept = " | ", "not measured"
         else:
-            figures, kept = f"{_figure(farthest, bar)} | {_who(farthest)}", "yes"
+            figures, kept = f"{_figure(farthest, bar)} | {who(farthest)}", "yes"
         if failing:
-            kept = "NO: " + ", ".join(f"{_who(row)} {_figure(row, bar)}" for row in failing)
+            kept = "NO: " + ", ".join(f"{who(row)} {_figure(row, bar)}" for row in failing)
         lines.append(f"| {bar.text} | {bar.limit:g} | {figures} | {kept} |")
     return lines
 
@@ -62,11 +67,6 @@ def bars(verdicts: Sequence[Verdict]) -> list[str]:
 def _figure(row, bar):
     error = row.get(f"{bar.figure}_error")
     return f"{row[bar.figure]:.5g}" + (f" ± {error:.3f}" if error else "")
-
-
-def _who(row):
-    where = "" if row["dispatch"] == "device" else f" ({row['dispatch']})"
-    return f"{row['method']} on {row['model']}{where}"
 
 
 def _table(model, rows):

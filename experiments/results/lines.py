@@ -1,6 +1,6 @@
 """What a command has finished, a line of JSON each, so that it goes on where it was stopped."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class Lines:
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    def values(self) -> Iterator[Mapping[str, Any]]:
+        """The last of each key, in the order in which the keys first came."""
+        yield from self._lines.values()
 
     def add(self, value: Mapping[str, Any]) -> None:
         """One more.

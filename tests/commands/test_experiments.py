@@ -16,7 +16,7 @@ import optax
 import pytest
 from reference import NAMES, few
 
-from experiments import compare, gpu_check, recipes, sweep, toy, train
+from experiments import compare, recipes, sweep, toy, train
 from experiments.cli.settings import METHODS
 from experiments.data import augment, reading
 from experiments.data.feeds import arrays
@@ -541,46 +541,6 @@ def test_sweep_tries_every_combination(monkeypatch, tmp_path, data_dir):
         for lr in ("0.1", "0.05")
     ]
     assert all(0 <= row["accuracy"] <= 100 for row in rows)
-
-
-def test_gpu_check_reports_steps_and_epochs(monkeypatch, tmp_path):
-    """On made images and a small model, since it is the report that is tested here."""
-    assert set(gpu_check.EPOCHS) == {"sgd", "sam", "le_sam", "ae_sam", "ae_looksam"}
-    monkeypatch.setattr(gpu_check, "EPOCHS", ("sgd", "sam", "ae_sam"))
-    arguments = ["--model", "mlp", "--width", 4, "--dtype", "float32", "--batch-size", 16]
-    methods = ["looksam", "lpf_sgd"]
-    arguments += [
-        "--methods",
-        *methods,
-        "--examples",
-        64,
-        "--seconds",
-        1e-3,
-        "--turns",
-        2,
-        "--epochs",
-        2,
-        "--workers",
-        2,
-    ]
-    command(monkeypatch, gpu_check, *arguments, "--data-dir", tmp_path, "--out", tmp_path)
-    report = read(tmp_path / "gpu_check" / "gpu_check.json")
-    assert report["images"].startswith("made")
-    rows = {row["method"]: row for row in report["steps"]}
-    assert rows.keys() == {*gpu_check.EPOCHS, *methods, *gpu_check.BOUNDS}
-    assert all(row["finite"] for row in rows.values())
-    assert rows["sgd"]["time_ratio"] == rows["sgd"]["temp_bytes_ratio"] == 1
-    assert rows["sam"]["ideal_ratio"] == pytest.approx(rows["sam"]["time_ratio"] / 2)
-    shares = {name: rows[name]["sam_fraction"] for name in ("sgd", "sam", "lpf_sgd")}
-    assert shares == {"sgd": 0, "sam": 1, "lpf_sgd": 0}
-    assert (rows["ae_sam, never"]["sam_fraction"], rows["ae_sam, always"]["sam_fraction"]) == (0, 1)
-    assert rows["looksam"]["state_bytes"] > rows["sam"]["state_bytes"]
-    epochs = {row["method"]: row for row in report["epochs"]}
-    assert epochs.keys() == {"sgd", "sam", "ae_sam"}
-    ratio = epochs["sam"]["seconds"] / epochs["sgd"]["seconds"]
-    assert epochs["sam"]["time_ratio"] == pytest.approx(ratio)
-    assert epochs["sam"]["ideal_ratio"] == pytest.approx(ratio / 2)
-    assert "| sam |" in (tmp_path / "gpu_check" / "gpu_check.md").read_text()
 
 
 def test_the_toy_problem_ends_where_an_independent_check_ended(monkeypatch, tmp_path):

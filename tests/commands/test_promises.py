@@ -161,21 +161,21 @@ def test_a_comparison_behaves_as_a_training(run, tmp_path, monkeypatch, capsys):
 def test_a_measurement_of_other_options_is_not_replaced(run, tmp_path, monkeypatch, capsys):
     made = []
 
-    def measured(contestants, options):
-        made.append(options)
-        return []
+    def measured(setup):
+        made.append(setup.examples)
+        yield {"name": "sgd", "milliseconds": 1.0}
 
-    monkeypatch.setattr(gpu_check, "Contestant", lambda recipe, name, loaded, train: name)
-    monkeypatch.setattr(gpu_check, "_steps", measured)
-    monkeypatch.setattr(gpu_check, "_epochs", lambda contestants, options: [])
-    assert run(gpu_check, "--examples", 256) == 0
-    assert run(gpu_check, "--examples", 128) == 2
+    monkeypatch.setitem(gpu_check.PARTS, "steps", measured)
+    check = (gpu_check, "--parts", "steps", "--examples")
+    path = tmp_path / "gpu_check" / "gpu_check.json"
+    assert run(*check, 256) == 0
+    assert run(*check, 128) == 2
     assert "holds a run with other examples" in capsys.readouterr().err
-    assert read(tmp_path / "gpu_check" / "gpu_check.json")["options"]["examples"] == "256"
-    assert run(gpu_check, "--examples", 256) == 0
-    assert run(gpu_check, "--examples", 128, "--overwrite") == 0
-    assert read(tmp_path / "gpu_check" / "gpu_check.json")["options"]["examples"] == "128"
-    assert len(made) == 3
+    assert read(path)["options"]["examples"] == 256
+    assert run(*check, 256) == 0
+    assert run(*check, 128, "--overwrite") == 0
+    assert read(path)["options"]["examples"] == 128
+    assert made == [256, 256, 128]
 
 
 # What a run goes on with

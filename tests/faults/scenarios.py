@@ -143,6 +143,7 @@ def scenarios(shared: Path) -> dict[str, Scenario]:
         Scenario(
             "gpu_check",
             {
+                "--parts": ("steps",),
                 "--methods": ("sam",),
                 "--model": ("mlp",),
                 "--width": ("4",),

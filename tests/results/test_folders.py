@@ -31,6 +31,7 @@ from experiments.system.errors import UserError
 SHORT = ("digits", "--epochs", 1, "--train-examples", 128, "--batch-size", 64)
 CNN = ("--models", "mlp", "--methods", "sam", "--batch-size", 8, "--width", 8, "--turns", 0)
 SEEN = ("--images", 64, "--batch-size", 32, "--size", 16, "--workers", 1, "--rounds", 1)
+STEPS = ("--parts", "steps", "--model", "mlp", "--width", 4, "--seconds", 0.001, "--turns", 2)
 # Each command that writes into --out, and what makes it quick; RUN is a trained run.
 COMMANDS = {
     "train": (train, *SHORT),
@@ -42,7 +43,7 @@ COMMANDS = {
     "benchmark": (benchmark, *CNN),
     "benchmark.growth": (growth, "--most", 10**5, "--turns", 2, "--seconds", 0.001),
     "scaling": (scaling, "--methods", "sgd", "--batch-size", 1, "--model", "mlp"),
-    "gpu_check": (gpu_check, "--methods", "sgd", "--examples", 8, "--batch-size", 4),
+    "gpu_check": (gpu_check, *STEPS, "--methods", "sgd", "--examples", 8, "--batch-size", 4),
     "benchmark.pipeline": (pipeline_benchmark, *SEEN, "--memory-images", 32),
     "toy": (toy,),
     "tables": (tables,),

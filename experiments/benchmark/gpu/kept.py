@@ -1,0 +1,50 @@
+"""The rows of several calls, each written as it comes."""
+
+from collections.abc import Mapping
+import datetime
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmark.gpu.setup import Row
+from experiments.results.lines import Lines
+
+Parts = dict[str, list[Row]]
+
+
+class Kept:
+    """The rows of a file, which one call at a time adds to."""
+
+    def __init__(self, path: Path, commit: str | None):
+        """Reads those of earlier calls.
+
+        Args:
+          path: of the file.
+          commit: of the code that measures from now on.
+
+        Raises:
+          UserError: a line is damaged.
+        """
+        self._lines = Lines(path, key=lambda row: (row["part"], row["name"]))
+        self._commit = commit
+
+    def add(self, part: str, row: Mapping[str, Any]) -> None:
+        """Writes a row; what was known of it stays, but for what is measured anew.
+
+        Raises:
+          WriteError: it cannot be written.
+        """
+        key = part, row["name"]
+        known = dict(self._lines[key]) if key in self._lines else {}
+        known.pop("said", None)  # of a call in which it could not be measured
+        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        mark = {"part": part, "commit": self._commit, "at": at}
+        self._lines.add({**known, **row, **mark})
+
+    def parts(self) -> Parts:
+        """All rows by their part, in the order in which they first came."""
+        found: Parts = {}
+        for row in self._lines.values():
+            found.setdefault(row["part"], []).append(
+                {name: value for name, value in row.items() if name != "part"}
+            )
+        return found

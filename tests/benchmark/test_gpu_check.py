@@ -1,0 +1,418 @@
+"""The parts of gpu_check, on small models and made images: their rows, kept from call to call."""
+
+import importlib.util
+import math
+import signal
+import sys
+
+from inprocess import command, read
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import gpu_check
+from experiments.benchmark.gpu import (
+    child,
+    compilation,
+    decisions,
+    determinism,
+    epochs,
+    kept,
+    loop,
+    peers,
+    precision,
+    promised,
+    real,
+    report,
+    steps,
+    turns,
+    wide,
+)
+from experiments.benchmark.gpu.loop import Asked, Loop
+from experiments.benchmark.gpu.setup import Setup
+from experiments.benchmark.measure import Turn
+from experiments.data import sets
+
+SMALL = {"model": "mlp", "width": 4, "dtype": "float32", "batch_size": 16, "examples": 64}
+QUICK = {"seconds": 1e-3, "turns": 2, "epochs": 2, "workers": 2}
+ABOUT = {"device": "cpu", "options": SMALL}
+
+
+@pytest.fixture
+def setup(tmp_path):
+    """Of a small model on made images."""
+    return Setup(**SMALL, **QUICK, data_dir=tmp_path, methods=("looksam", "lpf_sgd"))
+
+
+def rows_of(part, setup):
+    """What is known at the end of each row, by name."""
+    found = {}
+    for row in part(setup):
+        found.setdefault(row["name"], {}).update(row)
+    return found
+
+
+def test_steps_are_measured_beside_sgd(setup):
+    rows = rows_of(steps.measure, setup)
+    assert rows.keys() == {"sgd", "sam", "looksam", "lpf_sgd", turns.HAND_WRITTEN}
+    assert all(row["finite"] and row["milliseconds"] > 0 for row in rows.values())
+    assert rows["sgd"]["time_ratio"] == rows["sgd"]["temp_bytes_ratio"] == 1
+    shares = {name: row["sam_fraction"] for name, row in rows.items()}
+    assert shares == {"sgd": 0, "sam": 1, "looksam": 0.2, "lpf_sgd": 0, turns.HAND_WRITTEN: 1}
+    assert rows["sam"]["ideal_ratio"] == pytest.approx(rows["sam"]["time_ratio"] / 2)
+    assert [name for name, row in rows.items() if "over_hand_written" in row] == ["sam"]
+    assert rows["looksam"]["state_bytes"] > rows["sam"]["state_bytes"]
+
+
+def test_sam_by_hand_takes_the_steps_of_sam(setup):
+    """With the radius of the recipe, so that the two that are compared compute the same."""
+    by_hand, sam = Loop(setup, loop.BY_HAND), Loop(setup, Asked("sam"))
+    assert setup.recipe.settings["sam"] == {"rho": loop.RHO}
+    for one in (by_hand, sam):
+        one.run(4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        by_hand.state.params,
+        sam.state.params,
+    )
+
+
+def test_decisions_fire_as_often_as_their_names_say(setup, monkeypatch):
+    monkeypatch.setattr(
+        decisions,
+        "ASKED",
+        {
+            name: asked
+            for name, asked in decisions.ASKED.items()
+            if name in ("sgd", "ae_sam, never", "ae_looksam, always", "looksam, every 2", "msam")
+        },
+    )
+    shares = {name: row["sam_fraction"] for name, row in rows_of(decisions.measure, setup).items()}
+    assert shares == {
+        "sgd": 0,
+        "ae_sam, never": 0,
+        "ae_looksam, always": 1,
+        "looksam, every 2": 0.5,
+        "msam": 0,
+    }
+
+
+def test_epochs_and_the_suspects_are_measured(setup, monkeypatch):
+    monkeypatch.setattr(epochs, "METHODS", ("sgd", "sam"))
+    monkeypatch.setattr(epochs, "SUSPECTED", ("sam",))
+    monkeypatch.setattr(epochs, "COMMANDS", "NO_SUCH_COMMAND")
+    rows = rows_of(epochs.measure, setup)
+    ratio = rows["sam"]["seconds"] / rows["sgd"]["seconds"]
+    assert rows["sam"]["time_ratio"] == pytest.approx(ratio)
+    assert rows["sam"]["ideal_ratio"] == pytest.approx(ratio / 2)
+    assert rows["sgd"]["images_per_second"] == pytest.approx(64 / rows["sgd"]["seconds"])
+    suspects = {name: row for name, row in rows.items() if "," in name}
+    assert suspects.keys() == epochs.suspects(4).keys()
+    refused = "sam, command buffers of whole loops"
+    assert "XLA refuses it" in suspects.pop(refused)["said"]
+    assert all(row["over_today"] > 0 for row in suspects.values())
+
+
+def test_a_trip_count_that_is_known_changes_no_step(setup):
+    known, told = Loop(setup, Asked("sgd", count=4)), Loop(setup, Asked("sgd"))
+    known.run(4)
+    told.run(4)
+    assert int(known.state.step) == int(told.state.step) == 4
+    assert child.digest(known.state.params) == child.digest(told.state.params)
+    told.run(1)
+    assert child.digest(known.state.params) != child.digest(told.state.params)
+
+
+def test_running_statistics_stay_where_they_are(setup):
+    """So that no reduction over the batch is left; a model with batch norm has statistics."""
+    small = Setup(**{**SMALL, "model": "cnn", "examples": 16}, **QUICK, data_dir=setup.data_dir)
+    still = Loop(small, Asked("sgd", still=True))
+    before = jax.tree.leaves(jax.tree.map(np.asarray, still.state.model_state))
+    still.run(1)
+    assert before
+    for one, other in zip(before, jax.tree.leaves(still.state.model_state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_of_each_setting_the_different_ends_are_counted(setup, monkeypatch):
+    """Processes are not started: in the first wave one end each, in the second one failed."""
+    asked = []
+
+    def at_once(setup, method, steps, environments):
+        asked.append([variables["XLA_FLAGS"] for variables in environments])
+        if len(asked) == 1:
+            return [{"digest": end} for end in ("a", "b", "c", "c", "d", "e")]
+        return [{"digest": end} for end in ("d", "d", "e")] + [{"said": "it failed"}]
+
+    monkeypatch.setattr(child, "at_once", at_once)
+    monkeypatch.setattr(determinism, "in_turns", lambda setup, asked, rivals: iter(()))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --mine")
+    rows = rows_of(determinism.measure, setup)
+    counted = {name: row["different"] for name, row in rows.items() if "different" in row}
+    assert counted == {
+        determinism.DEFAULT: 2,
+        determinism.DETERMINISTIC: 1,
+        determinism.CHOICES: 1,
+        determinism.PROGRAM: 2,
+    }
+    assert rows[f"{determinism.PROGRAM}, process 3"]["said"] == "it failed"
+    assert asked[0][0] == asked[0][5] == "--mine"
+    assert asked[0][2] == asked[0][3] == "--mine --xla_gpu_deterministic_ops=true"
+
+
+def test_a_child_that_fails_tells_why(setup):
+    with child.started(setup, "no_such_method", 1, {}) as process:
+        assert "no_such_method" in child.told(process)["said"]
+
+
+@pytest.mark.slow
+def test_processes_end_alike_on_a_cpu(setup):
+    rows = rows_of(determinism.measure, setup)
+    digests = {row["digest"] for row in rows.values() if "digest" in row}
+    assert len(digests) == 1
+    assert rows[determinism.DETERMINISTIC]["different"] == 1
+    assert rows[f"sam, {determinism.DETERMINISTIC}"]["time_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_a_second_process_reads_what_the_first_has_compiled(setup):
+    rows = rows_of(compilation.measure, setup)
+    assert rows.keys() == set(compilation.METHODS)
+    for row in rows.values():
+        assert row["again_compile_seconds"] < row["compile_seconds"]
+
+
+def test_precision_is_told_of_each_radius(setup, monkeypatch):
+    monkeypatch.setattr(precision, "RADII", (0.01, 0.5))
+    rows = rows_of(precision.measure, setup)
+    for when in ("init", "after 2 epochs"):
+        assert rows[f"{when}, highest, ρ 0.01"]["cos"] == pytest.approx(1)
+        near, far = (rows[f"{when}, bfloat16, ρ {radius}"] for radius in ("0.01", "0.5"))
+        assert near["cos"] < far["cos"] < 1
+        assert near["over_g"] < far["over_g"]
+        few, many = (rows[f"{when}, weights, ρ {radius}"] for radius in ("0.01", "0.5"))
+        assert few["bf16_params_changed"] < many["bf16_params_changed"]
+    assert rows["init, highest"]["gradient_error"] == 0 < rows["init, bfloat16"]["gradient_error"]
+
+
+def test_weights_that_are_bfloat16_move_by_whole_steps():
+    """Above 1 bfloat16 has steps of 1/128; below the half of one a weight stays."""
+    weights = jnp.array([1.0, 1.0, 1.0, 1.0 + 3 / 1024])
+    epsilon = jnp.array([1 / 1024, 1 / 128, 3 / 128, 2 / 1024])
+    found = precision.moved(weights, epsilon)
+    assert found["bf16_params_changed"] == 0.5
+    assert found["f32_params_bf16_cast_changed"] == 0.75
+    length = math.hypot(1 / 128, 3 / 128) / float(jnp.linalg.norm(epsilon))
+    assert found["bf16_params_step_kept"] == pytest.approx(length)
+
+
+def test_the_wide_network_is_measured_beside_sgd(setup, monkeypatch):
+    assert wide.MODEL == "wrn28_10"
+    monkeypatch.setattr(wide, "MODEL", "mlp")
+    other = Setup(**{**SMALL, "model": "cnn"}, **QUICK, data_dir=setup.data_dir)
+    rows = rows_of(wide.measure, other)
+    assert {name: row["sam_fraction"] for name, row in rows.items()} == {"sgd": 0, "sam": 1}
+    assert rows["sgd"]["state_bytes"] == Loop(setup, Asked("sgd")).state_bytes
+
+
+def test_real_images_are_trained_on_epoch_by_epoch(setup, monkeypatch, data_dir):
+    load = sets.load
+    monkeypatch.setattr(real.sets, "load", lambda name, **asked: load("digits", **asked))
+    monkeypatch.setattr(real, "METHODS", ("sam",))
+    small = Setup(**SMALL, **QUICK, data_dir=data_dir)
+    found = list(real.measure(small))
+    assert [(row["name"], row["epochs"], row["sam_fraction"]) for row in found] == [
+        ("sam", 1, 1.0),
+        ("sam", 2, 1.0),
+    ]
+    assert 0 <= found[1]["test_accuracy"] <= 1
+    assert found[1]["seconds"] > found[0]["seconds"]
+
+
+def test_what_is_not_there_is_said(setup, monkeypatch):
+    (row,) = real.measure(setup)
+    assert "Prepare it once" in row["said"]
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (row,) = peers.measure(setup)
+    assert row["said"].endswith("pip install torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found("json"))
+    (row,) = peers.measure(setup)
+    assert row["said"].endswith("pass --model resnet18")
+
+
+def test_ours_is_told_over_the_quickest_of_pytorch():
+    seconds = {"sam, ours": 1, "eager": 6, "compiled": 4, f"PyTorch {peers.GRAPHS}": 2}
+    one = {name: Turn(value, 1.0) for name, value in seconds.items()}
+    rows = {row["name"]: row for row in peers.rows([one, one], "sam, ours")}
+    assert rows["sam, ours"]["over_torch"] == 0.25
+    assert rows["sam, ours"]["over_cuda_graphs"] == 0.5
+    assert rows["eager"]["milliseconds"] == 6000
+
+
+@pytest.mark.peers
+def test_pytorch_trains_the_same_network(tmp_path):
+    small = {**SMALL, "model": "resnet18", "dtype": "bfloat16", "batch_size": 4, "examples": 4}
+    rows = rows_of(peers.measure, Setup(**small, **QUICK, data_dir=tmp_path))
+    for method in ("sgd", "sam"):
+        assert rows[f"{method}, PyTorch eager"]["milliseconds"] > 0
+        assert rows[f"{method}, ours"]["over_torch"] > 0
+
+
+# The rows of several calls
+
+
+def part(*names, then=None):
+    """A part that yields rows of these names, and then does something."""
+
+    def measure(setup):
+        for number, name in enumerate(names):
+            yield {"name": name, "milliseconds": float(number)}
+        if then is not None:
+            then()
+
+    return measure
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs the command on parts that are made here, and gives its exit status."""
+    monkeypatch.setattr("os._exit", sys.exit)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def run(*arguments, **parts):
+        for name, measure in parts.items():
+            monkeypatch.setitem(gpu_check.PARTS, name, measure)
+        where = ["--data-dir", tmp_path, "--out", tmp_path, "--examples", 128]
+        try:
+            command(monkeypatch, gpu_check, *where, "--parts", *parts, *arguments)
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def names_in(tmp_path):
+    """The names of the rows in the report, by part."""
+    found = read(tmp_path / "gpu_check" / "gpu_check.json")
+    return {name: [row["name"] for row in found[name]] for name in gpu_check.PARTS if name in found}
+
+
+def test_the_rows_of_several_calls_are_one_report(run, tmp_path):
+    assert run(steps=part("sgd", "sam"), epochs=part("sgd")) == 0
+    assert run(steps=part("sam", "asam"), wrn=part("sgd")) == 0
+    assert names_in(tmp_path) == {
+        "steps": ["sgd", "sam", "asam"],
+        "epochs": ["sgd"],
+        "wrn": ["sgd"],
+    }
+    found = read(tmp_path / "gpu_check" / "gpu_check.json")
+    assert [row["milliseconds"] for row in found["steps"]] == [0.0, 0.0, 1.0]
+    assert "## WRN-28-10" in (tmp_path / "gpu_check" / "gpu_check.md").read_text()
+
+
+def test_a_signal_loses_no_row(run, tmp_path, capsys):
+    stopped = part("sgd", "sam", then=lambda: signal.raise_signal(signal.SIGTERM))
+    assert run(steps=stopped, epochs=part("sgd")) == 143
+    assert "what was written before is kept" in capsys.readouterr().err
+    assert names_in(tmp_path) == {"steps": ["sgd", "sam"]}
+    assert run(epochs=part("sgd")) == 0
+    assert names_in(tmp_path) == {"steps": ["sgd", "sam"], "epochs": ["sgd"]}
+
+
+def test_a_part_whose_time_is_over_begins_no_further_row(run, tmp_path, capsys):
+    assert run("--minutes", 1e-9, steps=part("sgd", "sam"), epochs=part("sgd", "sam")) == 0
+    assert "steps is not complete after 1e-09 minutes" in capsys.readouterr().err
+    assert names_in(tmp_path) == {"steps": ["sgd"], "epochs": ["sgd"]}
+
+
+def test_another_device_is_refused(run, tmp_path, monkeypatch, capsys):
+    assert run(steps=part("sgd")) == 0
+    found = gpu_check.provenance.provenance()
+    other = {**found, "device": "H100"}
+    monkeypatch.setattr(gpu_check.provenance, "provenance", lambda: other)
+    assert run(epochs=part("sgd")) == 2
+    said = capsys.readouterr().err
+    assert f"holds what {found['device']} with jax {found['versions']['jax']}" in said
+    assert "and this is H100 with" in said
+    assert "pass --name for a folder of its own, or --overwrite" in said
+    assert run("--overwrite", epochs=part("sgd")) == 0
+    assert names_in(tmp_path) == {"epochs": ["sgd"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--parts", "steps", "steps"), "--parts must be different ones"),
+        (("--turns", 1), "--turns must be at least 2, got 1"),
+        (("--examples", 4), "--examples must be at least --batch-size 128, got 4"),
+        (("--minutes", 0), "--minutes must be positive"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(run, arguments, said, capsys):
+    assert run(*arguments, steps=part("sgd")) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_row_measured_anew_takes_the_place_of_what_it_was(tmp_path):
+    lines = kept.Kept(tmp_path / "runs.jsonl", "one")
+    lines.add("steps", {"name": "sam", "milliseconds": 1.0, "temp_bytes": 2})
+    lines.add("steps", {"name": "asam", "said": "it failed"})
+    lines = kept.Kept(tmp_path / "runs.jsonl", "two")
+    lines.add("steps", {"name": "sam", "milliseconds": 3.0})
+    lines.add("steps", {"name": "asam", "milliseconds": 4.0})
+    rows = kept.Kept(tmp_path / "runs.jsonl", "three").parts()["steps"]
+    assert [{k: v for k, v in row.items() if k != "at"} for row in rows] == [
+        {"name": "sam", "milliseconds": 3.0, "temp_bytes": 2, "commit": "two"},
+        {"name": "asam", "milliseconds": 4.0, "commit": "two"},
+    ]
+
+
+def test_bars_are_kept_or_not():
+    parts = {
+        "steps": [
+            {"name": "sam", "over_hand_written": 1.01, "over_hand_written_error": 0.002},
+            {"name": "gsam", "ideal_ratio": 1.005},
+            {"name": "esam", "ideal_ratio": 1.2},  # chooses examples: no bar is for it
+        ],
+        "decisions": [{"name": "ae_sam, never", "time_ratio": 1.0, "ideal_ratio": 1.118}],
+        "epochs": [{"name": "sam", "seconds": 9.0}],  # not of the card that it is promised of
+        "determinism": [{"name": determinism.DETERMINISTIC, "different": 2}],
+    }
+    found = {one.bar.text: one for one in promised.verdicts(parts, ABOUT)}
+    judged = {text: not one.failing for text, one in found.items() if one.farthest}
+    assert judged == {
+        "time over a hand-written SAM in the same loop, within its noise: sam": False,
+        "time over twice SGD's: two-gradient methods": True,
+        "time over SGD: a decision that never fires": True,
+        "different ends of processes with one seed: deterministic ops": False,
+    }
+    about = {"device": "NVIDIA H100 80GB", "options": promised.REFERENCE}
+    text = report.bars(promised.verdicts(parts, about), promised.who)[2]
+    assert text.endswith("| NO: sam (epochs) 9 |")
+
+
+def test_every_bar_is_about_rows_that_a_part_has():
+    """So that no bar goes unjudged for a name that was changed."""
+    parts = {
+        "steps": [*map(row_of, ("sam", "gsam", "eigen_sam"))],
+        "decisions": [*map(row_of, decisions.ASKED)],
+        "epochs": [*map(row_of, epochs.METHODS)],
+        "determinism": [row_of(determinism.DETERMINISTIC)],
+        "compile": [*map(row_of, compilation.METHODS)],
+        "peers": [row_of("sam, ours")],
+    }
+    about = {"device": "H100", "options": promised.REFERENCE}
+    assert all(one.farthest for one in promised.verdicts(parts, about))
+    named = {one.farthest["name"] for one in promised.verdicts(parts, about)}
+    assert named >= {"sam", "ae_sam, never", "msam", "eigen_sam"}
+
+
+def row_of(name):
+    """A row with every figure."""
+    return {"name": name} | {
+        figure: 0.0 for bar in promised.BARS for figure in (bar.figure, bar.error) if figure
+    }
