@@ -39,7 +39,7 @@ from experiments.benchmark.gpu.report import markdown
 from experiments.benchmark.gpu.setup import Row, Setup
 from experiments.cli import command
 from experiments.results import files, folders, provenance
-from experiments.system import output
+from experiments.system import compiler, output
 from experiments.system.errors import UserError
 from experiments.system.words import positive
 
@@ -83,6 +83,7 @@ def main(options: Options) -> None:
         raise UserError(f"--parts must be different ones, got {options.parts}.")
     positive("minutes", options.minutes)
     options.check()
+    compiler.keep_programs()
     path = folders.path_of(options.out, options.name)
     folders.check(path, "gpu_check")
     about = {"images": options.images, **provenance.provenance()}

@@ -15,6 +15,7 @@ from experiments.analysis.trained import Trained
 from experiments.data import disk
 from experiments.results import folders, provenance
 from experiments.results.lines import Lines
+from experiments.system import compiler
 from experiments.system.errors import UserError
 
 # What tells a run and its last checkpoint from others.
@@ -44,7 +45,7 @@ class Options:
 
 
 def opened(options: Options) -> list[Trained]:
-    """The runs that a command is given.
+    """The runs that a command is given; on an accelerator its programs are kept.
 
     Raises:
       UserError: there is none, two have the same name, or one is no folder of a run.
@@ -54,6 +55,7 @@ def opened(options: Options) -> list[Trained]:
     names = [path.resolve().name for path in options.runs]
     if len(set(names)) < len(names):
         raise UserError(f"the folders must have different names, got {' '.join(names)}.")
+    compiler.keep_programs()
     how = {"workers": options.workers, "skip_corrupt": options.skip_corrupt}
     trained = [Trained(path, options.data_dir, **how) for path in options.runs]
     for i, run in enumerate(trained):

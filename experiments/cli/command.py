@@ -21,7 +21,7 @@ from experiments.data import disk
 from experiments.data.pipeline import batches
 from experiments.models.pretrained import WeightsError
 from experiments.results import numerics
-from experiments.system import interrupt, output, processes, words
+from experiments.system import compiler, interrupt, output, processes, words
 from experiments.system.errors import UserError
 
 # Options that make a command need less memory.
@@ -42,6 +42,8 @@ def run(main: Callable[[Any], None], options: type) -> None:
             raising(True)
             asked = tyro.cli(options, prog=_called(main), description=description)
             limits.check(asked)
+            if getattr(asked, "deterministic", False):  # of commands that train
+                compiler.make_deterministic()
             numerics.pin()
             with processes.together():
                 main(limits.expanded(asked))

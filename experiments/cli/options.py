@@ -16,6 +16,7 @@ from experiments.models import sizes
 from experiments.models.weights import Weights
 from experiments.recipes import RECIPES
 from experiments.recipes.base import Recipe
+from experiments.system import compiler
 from experiments.system.errors import UserError
 from experiments.system.words import known
 from experiments.training import objectives
@@ -103,6 +104,8 @@ class TrainingOptions:
     """Pass over streamed images that cannot be decoded, and tell how many there were."""
     decide: Literal["auto", "device", "host"] = "auto"
     """Where a method decides; auto is the host for convolutions on CPU."""
+    deterministic: bool = True
+    """On a GPU, train by operations that give the same bits in every process."""
     data_dir: Path = disk.DATA_DIR
     """The TFDS directory."""
     out: Path = Path("runs")
@@ -179,7 +182,8 @@ class TrainingOptions:
         apart: bool = False,
         **kwargs: Any,
     ) -> Trainer:
-        """A trainer for this method, its settings checked."""
+        """A trainer for this method, its settings checked; on an accelerator programs are kept."""
+        compiler.keep_programs()
         on_host = self.on_host(recipe) and not apart
         shape = augment.shape(loaded.train.shape, recipe.image_size)
         sizes.check(recipe.model, recipe.width, loaded.classes, shape, recipe.batch_size)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from experiments.results import files
+from experiments.system import compiler
 
 # The generator of all random numbers, as its environment variables would draw others; and what
 # refuses programs that are right.
@@ -47,8 +48,11 @@ def pin() -> None:
 def recorded() -> dict[str, Any]:
     """The values, as JSON's plain ones, of what this JAX has of the list, and XLA's flags."""
     known = {name: jax.config.values[name] for name in RECORDED if name in jax.config.values}
+    others = _UNRECORDED
+    if jax.default_backend() == "cpu":  # where the flag of a command that trains says nothing
+        others += (compiler.FLAG,)
     flags = [
-        flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_UNRECORDED)
+        flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(others)
     ]
     return files.plain(known | {"XLA_FLAGS": " ".join(sorted(flags))})
 
@@ -63,7 +67,19 @@ def differing(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     names = [name for name in {**held, **asked} if name not in ("jax", "data")]
     differs = [name for name in names if held.get(name) != asked.get(name)]
     before, now = held.get("jax") or {}, asked.get("jax") or {}
-    differs += [name for name in before if name in now and before[name] != now[name]]
+    differs += [
+        _called(name, before[name], now[name])
+        for name in before
+        if name in now and before[name] != now[name]
+    ]
     if {"data"} <= held.keys() & asked.keys() and held["data"] != asked["data"]:
         differs.append("data")
     return differs
+
+
+def _called(name, before, now):
+    """The name of JAX's configuration, or the option that chooses what alone differs of it."""
+    flags = set(f"{before}".split()) ^ set(f"{now}".split())
+    if name == "XLA_FLAGS" and all(flag.startswith(compiler.FLAG) for flag in flags):
+        return f"--deterministic or --no-deterministic ({compiler.FLAG})"
+    return name
