@@ -4,6 +4,6 @@ Three commands: `python -m experiments.benchmark` for steps, `.growth` for model
 `.pipeline` for images from disk. `problems` and `contestants` are what is measured, `measure` how,
 `collectives` counts what a program sends, `bars` holds what is promised, `torch_peers` is PyTorch's
 side; `table` and `report` show it. Of the pipeline `photographs` are what is read, and `throughput`
-measures. The room may import cli and all below. Begin
-with `measure`.
+measures. `gpu` holds the parts of the command `gpu_check`. The room may import cli and all below.
+Begin with `measure`.
 """

@@ -25,7 +25,8 @@ class Bar(NamedTuple):
       figure: the name of the figure in a row; a row that has none, or None, is not judged.
       limit: the most that it may be.
       applies: whether it is promised of a row.
-      error: the name of the figure's standard error, of which two are allowed beyond the limit.
+      error: the name of the figure's standard error, of which two are allowed beyond the limit;
+        none of a row that has none.
     """
 
     text: str
@@ -36,7 +37,7 @@ class Bar(NamedTuple):
 
     def allows(self, row: Row) -> bool:
         """Whether a row keeps the promise."""
-        noise = 2 * row[self.error] if self.error else 0.0
+        noise = 2 * row.get(self.error, 0.0) if self.error else 0.0
         return row[self.figure] <= self.limit + noise
 
 

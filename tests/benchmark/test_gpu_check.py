@@ -392,7 +392,7 @@ def test_bars_are_kept_or_not():
         "steps": [
             {"name": "sam", "over_hand_written": 1.01, "over_hand_written_error": 0.002},
             {"name": "gsam", "ideal_ratio": 1.005},
-            {"name": "esam", "ideal_ratio": 1.2},  # chooses examples: no bar is for it
+            {"name": "bsam", "ideal_ratio": 1.2},  # of its posterior's arithmetic no bar is
         ],
         "decisions": [{"name": "ae_sam, never", "time_ratio": 1.0, "ideal_ratio": 1.118}],
         "epochs": [{"name": "sam", "seconds": 9.0}],  # not of the card that it is promised of

@@ -212,3 +212,41 @@ def test_the_page_on_calibration_has_the_numbers_of_its_files(kind):
             for said, number in zip(cell.split(" ± "), numbers, strict=True):
                 digits = len(said.partition(".")[2])
                 assert float(said) == pytest.approx(number, abs=0.51 * 10**-digits), (method, key)
+
+
+@pytest.fixture
+def gpu_results():
+    """The script that writes the page on GPUs."""
+    sys.path.insert(0, str(DOCS))
+    import gpu_results
+
+    return gpu_results
+
+
+def test_the_page_on_gpus_is_what_its_script_writes(gpu_results):
+    assert gpu_results.PAGE.read_text() == gpu_results.page()
+
+
+def test_the_table_of_precisions_is_that_of_its_file(gpu_results):
+    assert "\n".join(gpu_results.precision()) in (DOCS / "choosing.md").read_text()
+    lines = (DOCS / "results" / "gpu" / "h100" / "probe.jsonl").read_text().splitlines()
+    (row,) = (
+        row
+        for row in map(json.loads, lines)
+        if (row.get("when"), row.get("rho"), row.get("precision")) == ("init", 0.05, "bfloat16")
+    )
+    assert f"| 0.05 | 0.993 / 0.999 | {row['cos']:.3f} / 0.980 |" in gpu_results.precision()[3]
+
+
+def test_the_page_on_gpus_tells_cards_that_come_later(gpu_results, tmp_path, monkeypatch):
+    found = {**gpu_results.first(), "device": "another card", "steps": [], "epochs": []}
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "gpu_check.json").write_text(json.dumps(found))
+    monkeypatch.setattr(gpu_results, "RESULTS", tmp_path)
+    cards = re.findall(r"^## (.*), jax", gpu_results.page(), re.MULTILINE)
+    assert cards == ["another card", "NVIDIA H100 80GB HBM3"]
+
+
+def test_raw_figures_name_no_folder_of_a_machine():
+    for file in (DOCS / "results" / "gpu").rglob("*.json*"):
+        assert not re.search(r"[\"' (]/\w", file.read_text()), file

@@ -29,15 +29,6 @@ COLUMNS = {
     "digest": ("parameters", ""),
     "processes": ("processes", "d"),
     "different": ("different ends", "d"),
-    "gradient_error": ("error of g", ".3f"),
-    "cos": ("cos of g′ − g", ".3f"),
-    "size": ("its size", ".3f"),
-    "over_g": ("‖g′ − g‖ / ‖g‖", ".3f"),
-    "cos_g": ("cos of g′", ".4f"),
-    "loss_rise": ("rise of the loss", ".4f"),
-    "f32_params_bf16_cast_changed": ("float32 weights whose cast moves", ".1%"),
-    "bf16_params_changed": ("bfloat16 weights that move", ".1%"),
-    "bf16_params_step_kept": ("of ε's length", ".2f"),
     "epochs": ("epochs", "d"),
     "test_accuracy": ("test accuracy", ".1%"),
     "said": ("", ""),
@@ -53,6 +44,17 @@ TITLES = {
     "peers": "PyTorch",
     "real": "CIFAR-10 with wrong labels",
 }
+# Of a radius, in which precision, and what of it.
+RADIUS = {
+    "cos of g′ − g: bfloat16": ("bfloat16", "cos"),
+    "JAX's default": ("default", "cos"),
+    "size: bfloat16": ("bfloat16", "size"),
+    "size: JAX's default": ("default", "size"),
+    "‖g′ − g‖ / ‖g‖": ("highest", "over_g"),
+    "bfloat16 weights that move": ("weights", "bf16_params_changed"),
+    "of ε's length": ("weights", "bf16_params_step_kept"),
+}
+SHARES = ("bf16_params_changed",)
 TOTALS = {"real": {"seconds": ("seconds in all", ".1f")}}
 
 
@@ -72,8 +74,27 @@ def markdown(found: Mapping[str, Any]) -> str:
         *bars(promised.verdicts(parts, about), promised.who),
     ]
     for part, rows in parts.items():
-        lines += ["", f"## {TITLES[part]}", "", *_table(rows, COLUMNS | TOTALS.get(part, {}))]
+        lines += ["", f"## {TITLES[part]}", "", *table(part, rows)]
     return "\n".join([*lines, ""])
+
+
+def table(part: str, rows: Sequence[Row]) -> list[str]:
+    """The table of a part: a line a row, or of precision a line a radius."""
+    if part == "precision":
+        return _radii(rows)
+    return _table(rows, COLUMNS | TOTALS.get(part, {}))
+
+
+def _radii(rows):
+    lines = [f"| | ρ | {' | '.join(RADIUS)} |", f"|---|--:|{'--:|' * len(RADIUS)}"]
+    found = {(row["when"], row.get("rho"), row.get("precision", "weights")): row for row in rows}
+    for when, radius in dict.fromkeys(key[:2] for key in found if key[1] is not None):
+        held = [
+            (found.get((when, radius, name), {}).get(figure), ".1%" if figure in SHARES else ".3f")
+            for name, figure in RADIUS.values()
+        ]
+        lines.append(f"| {when} | {radius:g} | {' | '.join(_cell(*one) for one in held)} |")
+    return lines
 
 
 def _table(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> list[str]:
