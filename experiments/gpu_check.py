@@ -68,7 +68,7 @@ class Options(Setup):
     parts: tuple[Part, ...] = tuple(PARTS)
     """What to measure, one after the other; what was measured before stays in the report."""
     minutes: float = 3.5
-    """Of a part, after which it begins no further row; what is being compiled then is waited for."""
+    """Of a part, after which it begins no further row, and waits for what is being compiled."""
     name: str = "gpu_check"
     """The folder inside --out."""
     out: Path = Path("runs")
