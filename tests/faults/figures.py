@@ -7,7 +7,7 @@ from typing import Any
 # What differs from one undisturbed run to the next.
 PASSING = {
     *("seconds", "commit", "versions", "device", "checksum", "path", "cores", "out", "data_dir"),
-    *("milliseconds", "compile_seconds", "resumed", "runs_dir"),
+    *("milliseconds", "compile_seconds", "resumed", "runs_dir", "at"),
 }
 UNREAD = {"checkpoints", "tensorboard"}
 

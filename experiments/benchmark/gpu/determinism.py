@@ -15,12 +15,13 @@ from experiments.benchmark.gpu import child
 from experiments.benchmark.gpu.loop import Asked
 from experiments.benchmark.gpu.setup import Row, Setup
 from experiments.benchmark.gpu.turns import in_turns
+from experiments.system import compiler
 from experiments.training.optimizers import SGD
 
 METHOD, STEPS = "sam", 100
 DEFAULT, DETERMINISTIC = "default flags", "deterministic ops"
 CHOICES, PROGRAM = "autotuner's choices loaded", "compiled program kept"
-OPTION = "xla_gpu_deterministic_ops"
+OPTION = compiler.FLAG.removeprefix("--")
 
 
 def measure(setup: Setup) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """A method in the trainer's loop, compiled, and what of the loop can be another."""
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import time
 from typing import Any, NamedTuple
@@ -105,13 +105,13 @@ class Loop:
 
 
 def compiled(setup: Setup, asked: Mapping[str, Asked]) -> Iterator[tuple[str, Loop]]:
-    """Loops by name, each as it is compiled, several at a time."""
+    """Loops by name, in order, each as it is compiled, several at a time."""
     _ = setup.train  # read and put on the device once, before the threads ask for it
     pool = ThreadPoolExecutor(setup.workers)
     try:
-        made = {pool.submit(Loop, setup, one): name for name, one in asked.items()}
-        for future in as_completed(made):
-            yield made[future], future.result()
+        made = {name: pool.submit(Loop, setup, one) for name, one in asked.items()}
+        for name, future in made.items():
+            yield name, future.result()
     except GeneratorExit:  # whose time is over; what runs on would disturb the next part
         pool.shutdown(cancel_futures=True)
         raise
