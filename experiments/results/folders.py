@@ -31,12 +31,9 @@ _OWN = {MANIFEST, files.part_of(Path(MANIFEST)).name, LOCK, REPLACED, _SETTING_A
 
 
 def config_of(options: Any) -> dict[str, Any]:
-    """The options that a result depends on: all but those of where things lie.
-
-    Whether operations are deterministic stands among XLA's flags, where it makes a difference.
-    """
-    others = ("out", "name", "data_dir", "overwrite", "deterministic")
-    return {k: value for k, value in dataclasses.asdict(options).items() if k not in others}
+    """The options that a result depends on: all but those of where things lie."""
+    where = ("out", "name", "data_dir", "overwrite")
+    return {k: value for k, value in dataclasses.asdict(options).items() if k not in where}
 
 
 def path_of(out: Path, name: str) -> Path:

@@ -109,6 +109,8 @@ def test_epochs_and_the_suspects_are_measured(setup, monkeypatch):
 
 def test_a_trip_count_that_is_known_changes_no_step(setup):
     known, told = Loop(setup, Asked("sgd", count=4)), Loop(setup, Asked("sgd"))
+    text = 'known_trip_count":{"n":"4"}'
+    assert [text in one.program.as_text() for one in (known, told)] == [True, False]
     known.run(4)
     told.run(4)
     assert int(known.state.step) == int(told.state.step) == 4
@@ -124,6 +126,9 @@ def test_running_statistics_stay_where_they_are(setup):
     before = jax.tree.leaves(jax.tree.map(np.asarray, still.state.model_state))
     still.run(1)
     assert before
+    usual = Loop(small, Asked("sgd"))
+    usual.run(1)
+    assert child.digest(still.state.params) != child.digest(usual.state.params)
     for one, other in zip(before, jax.tree.leaves(still.state.model_state), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -53,6 +53,7 @@ class Loop:
     Attributes:
       cycle: the fewest steps that hold each kind of step about as often as many do.
       state: after the last step.
+      program: as XLA compiled it.
       temp_bytes: the most that it holds beside its arguments and results.
       state_bytes: of parameters, statistics and the optimizer's state.
       compile_seconds: of tracing and compiling, or of reading what was kept.
@@ -72,16 +73,16 @@ class Loop:
             program = jax.jit(_steps(_step(trainer, recipe, asked), asked), donate_argnums=0)
         start = time.perf_counter()
         lowered = program.lower(self.state, self._train, self._order, 0, 1)
-        self._program = lowered.compile(compiler_options=dict(asked.compiler) or None)
+        self.program = lowered.compile(compiler_options=dict(asked.compiler) or None)
         self.compile_seconds = time.perf_counter() - start
-        self.temp_bytes = self._program.memory_analysis().temp_size_in_bytes
+        self.temp_bytes = self.program.memory_analysis().temp_size_in_bytes
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
 
     def run(self, steps: int) -> Turn:
         """Takes so many steps."""
         before = self._ascents()
         start = time.perf_counter()
-        self.state = self._program(self.state, self._train, self._order, 0, steps)
+        self.state = self.program(self.state, self._train, self._order, 0, steps)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
         share = (self._ascents() - before) / steps
