@@ -47,7 +47,8 @@ def _moved(
     def move(coin: jax.Array | None, w: jax.Array, d: jax.Array) -> Tree:
         if coin is None:
             return _tree.add(w, d)
-        point = _tree.widen(w) + _tree.widen(d)
+        # Beside parameters of float64 the offset is one of float64, too.
+        point = (_tree.widen(w) + _tree.widen(d)).astype(jnp.float32)
         # Its derivative is that of the point.
         return (point + jax.lax.stop_gradient(_step(point, coin, w.dtype))).astype(w.dtype)
 

@@ -184,3 +184,17 @@ def test_samples_of_a_posterior_are_rounded_apart():
     sample = jax.jit(lambda i: sam_optax.posterior_sample(i, state, w)["w"])
     samples = np.array([np.asarray(sample(i), np.float64) for i in range(300)])
     assert (samples != 1).any(0).mean() > 0.9  # σ = 1/1000, a unit 1/128
+
+
+@pytest.mark.usefixtures("x64")
+def test_beside_float64_the_offset_is_wider_still():
+    w = params("bfloat16") | {"scale": jnp.ones(3, jnp.float64)}
+    found, expected = points(sam_optax.sam(0.3), w, jnp.arange(2000)), exact(w, 0.3)
+    assert {name: leaf.dtype for name, leaf in found.items()} == {
+        name: leaf.dtype for name, leaf in w.items()
+    }
+    np.testing.assert_allclose(found["scale"][0], expected["scale"], rtol=1e-12)
+    below, above = neighbours(expected["kernel"], "bfloat16")
+    distance = np.abs(np.asarray(found["kernel"], np.float64).mean(0) - expected["kernel"])
+    slack = 1e-6 * np.abs(expected["kernel"]) + 1e-9
+    np.testing.assert_array_less(distance, 2.5 * (above - below) / np.sqrt(2000) + slack)
