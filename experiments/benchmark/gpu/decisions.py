@@ -1,7 +1,8 @@
 """What a decision costs: methods that could take a second gradient, and those with one.
 
-An infinite threshold makes an adaptive policy fire never or always, so that what is left over SGD,
-or over twice SGD, is the decision itself.
+A method that knows its decisions ahead is told them, as in training, and stands beside itself in a
+conditional. An infinite threshold makes an adaptive policy fire never or always, so that what is
+left over SGD, or over twice SGD, is the decision itself.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ ASKED = {
     "ae_looksam, always": Asked("ae_looksam", ALWAYS),
     "looksam, every 5": Asked("looksam", {"period": 5}),
     "looksam, every 2": Asked("looksam", {"period": 2}),
+    "looksam, every 5, in a conditional": Asked("looksam", {"period": 5}, told=False),
     "ss_sam, half": Asked("ss_sam", {"probability": 0.5}),
+    "ss_sam, half, in a conditional": Asked("ss_sam", {"probability": 0.5}, told=False),
     "msam": Asked("msam"),
     "s2_sam": Asked("s2_sam"),
 }

@@ -12,7 +12,7 @@ import optax
 
 from experiments.benchmark.gpu.setup import Row, Setup
 from experiments.benchmark.measure import Turn
-from experiments.training import objectives
+from experiments.training import ahead, objectives
 from experiments.training.optimizers import SGD
 from experiments.training.state import TrainState, ascents
 from experiments.training.step import Step
@@ -32,6 +32,7 @@ class Asked(NamedTuple):
       by_hand: whether SAM written in its fewest lines is in the place of the method.
       still: whether batch norm takes its running statistics in place of the batch's.
       count: how many steps it takes, known when it is compiled; None for a number told each time.
+      told: whether a method is told the decisions that are known ahead, as the trainer does.
       compiler: options of XLA.
     """
 
@@ -41,6 +42,7 @@ class Asked(NamedTuple):
     by_hand: bool = False
     still: bool = False
     count: int | None = None
+    told: bool = True
     compiler: Mapping[str, Any] = {}
 
 
@@ -53,8 +55,8 @@ class Loop:
     Attributes:
       cycle: the fewest steps that hold each kind of step about as often as many do.
       state: after the last step.
-      program: as XLA compiled it.
-      temp_bytes: the most that it holds beside its arguments and results.
+      programs: as XLA compiled it, by the decision that it is told.
+      temp_bytes: the most that one holds beside its arguments and results.
       state_bytes: of parameters, statistics and the optimizer's state.
       compile_seconds: of tracing and compiling, or of reading what was kept.
     """
@@ -68,25 +70,39 @@ class Loop:
         self._uncounted = float(asked.by_hand)
         self.state = trainer.init(setup.data.train.shape, seed=0)
         self._train, self._order = setup.train, trainer.jit_order(self.state.seed, 0)
-        program = trainer.jit_steps
+        self._link, program, self._told = trainer.optimizer.method, trainer.jit_steps, asked.told
         if asked.by_hand or asked.still or asked.count:
             program = jax.jit(_steps(_step(trainer, recipe, asked), asked), donate_argnums=0)
+            self._told = False
         start = time.perf_counter()
-        lowered = program.lower(self.state, self._train, self._order, 0, 1)
-        self.program = lowered.compile(compiler_options=dict(asked.compiler) or None)
+        self.programs = {}
+        for fire in dict.fromkeys(self._fires(1000)):
+            told = {} if fire is None else {"fire": fire}
+            lowered = program.lower(self.state, self._train, self._order, 0, 1, **told)
+            self.programs[fire] = lowered.compile(compiler_options=dict(asked.compiler) or None)
         self.compile_seconds = time.perf_counter() - start
-        self.temp_bytes = self.program.memory_analysis().temp_size_in_bytes
+        self.temp_bytes = max(
+            program.memory_analysis().temp_size_in_bytes for program in self.programs.values()
+        )
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
 
     def run(self, steps: int) -> Turn:
         """Takes so many steps."""
         before = self._ascents()
         start = time.perf_counter()
-        self.state = self.program(self.state, self._train, self._order, 0, steps)
+        for first, last, fire in ahead.stretches(self._fires(steps), 0):
+            run = self.programs[fire]
+            self.state = run(self.state, self._train, self._order, first, last)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
         share = (self._ascents() - before) / steps
         return Turn(seconds / steps, share + self._uncounted)
+
+    def _fires(self, steps):
+        """The decisions of so many steps, where they are told."""
+        if not self._told:
+            return [None] * steps
+        return ahead.decisions(self._link, self.state.method_state, steps)
 
     def _ascents(self):
         return int(ascents(self.state.method_state))
