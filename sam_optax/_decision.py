@@ -103,7 +103,7 @@ def apart(
     def waiting(*args: Any, **kwargs: Any) -> T:
         taken: T
         made, shapes = jax.make_jaxpr(once, return_shape=True)(*args, **kwargs)
-        if _has(made.jaxpr, CONVOLUTION) or not _has(made.jaxpr, "scan") or _is_told(made):
+        if made.effects or _has(made.jaxpr, CONVOLUTION) or not _has(made.jaxpr, "scan"):
             taken = once(*args, **kwargs)
             return taken
 
@@ -124,12 +124,6 @@ def known_after(gradient: Tree | None, count: jax.typing.ArrayLike) -> jax.Array
     known = [x for x in jax.tree.leaves(gradient) if x.size and not _axes.varying(x)]
     late = jnp.sum(min(known, key=jnp.size)) > 0 if known else False
     return (jnp.asarray(count) >= 0) | late
-
-
-def _is_told(made: Any) -> bool:
-    """Whether a jaxpr has effects, or returns keys, which have no zeros."""
-    kinds = [kind.dtype for kind in made.out_avals]
-    return bool(made.effects) or any(jnp.issubdtype(k, jax.dtypes.extended) for k in kinds)
 
 
 def outline(function: Callable[[], Tree]) -> Tree:

@@ -90,14 +90,14 @@ MUTATIONS = {
     ),
     "r_sam climbs around the noisy point": Mutation(
         "_step.py",
-        "point = _tree.add(params, epsilon)",
-        "point = _tree.add(_first.point(state.start, params), epsilon)",
+        "_rounding.moved(params, epsilon",
+        "_rounding.moved(_first.point(state.start, params, 0), epsilon",
         "closed_forms",
         "r_sam",
     ),
     "the first gradient is not at the noisy point": Mutation(
         "_engine.py",
-        "first = own_updates if taken else gradient(_first.point(state.start, own))",
+        "first = own_updates if taken else gradient(place())",
         "first = own_updates if taken else gradient(own)",
         "closed_forms",
         "r_sam",
@@ -299,8 +299,8 @@ MUTATIONS = {
     ),
     "lpf_sgd takes the same draw for each sample": Mutation(
         "_first.py",
-        "gradient(point(start, params, i))",
-        "gradient(point(start, params))",
+        "gradient(place(i))",
+        "gradient(place())",
         "closed_forms",
         "lpf_sgd",
     ),
@@ -491,17 +491,54 @@ MUTATIONS = {
         "_decision.py", "_has(made.jaxpr, CONVOLUTION) or ", "", "scans", "stood"
     ),
     "effects under a conditional": Mutation(
-        "_decision.py", "bool(made.effects) or ", "", "scans", "stood"
-    ),
-    "keys under a conditional": Mutation(
-        "_decision.py",
-        "bool(made.effects) or any(",
-        "bool(made.effects) or all(",
-        "scans",
-        "keys",
+        "_decision.py", "made.effects or ", "", "scans", "stood"
     ),
     "what is not returned lies elsewhere": Mutation(
         "_decision.py", "_tree.placed_like(zeros, made.out_avals)", "zeros", "scans", "explicit"
+    ),
+    "a decision that is told is not taken": Mutation(
+        "_step.py",
+        "            fire = told\n",
+        "            pass\n",
+        "told",
+        "convolutional or told",
+    ),
+    "a policy is asked for one step alone": Mutation(
+        "_step.py", "step = optax.safe_increment(step)", "step = step", "told", "done"
+    ),
+    "what a policy keeps stays while it is asked": Mutation(
+        "_step.py",
+        "fire, when = self._foresee(Pass, when",
+        "fire, _ = self._foresee(Pass, when",
+        "told",
+        "own",
+    ),
+    "a mask hides the decisions": Mutation(
+        "_masked.py",
+        "transformation(init, update, foresight(link))",
+        "transformation(init, update)",
+        "told",
+        "masked",
+    ),
+    "a point is rounded down": Mutation(
+        "_rounding.py", "(below + (coin < units - below))", "below", "rounding", "mean"
+    ),
+    "a point is rounded as at the first step": Mutation(
+        "_rounding.py",
+        "draw_like(jax.random.uniform, key_data, steps, coarse)",
+        "draw_like(jax.random.uniform, key_data, 0, coarse)",
+        "rounding",
+        "own",
+    ),
+    "the first point is rounded as the second": Mutation(
+        "_rounding.py", "SECOND, FIRST = 5, 6", "SECOND, FIRST = 5, 5", "rounding", "apart"
+    ),
+    "a rounded point has no derivative": Mutation(
+        "_rounding.py",
+        "(point + jax.lax.stop_gradient(_step(point, coin, w.dtype)))",
+        "jax.lax.stop_gradient(point + _step(point, coin, w.dtype))",
+        "rounding",
+        "derivative",
     ),
     "a hidden convolution is not found": Mutation(
         "_decision.py",
@@ -701,7 +738,7 @@ MUTATIONS = {
     ),
     "ivon divides by the Hessian before": Mutation(
         "combine/_newton.py",
-        "learned.following(first, params), learned.weight_decay",
+        "learned.following(first, params, step), learned.weight_decay",
         "learned.h, learned.weight_decay",
         "closed_forms",
         "ivon",

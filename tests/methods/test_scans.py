@@ -264,7 +264,6 @@ def test_a_gradient_without_a_scan_with_a_convolution_or_with_effects_stands_whe
 
 
 def test_keys_that_are_kept_come_out_of_a_scan_as_they_are():
-    """A conditional has nothing to return in their place."""
     key, w = jax.random.key(3), jnp.ones(3)
     link = sam_optax.keep_aux(sam_optax.sam(0.1), jax.random.key(0))
 
