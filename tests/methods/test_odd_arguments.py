@@ -72,6 +72,7 @@ REQUIRED = {
     "probability": 0.5,
     "threshold": 0.0,
     "link": sam_optax.sam(),
+    "opt_state": sam_optax.sam().init({"a": np.ones(2)}),
     "mask": {"a": True, "b": None},
     "perturb": perturb.ball(0.1),
     "axis_name": "batch",
