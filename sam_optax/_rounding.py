@@ -65,15 +65,19 @@ def _step(x: jax.Array, coin: jax.Array, dtype: np.dtype) -> jax.Array:
     kind = jnp.finfo(dtype)
     # Of float32 the exponent: a cast to and fro is what XLA would leave out.
     exponent = ((jax.lax.bitcast_convert_type(x, jnp.int32) >> 23) & 255) - 127
-    last = jnp.maximum(exponent, kind.minexp) - kind.nmant
-    # Float32 has no smaller power of two but subnormal ones.
-    unit = jax.lax.bitcast_convert_type((jnp.maximum(last, -126) + 127) << 23, jnp.float32)
-    units = jnp.abs(x) / unit
+    # Float32 has no power of two below 2⁻¹²⁶ but subnormal ones.
+    last = jnp.maximum(jnp.maximum(exponent, kind.minexp) - kind.nmant, -126)
+    units = jnp.abs(x) * _power_of_two(-last)  # exact, which a division need not be everywhere
     below = jnp.floor(units)
-    size = (below + (coin < units - below)) * unit
+    size = (below + (coin < units - below)) * _power_of_two(last)
     # What is beyond the largest number overflows, or not, as a cast has it.
     fits = jnp.abs(x) <= float(kind.max)
     return jnp.where(fits, jnp.copysign(size, x) - x, 0)
+
+
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+    power: jax.Array = jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+    return power
 
 
 def displacement(params: Tree, offset: Tree, steps: jax.typing.ArrayLike, stream: int) -> Tree:

@@ -1,5 +1,8 @@
 """Points beside parameters of few bits, rounded up or down at random."""
 
+import json
+
+import bfloat16_digits
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,3 +218,10 @@ def test_beside_float64_the_offset_is_wider_still():
     distance = np.abs(np.asarray(found["kernel"], np.float64).mean(0) - expected["kernel"])
     slack = 1e-6 * np.abs(expected["kernel"]) + 1e-9
     np.testing.assert_array_less(distance, 2.5 * (above - below) / np.sqrt(2000) + slack)
+
+
+def test_the_page_is_that_of_its_figures():
+    results = bfloat16_digits.RESULTS
+    figures = json.loads((results / "bfloat16.json").read_text())
+    assert bfloat16_digits.page(figures) == (results / "bfloat16.md").read_text()
+    assert figures["seeds"] == 10
