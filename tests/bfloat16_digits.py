@@ -101,9 +101,9 @@ does. The last column is the gain of that, seed by seed.
 | --- | --- | --- | --- | --- |
 {chr(10).join(table)}
 
-What is right in the mean need not be seen in an accuracy: here it cannot. The rounding of SGD's own
-steps matters more: it keeps small radii from fitting the wrong labels, which float32 does. Where the
-figures of a method in float32 are to be had, keep the parameters in float32.
+What is right in the mean need not be seen in an accuracy: here it hardly is. The rounding of SGD's
+own steps matters more: it keeps small radii from fitting the wrong labels, as float32 does not. For
+a paper's figures keep the parameters in float32.
 
 On CPU with jax {versions["jax"]}, by `python tests/bfloat16_digits.py`
 ([figures](bfloat16.json)).
