@@ -87,6 +87,8 @@ def reuse(alpha: Schedulable) -> Combine:
 
     Global vectors, not one per tensor. v = 0 gives d = g: before the first second gradient, and
     where g' is parallel to g up to rounding (100 units of float32, one of a smaller dtype of g').
+    Gradients of float32 do not tell that their loss was computed in bfloat16: with a small radius v
+    is then mostly its rounding (docs/results/bfloat16.md has figures).
 
     Args:
       alpha: the weight α ≥ 0 of the reused direction, or a schedule of it; 0 hands on g.
