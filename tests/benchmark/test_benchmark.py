@@ -241,6 +241,10 @@ def test_a_turn_holds_every_kind_of_step():
     cycles = {key: program.cycle for key, program in programs.items()}
     assert cycles["looksam", "device"] == cycles["looksam", "host"] == 5
     assert cycles["sam", "device"] == cycles[table.UNIT] == 1
+    assert cycles["looksam", "ahead"] == 5
+    assert cycles["sam in windows", "ahead"] == cycles["sam in windows", "device"] == 10
+    ahead = programs["looksam", "ahead"]
+    assert [ahead.run(1).ascents for _ in range(10)] == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_a_ratio_is_that_of_pairs():
@@ -328,6 +332,10 @@ def row(method, dispatch="device", **figures):
         (row("ae_sam", "host", ideal_ratio=1.06), False),
         (row("ae_sam", "host", ideal_ratio=1.06) | {"selects": True}, True),
         (row("ae_sam", ideal_ratio=1.06) | {"selects": True}, False),
+        (row("looksam", "ahead", ideal_ratio=1.06), True),
+        (row("sam in windows", "ahead", ideal_ratio=1.06) | {"selects": True}, True),
+        (row("sam in windows", ideal_ratio=1.06), False),
+        (row("sam in windows", flops_ratio=2.1), False),
         (row("sam", temp_over_falling_back=1.03), True),
         (row("ae_sam", temp_over_falling_back=1.03), True),
         (row("looksam", temp_over_falling_back=1.03), False),
@@ -345,8 +353,8 @@ def test_a_bar_is_kept_or_not(given, fails):
     assert ("NO: " in lines) == fails
     if fails:
         (verdict,) = [verdict for verdict in verdicts if verdict.failing]
-        host = " (host)" if given["dispatch"] == "host" else ""
-        assert f"{given['method']} on mlp{host} {given[verdict.bar.figure]:.5g}" in lines
+        where = "" if given["dispatch"] == "device" else f" ({given['dispatch']})"
+        assert f"{given['method']} on mlp{where} {given[verdict.bar.figure]:.5g}" in lines
 
 
 def test_what_is_not_measured_is_told():
@@ -381,6 +389,8 @@ def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
         ("sam", "device"),
         ("ae_sam", "device"),
         ("ae_sam", "host"),
+        ("sam in windows", "device"),
+        ("sam in windows", "ahead"),
     ]
     assert all(row["time_ratio"] > 0 for row in found["rows"])
     written = (tmp_path / "benchmark" / "benchmark.md").read_text()
