@@ -31,6 +31,10 @@ def decisions(
         for batch, fire in zip(batches, sam_optax.decisions(link, opt_state, len(batches))):
             params, opt_state = step(params, opt_state, batch, bool(fire))
 
+    They are those of steps that count. Where a wrapper rejects a step, and so its count, as
+    `optax.apply_if_finite` does, ask again. A policy of your own is asked with the step alone,
+    without the extra arguments of the update.
+
     Args:
       link: the method itself, such as `sam_optax.looksam()` returns, or `sam_optax.masked`,
         `keep_aux` or `select_examples` of it; not the chain around it. Of injected hyperparameters
@@ -44,8 +48,8 @@ def decisions(
 
     Raises:
       ValueError: the decisions hang on the gradients, as those of ae_sam do; opt_state holds no
-        sharpness-aware method or several, is traced, or is that of several seeds; steps is
-        negative.
+        sharpness-aware method or several, is of a method with another policy, is traced, or is
+        that of several seeds; steps is negative.
       TypeError: link is no method of this package, or steps no integer.
 
     Example:
@@ -81,4 +85,5 @@ def decisions(
             f"{list(np.shape(state.steps))}: pass the state of one, as "
             "jax.tree.map(lambda leaf: leaf[0], opt_state)."
         )
-    return np.array([bool(fire) for fire in foresee(state, steps)], bool)
+    with jax.ensure_compile_time_eval():  # of a state that is known, wherever it is asked
+        return np.array([bool(fire) for fire in foresee(state, steps)], bool)

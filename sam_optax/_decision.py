@@ -98,14 +98,12 @@ def apart(
         return gradient
     if _axes.varying(count):  # what the conditional returns would vary with it
         return gradient
-    once = jax.jit(gradient)  # traced once, for the branch and for the look inside
 
     def waiting(*args: Any, **kwargs: Any) -> T:
         taken: T
-        made, shapes = jax.make_jaxpr(once, return_shape=True)(*args, **kwargs)
+        made, shapes = jax.make_jaxpr(gradient, return_shape=True)(*args, **kwargs)
         if made.effects or _has(made.jaxpr, CONVOLUTION) or not _has(made.jaxpr, "scan"):
-            taken = once(*args, **kwargs)
-            return taken
+            return gradient(*args, **kwargs)  # as it is: it may hand something out besides
 
         def nothing() -> Any:
             zeros = [jnp.zeros(kind.shape, kind.dtype) for kind in made.out_avals]
@@ -113,7 +111,7 @@ def apart(
             return jax.tree.unflatten(jax.tree.structure(shapes), placed)
 
         fire = known_after(behind, count)
-        taken = jax.lax.cond(fire, lambda: once(*args, **kwargs), nothing)
+        taken = jax.lax.cond(fire, lambda: gradient(*args, **kwargs), nothing)
         return taken
 
     return waiting

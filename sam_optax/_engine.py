@@ -76,10 +76,11 @@ def sharpness_aware(
     place, and so are needed besides. `updates` that are not finite pass on, for
     `optax.apply_if_finite` and its kin to see.
 
-    The points w + δ0 and w + ε have the dtypes of the parameters. In one below 32 bits, such as
-    bfloat16, each number is rounded up or down at random, so that its mean over steps is the very
-    point; the draws follow from the count of steps, and are the same on all devices. Points where
-    combine or perturb take gradients of their own are rounded to the nearest.
+    The points w + δ0 and w + ε have the dtypes of the parameters. In bfloat16 and float16 each
+    number is rounded up or down at random, so that its mean over draws is that of the sum in
+    float32; the draws follow from the count of steps, and are the same on all devices, but for
+    parameters that are divided by hand. Points where combine or perturb take gradients of their own
+    are rounded to the nearest.
 
     Inside `jax.shard_map` the parameters may be divided over devices by hand, as in tensor
     parallelism. Norms and products are then those of all parts together, and a leaf that is divided
@@ -97,7 +98,8 @@ def sharpness_aware(
     takes the second gradient always, selects, and warns.
 
     `fire`, a Python bool, takes the decision in place of `when`, whose state follows as ever: the
-    program then holds the second gradient, or does not, and no conditional. What a policy will
+    program then holds the second gradient, or does not, and no conditional; grad_fn is asked for
+    all the same. What a policy will
     decide that looks at no gradient is told ahead by `decisions`.
 
     Outside `jit` schedules, extra arguments and parts are the caller's Python, as they are to

@@ -1,9 +1,10 @@
 """Points beside the parameters, in the parameters' dtypes.
 
 What an offset adds to a parameter of bfloat16 or float16 is mostly less than the unit of its last
-place, and would be rounded away. There the point is rounded up or down at random, by how near it is
-to either, so that its mean is the very point (Gupta et al., Deep Learning with Limited Numerical
-Precision, 2015, Section 3). The draws follow from the count of steps, and nothing is stored.
+place, and would be rounded away. There their sum in float32 is rounded up or down at random, by how
+near it is to either, so that its mean is that sum (Gupta et al., Deep Learning with Limited
+Numerical Precision, 2015, Section 3). The draws follow from the count of steps, and nothing is
+stored.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from sam_optax import (
 )
 from sam_optax import when as deciding
 from sam_optax._contracts import Combine, GradFn, Start, Tree, When
+from sam_optax._foresight import Foresight, following
 from sam_optax._pieces import Pieces
 from sam_optax._second import Evaluate, Pass, Told
 from sam_optax._states import SharpnessAwareState
@@ -44,6 +45,7 @@ class Step:
 
     Attributes:
       pieces: tells that the link is kept.
+      foresee: the decisions of the coming steps.
     """
 
     def __init__(self, slots: Slots, *, ascends: bool) -> None:
@@ -59,7 +61,7 @@ class Step:
         start, perturb, when, combine = slots
         self.pieces = piece = Pieces()
         self._decide = piece(when)(self._decided)
-        self._foresee = piece(when)(self._foreseen)
+        self.foresee = Foresight(when, piece, ascends=ascends)
         self._ascend = piece(perturb, start)(self._ascended)
         self._conclude = piece(combine, start)(self._concluded)
         self._skip = piece(perturb, combine, start)(self._skipped)
@@ -103,27 +105,6 @@ class Step:
         point, epsilon, state = self._ascend(gradient, first, state, params, extra)
         second = pass_at(point)
         return self._conclude(gradient, first, epsilon, second, usable, state, params, extra)
-
-    def foresee(self, state: SharpnessAwareState, count: int) -> list[jax.typing.ArrayLike]:
-        """Whether there is a second gradient, at so many steps from a state.
-
-        Raises:
-          ValueError: that hangs on the gradients.
-        """
-        if not self._ascends:
-            return [False] * count
-        if not self._slots.when.ahead:
-            raise ValueError(
-                "the decisions of this method hang on its gradients, and cannot be known ahead: "
-                "leave fire away, or pass what you decide yourself. They can of when.every, "
-                "between and bernoulli, and of a When with ahead=True."
-            )
-        fires, when, step = list[jax.typing.ArrayLike](), state.when, state.steps
-        for _ in range(count):
-            fire, when = self._foresee(Pass, when, {"step": step})
-            fires.append(fire)
-            step = optax.safe_increment(step)  # type: ignore[assignment]
-        return fires
 
     def _decided_later(
         self,
@@ -177,12 +158,6 @@ class Step:
         del grad_fn
         fire, when_state = self._slots.when.update(first, state.when, params, **extra, slots=state)
         return fire, state._replace(when=when_state)
-
-    def _foreseen(
-        self, grad_fn: GradFn, state: Any, extra: Extra
-    ) -> tuple[jax.typing.ArrayLike, Any]:
-        del grad_fn
-        return self._slots.when.update(None, state, None, **extra, slots=None)
 
     def _ascended(
         self, grad_fn: GradFn, first: Tree, state: SharpnessAwareState, params: Tree, extra: Extra
@@ -266,8 +241,7 @@ class Step:
         )
         lost = ~usable | (fire & ~taken)
         return direction, state._replace(
-            # An array stays one, which Optax does not say.
-            steps=optax.safe_increment(state.steps),  # type: ignore[arg-type]
+            steps=following(state.steps),
             ascents=_counted(state.ascents, taken),
             notfinite=_counted(state.notfinite, lost),
             start=start_state,

@@ -27,9 +27,10 @@ def decisions(link: optax.GradientTransformation, method_state: Any, steps: int)
     if np.ndim(method_state.steps):
         states = [_number(i, method_state) for i in range(len(_local(method_state.steps)))]
     try:
-        first, *others = [sam_optax.decisions(link, state, steps).tolist() for state in states]
+        sam_optax.decisions(link, states[0], 0)
     except ValueError:  # they hang on the gradients
         return [None] * steps
+    first, *others = [sam_optax.decisions(link, state, steps).tolist() for state in states]
     return first if all(other == first for other in others) else [None] * steps
 
 

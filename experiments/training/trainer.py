@@ -78,6 +78,7 @@ class Trainer:
         self.steps_per_epoch = self.examples // recipe.batch_size
         self.on_host = on_host
         first, last = epochs or (0, recipe.epochs)
+        self._epochs = last - first
         # A method keeps its random key in its state, so that one compiled step serves all seeds.
         self._build = functools.partial(
             optimizer,
@@ -245,10 +246,10 @@ class Trainer:
     def skips_gradients(self, states: Sequence[TrainState], train: Arrays) -> bool:
         """Whether a step of these seeds at once holds a conditional, of which it takes both sides.
 
-        It does not where the decisions of an epoch are known, and the same for all of them.
+        It does not where all decisions are known, and the same for all of them.
         """
-        link = self.optimizer.method
-        fires = [ahead.decisions(link, s.method_state, self.steps_per_epoch) for s in states]
+        link, steps = self.optimizer.method, self._epochs * self.steps_per_epoch
+        fires = [ahead.decisions(link, state.method_state, steps) for state in states]
         if all(None not in own and own == fires[0] for own in fires):
             return False
         order = jax.ShapeDtypeStruct((self.steps_per_epoch, self.recipe.batch_size), jnp.int32)

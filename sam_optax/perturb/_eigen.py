@@ -167,7 +167,8 @@ def _difference(
     """
     size = _tree.norm(params)
     size = jnp.where(size > 0, size, 1)
-    spacing = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(v))
+    units = [float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(v)]
+    spacing = max(units, default=0.0)  # of no parameters, which need none
     h = jnp.clip(rho, spacing ** (1 / 2) * size, spacing ** (1 / 3) * size)
     offset = _tree.towards(v, h)
 

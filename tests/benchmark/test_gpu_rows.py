@@ -116,15 +116,17 @@ def test_options_that_make_no_sense_are_refused(run, arguments, said, capsys):
 
 
 def test_a_row_measured_anew_takes_the_place_of_what_it_was(tmp_path):
+    """All of it, since it tells one commit; what one call adds to its own row stays."""
     lines = kept.Kept(tmp_path / "runs.jsonl", "one")
     lines.add("steps", {"name": "sam", "milliseconds": 1.0, "temp_bytes": 2})
     lines.add("steps", {"name": "asam", "said": "it failed"})
     lines = kept.Kept(tmp_path / "runs.jsonl", "two")
     lines.add("steps", {"name": "sam", "milliseconds": 3.0})
+    lines.add("steps", {"name": "sam", "state_bytes": 5})
     lines.add("steps", {"name": "asam", "milliseconds": 4.0})
     rows = kept.Kept(tmp_path / "runs.jsonl", "three").parts()["steps"]
     assert [{k: v for k, v in row.items() if k != "at"} for row in rows] == [
-        {"name": "sam", "milliseconds": 3.0, "temp_bytes": 2, "commit": "two"},
+        {"name": "sam", "milliseconds": 3.0, "state_bytes": 5, "commit": "two"},
         {"name": "asam", "milliseconds": 4.0, "commit": "two"},
     ]
 

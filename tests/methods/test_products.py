@@ -159,3 +159,11 @@ def test_of_divided_parameters_it_is_that_of_the_whole():
     for _ in range(2):
         state = step(state, jnp.ones(16), curvature)
     np.testing.assert_allclose(np.abs(sam_optax.read(state, "v")), np.eye(16)[15], atol=1e-4)
+
+
+def test_without_parameters_there_is_nothing_to_multiply():
+    w = {"w": jnp.ones(3)}
+    method = sam_optax.eigen_sam(0.1, period=1, products="differences")
+    link = sam_optax.masked(method, {"w": False})
+    direction, _ = link.update(w, link.init(w), w, grad_fn=lambda w: w)
+    np.testing.assert_array_equal(direction["w"], w["w"])

@@ -571,6 +571,10 @@ REMEDIES = {
         lambda: sam_optax.decisions(LOOKSAM, (CHAIN.init(W), LOOKSAM.init(W)), 5),
         lambda: sam_optax.decisions(LOOKSAM, CHAIN.init(W)[0], 5),
     ),
+    "decisions of another policy": (
+        lambda: sam_optax.decisions(sam_optax.ss_sam(), LOOKSAM.init(W), 5),
+        lambda: sam_optax.decisions(sam_optax.ss_sam(), sam_optax.ss_sam().init(W), 5),
+    ),
     "decisions inside jit": (
         lambda: jax.jit(lambda state: sam_optax.decisions(LOOKSAM, state, 5))(LOOKSAM.init(W)),
         lambda: [

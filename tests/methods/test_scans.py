@@ -263,6 +263,25 @@ def test_a_gradient_without_a_scan_with_a_convolution_or_with_effects_stands_whe
         assert of(stacked(scaled)) == 1
 
 
+@pytest.mark.parametrize("name", ["sam", "r_sam"])
+def test_what_a_gradient_hands_out_besides_is_of_the_program_around_it(name):
+    """As it was without a scan, for which a gradient is looked into alone."""
+    w, link, seen = jnp.arange(3.0), getattr(sam_optax, name)(0.1), []
+
+    def grad_fn(w):
+        value, gradient = jax.value_and_grad(lambda w: jnp.sum(jnp.tanh(w) ** 2))(w)
+        seen.append(value)
+        return gradient
+
+    @jax.jit
+    def step(w, state):
+        updates, state = link.update(grad_fn(w), state, w, grad_fn=grad_fn)
+        return updates, state, seen[-1]
+
+    *_, value = step(w, link.init(w))
+    assert value > jnp.sum(jnp.tanh(w) ** 2)
+
+
 def test_keys_that_are_kept_come_out_of_a_scan_as_they_are():
     key, w = jax.random.key(3), jnp.ones(3)
     link = sam_optax.keep_aux(sam_optax.sam(0.1), jax.random.key(0))

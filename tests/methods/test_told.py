@@ -172,6 +172,45 @@ def test_injected_numbers_have_a_method_made_with_them():
     assert 0 < sum(done) < 8
 
 
+@pytest.mark.parametrize("name", ["looksam", "ss_sam", "policies", "scheduled"])
+def test_many_decisions_are_those_of_one_step_after_the_other(name):
+    """Over more than a program tells at once, and up to the last count there is."""
+    link = LINKS[name]
+    state = link.init(W)
+    many = sam_optax.decisions(link, state, 1100)
+    for first in (0, 511, 1024):
+        there = state._replace(steps=jnp.array(first, jnp.int32))
+        assert sam_optax.decisions(link, there, 3).tolist() == many[first : first + 3].tolist()
+    last = state._replace(steps=jnp.array(2**31 - 2, jnp.int32))
+    told = sam_optax.decisions(link, last, 4)
+    assert told[1:].tolist() == [told[1]] * 3
+
+
+def test_a_known_state_can_be_asked_inside_jit():
+    link = LINKS["ss_sam"]
+    state = link.init(W)
+    expected = sam_optax.decisions(link, state, 9)
+
+    @jax.jit
+    def inside(x):
+        return x * sam_optax.decisions(link, state, 9)
+
+    np.testing.assert_array_equal(inside(1.0), expected)
+
+
+def test_a_step_that_a_wrapper_rejects_is_asked_for_again():
+    link = LINKS["looksam"]
+    tx = optax.apply_if_finite(optax.chain(link, optax.sgd(0.1)), 5)
+    state, done, told = tx.init(W), [], []
+    for t in range(5):
+        told.append(bool(sam_optax.decisions(link, state, 1)[0]))
+        grads = jax.tree.map(lambda x: x * jnp.nan, W) if t == 1 else W
+        before = int(sam_optax.read(state, "ascents"))
+        _, state = tx.update(grads, state, W, grad_fn=lambda w: w)
+        done.append(int(sam_optax.read(state, "ascents")) > before)
+    assert told == done == [True, False, False, False, True]
+
+
 def test_no_step_is_no_decision():
     link = LINKS["looksam"]
     assert sam_optax.decisions(link, link.init(W), 0).shape == (0,)

@@ -26,16 +26,17 @@ class Kept:
         """
         self._lines = Lines(path, key=lambda row: (row["part"], row["name"]))
         self._commit = commit
+        self._begun: set[tuple[str, str]] = set()  # of this call
 
     def add(self, part: str, row: Mapping[str, Any]) -> None:
-        """Writes a row; what was known of it stays, but for what is measured anew.
+        """Writes a row; what this call has measured of it before stays, as the same code's.
 
         Raises:
           WriteError: it cannot be written.
         """
         key = part, row["name"]
-        known = dict(self._lines[key]) if key in self._lines else {}
-        known.pop("said", None)  # of a call in which it could not be measured
+        known = self._lines[key] if key in self._begun else {}
+        self._begun.add(key)
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         mark = {"part": part, "commit": self._commit, "at": at}
         self._lines.add({**known, **row, **mark})
