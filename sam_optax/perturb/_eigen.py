@@ -125,9 +125,7 @@ def eigen_ball(
             return _finite.choose(_finite.is_finite(found, params), lambda: found, lambda: old)
 
         due = (step > 0) & (step % period == 0)
-        if isinstance(
-            due, jax.core.Tracer
-        ):  # products that wait for nothing XLA may take too early
+        if isinstance(due, jax.core.Tracer):  # what waits for nothing XLA may take too early
             due &= _decision.known_after(first, step)
         at_first = step == 0  # traced, though step is not, inside another's conditional
         known = not isinstance(at_first, jax.core.Tracer)
@@ -154,7 +152,8 @@ def _check_whole(params: Tree) -> None:
 
 def _hessian_product(gradient: GradFn, params: Tree, v: Tree) -> Tree:
     """H v, the derivative of the gradient along v."""
-    product: Tree = jax.jvp(gradient, (params,), (v,))[1]
+    # v has the dtypes of the parameters that init saw, which these need not have any more.
+    product: Tree = jax.jvp(gradient, (params,), (_tree.cast_like(v, params),))[1]
     return product
 
 

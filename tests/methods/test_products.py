@@ -167,3 +167,17 @@ def test_without_parameters_there_is_nothing_to_multiply():
     link = sam_optax.masked(method, {"w": False})
     direction, _ = link.update(w, link.init(w), w, grad_fn=lambda w: w)
     np.testing.assert_array_equal(direction["w"], w["w"])
+
+
+@pytest.mark.parametrize("products", ["exact", "differences"])
+def test_parameters_may_have_become_wider_since_init(products):
+    link = sam_optax.eigen_sam(0.1, period=1, products=products)
+    w = {"w": jnp.array([0.5, -1.0, 2.0], jnp.bfloat16)}
+    state = link.init(w)
+    grad_fn = jax.grad(lambda w: jnp.sum(jnp.array([1.0, 2.0, 5.0]) * w["w"] ** 2))
+    wider = {"w": w["w"].astype(jnp.float32)}
+    for _ in range(2):
+        _, state = link.update(grad_fn(wider), state, wider, grad_fn=grad_fn)
+    v = np.asarray(sam_optax.read(state, "v")["w"])
+    assert v.dtype == jnp.bfloat16
+    assert abs(float(v[2])) > 0.9
