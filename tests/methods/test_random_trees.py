@@ -134,11 +134,15 @@ def is_weight(path, leaf):
 def row_of(name, tree):
     """The row of a method, and that for the list of the part's leaves."""
     row, paths = METHODS[name], jax.tree.leaves_with_path(tree.params, is_leaf=is_none)
-    if name != "asam":
-        return row, row
     chosen = [pair for pair, i in zip(paths, inside(tree), strict=True) if i]
-    names = [is_weight(path, leaf) for path, leaf in chosen]
-    return row, row._replace(settings=row.settings | {"weights": names})
+    if name == "asam":
+        told = {"weights": [is_weight(path, leaf) for path, leaf in chosen]}
+    elif name in ("r_sam", "r_gsam", "lpf_sgd"):  # a bias is one kernel, by its name
+        axes = [sam_optax.start.kernel_axes()(path, leaf) for path, leaf in chosen]
+        told = {"kernels": [lambda path, leaf, own=own: own for own in axes]}
+    else:
+        return row, row
+    return row, row._replace(settings=row.settings | told)
 
 
 def moved(p, u):
