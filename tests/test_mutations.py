@@ -457,11 +457,7 @@ MUTATIONS = {
         "a_random_composition and 4",
     ),
     "steps are not counted": Mutation(
-        "_step.py",
-        "steps=optax.safe_increment(state.steps)",
-        "steps=state.steps",
-        "closed_forms",
-        "schedule",
+        "_step.py", "steps=following(state.steps)", "steps=state.steps", "told", "decides"
     ),
     "the second gradient is taken where it is not needed": Mutation(
         "_step.py",
@@ -504,14 +500,16 @@ MUTATIONS = {
         "convolutional or told",
     ),
     "a policy is asked for one step alone": Mutation(
-        "_step.py", "step = optax.safe_increment(step)", "step = step", "told", "done"
+        "_foresight.py", "step = following(step)", "step = step", "told", "done"
+    ),
+    "many steps are asked for one": Mutation(
+        "_foresight.py", "return (kept, following(step))", "return (kept, step)", "told", "many"
     ),
     "what a policy keeps stays while it is asked": Mutation(
-        "_step.py",
-        "fire, when = self._foresee(Pass, when",
-        "fire, _ = self._foresee(Pass, when",
-        "told",
-        "own",
+        "_foresight.py", "fire, kept = self._ask_once(", "fire, _ = self._ask_once(", "told", "own"
+    ),
+    "the state of any policy is asked": Mutation(
+        "_foresight.py", "if self._is_pure:", "if False:", "remedies", "another_policy or policy"
     ),
     "a mask hides the decisions": Mutation(
         "_masked.py",
