@@ -79,7 +79,7 @@ def test_the_promises_are_kept_on_other_models(model, methods, batch_size, width
 
 
 def test_both_gradients_are_traced_once():
-    """A third trace would be compiled too, and lengthen every first step."""
+    """A third trace would be compiled too; on CPU a second gradient is looked into for a scan."""
     problem, traced = problems.of_model("mlp", batch_size=4, width=4), []
 
     def begun(contestant):
@@ -95,7 +95,8 @@ def test_both_gradients_are_traced_once():
         carry = jax.eval_shape(functools.partial(begun, contestant))
         traced.clear()
         jax.jit(contestant.step).trace(carry, problem.batches[0])
-        expected = 1 if method in ("sgd", *bars.ONE_GRADIENT) else 2
+        looks = jax.default_backend() == "cpu" and method not in bars.SKIPPING
+        expected = 1 if method in ("sgd", *bars.ONE_GRADIENT) else 2 + looks
         assert (method, len(traced)) == (method, expected)
 
 
@@ -244,7 +245,9 @@ def test_a_turn_holds_every_kind_of_step():
     assert cycles["looksam", "ahead"] == 5
     assert cycles["sam in windows", "ahead"] == cycles["sam in windows", "device"] == 10
     ahead = programs["looksam", "ahead"]
-    assert [ahead.run(1).ascents for _ in range(10)] == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+    taken = [ahead.run(1).ascents for _ in range(10)]  # from where compiling it has left it
+    assert taken[:5] == taken[5:]
+    assert sum(taken) == 2
 
 
 def test_a_ratio_is_that_of_pairs():
